@@ -1,0 +1,1 @@
+"""Judged problems and scripts that measure the package; not part of the wheel."""

@@ -1,0 +1,387 @@
+r"""Attention heads: densities fitted to an ensemble by the regularized Wasserstein proximal operator.
+
+With prox time :math:`T`, inverse temperature :math:`\beta` and :math:`s^2 = 2T/\beta`, the operator
+turns particles :math:`y_j` into the mixture
+
+.. math:: \rho_T(x) = \frac1N \sum_j K(x, y_j), \qquad
+    K(x, y) = \frac{1}{Z(y)} \exp\Bigl\{-\frac\beta2 \Bigl[g(x) + \frac{|x-y|^2}{2T}\Bigr]\Bigr\},
+
+whose score is attention of the particles on each other (Li, Liu, Osher 2023, arXiv:2301.10301; Han,
+Osher, Li 2025, arXiv:2502.16773):
+
+.. math:: \nabla\log\rho_T(x_i) = -\frac\beta2 \Bigl[\partial g(x_i)
+    + \frac{x_i - \sum_j w_{ij} y_j}{T}\Bigr], \qquad
+    w_{ij} = \mathrm{softmax}_j \Bigl(-\frac{|x_i - y_j|^2}{2s^2} - \log Z(y_j)\Bigr).
+
+Three heads differ in what shares one softmax, and how coordinates are tied together:
+
+* ``joint``: all coordinates, as above. For a few dimensions, and several modes.
+* ``marginal``: every coordinate has its own. For targets that are products.
+* ``copula``: as marginal, then glued by a Gaussian copula. For everything else.
+
+A head is a function ``fit(particles, prior, prox_time, inverse_temperature=1.0)`` that returns a
+:class:`ProximalDensity`; to add one, write such a class and name its function in ``HEADS``. Fits and
+densities may be jitted, vmapped over a leading axis of ensembles, and used inside loops. Nothing is
+checked inside but shapes; non-finite particles give non-finite densities.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.typing import ArrayLike
+
+from numpyro_rwpo.grid import GridDensity, fit_grid
+from numpyro_rwpo.priors import LaplacePrior
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+_BLOCK_SIZE = 512
+# Queries x keys x coordinates in one block of attention: 8 MB in single precision.
+_BLOCK_ELEMENTS = 2**21
+# Single-precision products must not be rounded to fewer bits on accelerators.
+_EXACT = lax.Precision.HIGHEST
+
+
+class ProximalDensity(Protocol):
+    """What every head offers: a normalised density on R^dim, fitted to particles."""
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """Normalised log density at points (..., dim), shape (...)."""
+
+    def score(self, x: jax.Array) -> jax.Array:
+        """Gradient of :meth:`log_prob` at points (num_points, dim), same shape."""
+
+    def heat_score(self, x: jax.Array) -> jax.Array:
+        r"""Score without the prior, ``score + inverse_temperature/2 * prior.subgradient(x)``.
+
+        Computed without the detour: smooth across the prior's kinks.
+        """
+
+    def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
+        """Independent exact draws, (num_samples, dim)."""
+
+
+def relative_prox_time(particles: jax.Array, relative: ArrayLike) -> jax.Array:
+    """Prox time of every coordinate as a fraction of its variance over the ensemble.
+
+    Args:
+        particles: (num_particles, dim).
+        relative: Fraction > 0, dimensionless; 0.1 suits most targets.
+
+    Returns:
+        (dim,), position units squared, positive even where the particles of a coordinate coincide:
+        the standard deviation counts as at least 32 roundings of the coordinate's magnitude.
+    """
+    epsilon = jnp.finfo(particles.dtype).eps
+    # A coordinate that is zero throughout has no magnitude; any small number will do.
+    magnitude = jnp.maximum(jnp.max(jnp.abs(particles), 0), math.sqrt(epsilon))
+    return relative * jnp.maximum(jnp.var(particles, 0), (32 * epsilon * magnitude) ** 2)
+
+
+def streamed_attention(
+    queries: jax.Array,
+    keys: jax.Array,
+    log_normalizer: jax.Array,
+    scale: ArrayLike,
+    *,
+    block_size: int = _BLOCK_SIZE,
+) -> tuple[jax.Array, jax.Array]:
+    r"""Softmax attention with Gaussian logits, one block of keys after the other.
+
+    The logits are :math:`-|x_i - y_j|^2 / (2 s^2) - \log Z_j`; a running maximum, sum and weighted
+    mean replace the matrix of weights (online softmax), so memory is linear in queries and keys.
+
+    Args:
+        queries: x, (num_queries, dim).
+        keys: y, (num_keys, dim).
+        log_normalizer: (num_keys, 1) for one softmax over whole distances, (num_keys, dim) for a
+            softmax per coordinate.
+        scale: s, scalar or (dim,), position units.
+        block_size: Keys in a block.
+
+    Returns:
+        Log of the sum of exponentials, (num_queries, 1) or (num_queries, dim), and displacements
+        ``attention mean - query``, (num_queries, dim).
+    """
+    num_keys, dim = keys.shape
+    block_size = min(block_size, num_keys)
+    # Distances and displacements keep their digits far from the origin.
+    center = jnp.mean(keys, 0)
+    key_blocks = _blocks(keys - center, block_size, 0)
+    bias_blocks = _blocks(-log_normalizer, block_size, -jnp.inf)
+
+    def attend(queries: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _attend_block(queries, key_blocks, bias_blocks, scale)
+
+    query_block = max(1, _BLOCK_ELEMENTS // (block_size * dim))
+    num_queries = queries.shape[0]
+    queries = queries - center
+    if num_queries <= query_block:
+        return attend(queries)
+    log_sum, displacement = lax.map(attend, _blocks(queries, query_block, 0))
+    return (
+        log_sum.reshape(-1, log_normalizer.shape[1])[:num_queries],
+        displacement.reshape(-1, dim)[:num_queries],
+    )
+
+
+def _blocks(rows: jax.Array, block_size: int, fill: float) -> jax.Array:
+    """Cut (n, columns) into (blocks, block_size, columns), the last one filled up."""
+    padding = -rows.shape[0] % block_size
+    padded = jnp.pad(rows, ((0, padding), (0, 0)), constant_values=fill)
+    return padded.reshape(-1, block_size, rows.shape[1])
+
+
+def _attend_block(
+    queries: jax.Array, key_blocks: jax.Array, bias_blocks: jax.Array, scale: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    is_joint = bias_blocks.shape[2] == 1
+    Carry = tuple[jax.Array, jax.Array, jax.Array]
+
+    def absorb(carry: Carry, block: tuple[jax.Array, jax.Array]) -> tuple[Carry, None]:
+        peak, total, weighted = carry
+        keys, bias = block
+        energy = 0.5 * ((queries[:, None] - keys) / scale) ** 2
+        logits = bias - (jnp.sum(energy, 2, keepdims=True) if is_joint else energy)
+        new_peak = jnp.maximum(peak, jnp.max(logits, 1))
+        shrink = jnp.exp(peak - new_peak)
+        weights = jnp.exp(logits - new_peak[:, None])
+        if is_joint:
+            moment = jnp.matmul(weights[..., 0], keys, precision=_EXACT)
+        else:
+            moment = jnp.sum(weights * keys, 1)
+        return (new_peak, total * shrink + jnp.sum(weights, 1), weighted * shrink + moment), None
+
+    dtype = jnp.result_type(queries, bias_blocks)
+    lowest = jnp.full((queries.shape[0], bias_blocks.shape[2]), jnp.finfo(dtype).min, dtype)
+    start = (lowest, jnp.zeros_like(lowest), jnp.zeros_like(queries, dtype))
+    (peak, total, weighted), _ = lax.scan(absorb, start, (key_blocks, bias_blocks))
+    # A query beyond the reach of every key: density 0 and a displacement that is merely finite.
+    total = jnp.maximum(total, jnp.finfo(dtype).tiny)
+    return peak + jnp.log(total), weighted / total - queries
+
+
+class JointDensity(NamedTuple):
+    """The mixture of proximal kernels itself, one softmax over d-dimensional distances.
+
+    Attributes:
+        particles: (num_particles, dim).
+        log_normalizer: log Z of the particles, (num_particles, 1).
+        prior: Supplies g and the kernel's draws.
+        prox_time: T, (dim,), position units squared.
+        inverse_temperature: beta, ().
+    """
+
+    particles: jax.Array
+    log_normalizer: jax.Array
+    prior: LaplacePrior
+    prox_time: jax.Array
+    inverse_temperature: jax.Array
+
+    def _attend(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scale = jnp.sqrt(2 * self.prox_time / self.inverse_temperature)
+        return streamed_attention(x, self.particles, self.log_normalizer, scale)
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        log_sum, _ = self._attend(x.reshape(-1, x.shape[-1]))
+        prior = 0.5 * self.inverse_temperature * jnp.sum(self.prior.potential(x), -1)
+        return log_sum.reshape(x.shape[:-1]) - math.log(self.particles.shape[0]) - prior
+
+    def score(self, x: jax.Array) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        return self.heat_score(x) - 0.5 * self.inverse_temperature * self.prior.subgradient(x)
+
+    def heat_score(self, x: jax.Array) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        _, displacement = self._attend(x)
+        return 0.5 * self.inverse_temperature * displacement / self.prox_time
+
+    def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        key_particle, key_kernel = jax.random.split(rng_key)
+        index = jax.random.randint(key_particle, (num_samples,), 0, self.particles.shape[0])
+        return self.prior.sample(
+            key_kernel, self.particles[index], self.prox_time, self.inverse_temperature
+        )
+
+
+class MarginalDensity(NamedTuple):
+    """The product of the coordinates' proximal densities, each with its own softmax.
+
+    Attributes:
+        grid: The coordinates' densities.
+    """
+
+    grid: GridDensity
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        return jnp.sum(self.grid.log_prob(x), -1)
+
+    def score(self, x: jax.Array) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        return self.grid.score(x)
+
+    def heat_score(self, x: jax.Array) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        return self.grid.heat_score(x)
+
+    def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        shape = (num_samples, *self.grid.origin.shape)
+        return self.grid.from_normal(jax.random.normal(rng_key, shape, self.grid.origin.dtype))
+
+
+class CopulaDensity(NamedTuple):
+    r"""Proximal densities of the coordinates, tied together by a Gaussian copula.
+
+    With :math:`u_k = \Phi^{-1}(F_k(x_k))` the density is :math:`\prod_k \rho_k(x_k)\, c_R(u)`,
+    :math:`c_R(u) = |R|^{-1/2} \exp\{-\tfrac12 u^\top (R^{-1} - I) u\}`.
+
+    Attributes:
+        grid: The coordinates' densities.
+        cholesky: Lower Cholesky factor of R, (dim, dim).
+    """
+
+    grid: GridDensity
+    cholesky: jax.Array
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        normal = self.grid.to_normal(x)
+        flat = normal.reshape(-1, x.shape[-1])
+        white = solve_triangular(self.cholesky, flat.T, lower=True).T.reshape(x.shape)
+        excess = 0.5 * jnp.sum(white**2 - normal**2, -1)
+        log_det = jnp.sum(jnp.log(jnp.diagonal(self.cholesky)))
+        return jnp.sum(self.grid.log_prob(x), -1) - excess - log_det
+
+    def _glue(self, x: jax.Array) -> jax.Array:
+        """Score of the copula's factor, ``-[(1/R - I) u]_k rho_k / phi(u_k)``."""
+        normal = self.grid.to_normal(x)
+        pull = cho_solve((self.cholesky, True), normal.T).T - normal
+        return -pull * jnp.exp(self.grid.log_prob(x) + 0.5 * normal**2 + _HALF_LOG_TWO_PI)
+
+    def score(self, x: jax.Array) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        return self.grid.score(x) + self._glue(x)
+
+    def heat_score(self, x: jax.Array) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        return self.grid.heat_score(x) + self._glue(x)
+
+    def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
+        """See :class:`ProximalDensity`."""
+        shape = (num_samples, self.cholesky.shape[0])
+        white = jax.random.normal(rng_key, shape, self.cholesky.dtype)
+        return self.grid.from_normal(jnp.matmul(white, self.cholesky.T, precision=_EXACT))
+
+
+def fit_joint(
+    particles: jax.Array,
+    prior: LaplacePrior,
+    prox_time: ArrayLike,
+    inverse_temperature: ArrayLike = 1.0,
+) -> JointDensity:
+    """Fit the mixture of d-dimensional kernels; its scores cost O(num_particles^2 dim).
+
+    Above a few dimensions a particle sees almost only itself, and the fitted density is too narrow.
+
+    Args:
+        particles: (num_particles, dim).
+        prior: The part of the potential with closed forms.
+        prox_time: T > 0 in position units squared, scalar or (dim,).
+        inverse_temperature: beta > 0.
+
+    Returns:
+        The fitted density.
+
+    Raises:
+        ValueError: If ``particles`` is not two-dimensional, or empty.
+    """
+    check_particles(particles)
+    log_normalizer = prior.log_normalizer(particles, prox_time, inverse_temperature)
+    return JointDensity(
+        particles,
+        jnp.sum(jnp.broadcast_to(log_normalizer, particles.shape), 1, keepdims=True),
+        prior,
+        jnp.broadcast_to(jnp.asarray(prox_time, particles.dtype), particles.shape[1:]),
+        jnp.asarray(inverse_temperature, particles.dtype),
+    )
+
+
+def fit_marginal(
+    particles: jax.Array,
+    prior: LaplacePrior,
+    prox_time: ArrayLike,
+    inverse_temperature: ArrayLike = 1.0,
+) -> MarginalDensity:
+    """Fit every coordinate on its own, on a grid, in O(num_particles dim).
+
+    Arguments, result and errors are those of :func:`fit_joint`.
+    """
+    check_particles(particles)
+    return MarginalDensity(fit_grid(particles, prior, prox_time, inverse_temperature))
+
+
+def fit_copula(
+    particles: jax.Array,
+    prior: LaplacePrior,
+    prox_time: ArrayLike,
+    inverse_temperature: ArrayLike = 1.0,
+) -> CopulaDensity | MarginalDensity:
+    """Fit the coordinates and a Gaussian copula, in O(num_particles dim^2 + dim^3).
+
+    With more coordinates than particles the correlations cannot be told from noise: the marginal
+    fit is returned as it is, and nothing of size dim x dim is ever formed. Arguments and errors
+    are those of :func:`fit_joint`.
+    """
+    check_particles(particles)
+    grid = fit_grid(particles, prior, prox_time, inverse_temperature)
+    if particles.shape[1] > particles.shape[0]:
+        return MarginalDensity(grid)
+    return CopulaDensity(grid, jnp.linalg.cholesky(_shrunk_correlation(grid.to_normal(particles))))
+
+
+HEADS: dict[str, Callable[..., ProximalDensity]] = {
+    "joint": fit_joint,
+    "marginal": fit_marginal,
+    "copula": fit_copula,
+}
+
+
+def check_particles(particles: jax.Array) -> None:
+    """Raise ``ValueError`` unless ``particles`` is (num_particles, dim) with both at least 1."""
+    if particles.ndim != 2 or 0 in particles.shape:
+        raise ValueError(
+            "`particles` must have shape (num_particles, dim), both at least 1; "
+            f"got {particles.shape}. For a one-dimensional target pass shape (num_particles, 1)."
+        )
+
+
+def _shrunk_correlation(normal: jax.Array) -> jax.Array:
+    r"""Correlation of (num_particles, dim) normal scores, shrunk towards the identity.
+
+    The weight on the identity is the one that minimises the expected squared error, the sum of the
+    variances of the correlations over the sum of their squares (Schaefer and Strimmer 2005), with
+    the variance :math:`(1 - r^2)^2/(N-1)` of normal data.
+    """
+    num_particles, dim = normal.shape
+    epsilon = jnp.finfo(normal.dtype).eps
+    centred = normal - jnp.mean(normal, 0)
+    deviation = jnp.sqrt(jnp.mean(centred**2, 0))
+    # Coinciding particles have no correlation to speak of, only rounding.
+    standard = jnp.where(deviation > 32 * epsilon, centred / deviation, 0)
+    raw = jnp.matmul(standard.T, standard, precision=_EXACT) / num_particles
+    correlation = jnp.clip(jnp.fill_diagonal(raw, 0, inplace=False), -1, 1)
+    squares = correlation**2
+    noise = (jnp.sum((1 - squares) ** 2) - dim) / max(num_particles - 1, 1)
+    # The floor covers the rounding of a Cholesky decomposition.
+    smallest = 16 * dim * epsilon
+    shrinkage = noise / jnp.maximum(jnp.sum(squares), jnp.finfo(normal.dtype).tiny)
+    shrinkage = jnp.clip(shrinkage, smallest, 1)
+    return (1 - shrinkage) * correlation + jnp.eye(dim, dtype=normal.dtype)

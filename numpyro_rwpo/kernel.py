@@ -1,0 +1,493 @@
+"""``RWPO``, the NumPyro kernel: argument checks, the state, and which phase comes when.
+
+One NumPyro chain is one independent ensemble of particles; draw t is particle t. A chain's life:
+
+1. start: a quasi-Newton descent places the particles (:mod:`numpyro_rwpo.start`);
+2. transport: the noise-free flow moves them (:mod:`numpyro_rwpo.transport`);
+3. correction: exact moves (:mod:`numpyro_rwpo.correction`), adapted during the rest of warm-up
+   (:mod:`numpyro_rwpo.warmup`), then frozen. The whole ensemble is refreshed before its first
+   particle is emitted, and again whenever its last one has been.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from numpyro.infer import init_to_uniform
+from numpyro.infer.mcmc import MCMCKernel
+
+from numpyro.util import is_prng_key
+
+from numpyro_rwpo.arguments import check_choice, check_num_particles, check_range
+from numpyro_rwpo.attention import HEADS
+from numpyro_rwpo.correction import Refresh, no_refresh, refresh_ensemble
+from numpyro_rwpo.ensemble import Ensemble, evaluate, potential, unevaluated
+from numpyro_rwpo.start import num_start_evaluations, quasi_newton_start
+from numpyro_rwpo.target import Differentiation, ModelSource, PotentialSource, Source, Target
+from numpyro_rwpo.transport import MAX_TRANSPORT_STEPS, Flow, initial_flow, is_at_rest
+from numpyro_rwpo.transport import transport_step
+from numpyro_rwpo.warmup import Adaptation, Candidates, SweepPair, initial_adaptation
+from numpyro_rwpo.warmup import is_settled, learn_moments, learn_sweeps, tuning
+
+Carry = TypeVar("Carry")
+
+
+class RWPOState(NamedTuple):
+    """State of one ensemble (with a leading chain axis when chains are vectorized).
+
+    Attributes:
+        iteration: NumPyro iteration, negative during warm-up, 0 at the first draw; never batched.
+        z: the emitted particle, unconstrained, in the user's structure.
+        diverging: whether the emitted particle diverged since its last draw.
+        potential_energy: minus the log density at ``z``, up to a constant.
+        accept_prob: the emitted particle's mean acceptance probability since its last draw.
+        num_steps: gradient evaluations: of the emitted particle since its last draw when sampling,
+            of the whole ensemble in this iteration during warm-up. Their sum is the run's total.
+        step_size: leapfrog step size, whitened units.
+        rng_key: random key.
+        ensemble: the particles, evaluated.
+        flow: progress of the transport.
+        adaptation: estimates of warm-up, frozen after it.
+        refresh: what the last refresh did to each particle.
+    """
+
+    iteration: jax.Array
+    z: Any
+    diverging: jax.Array
+    potential_energy: jax.Array
+    accept_prob: jax.Array
+    num_steps: jax.Array
+    step_size: jax.Array
+    rng_key: jax.Array
+    ensemble: Ensemble
+    flow: Flow
+    adaptation: Adaptation
+    refresh: Refresh
+
+
+STATE_AXES = RWPOState(*(None if f == "iteration" else 0 for f in RWPOState._fields))
+BALL = 0.1  # standard deviation of the particles around a start that the user chose
+
+
+class Settings(NamedTuple):
+    """Static settings of one run, resolved from the constructor's arguments."""
+
+    num_warmup: int
+    num_transport: int
+    attention: str
+    relative_prox_time: float
+    corrected: bool
+    candidates: Candidates
+    target_accept_prob: float
+
+
+def _run_if(active: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> Carry:
+    """Run ``body`` once where ``active``.
+
+    A loop of no or one trip and not ``lax.cond``, because XLA passes a loop's carry through in
+    place: the iterations that only emit a particle must not copy the ensemble.
+    """
+    return lax.while_loop(
+        lambda state: state[0], lambda state: (jnp.zeros_like(state[0]), body(state[1])),
+        (active, carry),
+    )[1]
+
+
+def iterate(state: RWPOState, target: Target, settings: Settings) -> RWPOState:
+    """One NumPyro iteration of one ensemble: advance its phase, then emit the next particle."""
+    rng_key, key_refresh = random.split(state.rng_key)
+    num_particles = state.ensemble.particles.shape[0]
+    elapsed = state.iteration + settings.num_warmup
+    is_warmup = state.iteration < 0
+    index = jnp.mod(state.iteration, num_particles)
+
+    is_start = elapsed == 0
+    is_transport = ~is_start & (elapsed < settings.num_transport) & ~is_at_rest(state.flow)
+    particles = _run_if(
+        is_start & is_warmup,
+        lambda x: quasi_newton_start(x, target),
+        state.ensemble.particles,
+    )
+    particles, flow = _run_if(
+        is_transport,
+        lambda _: transport_step(
+            state.ensemble,
+            state.flow,
+            target,
+            attention=settings.attention,
+            relative_time=settings.relative_prox_time,
+            dense=settings.candidates.dense,
+        ),
+        (particles, state.flow),
+    )
+    ensemble = _run_if(
+        is_start | is_transport,
+        lambda e: evaluate(e.particles, target),
+        state.ensemble._replace(particles=particles),
+    )
+
+    def correct(carry: tuple[Ensemble, Adaptation, Refresh]) -> tuple[Any, ...]:
+        before, adaptation, _ = carry
+        adaptation = lax.cond(
+            is_warmup,
+            lambda a: learn_moments(a, before, target, settings.candidates),
+            lambda a: a,
+            adaptation,
+        )
+        tuned = tuning(adaptation, settings.candidates, is_warmup)
+        after, between, refresh = refresh_ensemble(key_refresh, before, target, *tuned)
+        adaptation = lax.cond(
+            is_warmup,
+            lambda a: learn_sweeps(
+                a,
+                SweepPair(before, between, after, refresh),
+                target,
+                settings.candidates,
+                settings.target_accept_prob,
+            ),
+            lambda a: a,
+            adaptation,
+        )
+        return after, adaptation, refresh
+
+    is_adapting = (elapsed >= settings.num_transport) & ~is_settled(
+        state.adaptation, settings.candidates
+    )
+    is_correction = settings.corrected & jnp.where(is_warmup, is_adapting, index == 0)
+    ensemble, adaptation, refresh = _run_if(
+        is_correction, correct, (ensemble, state.adaptation, state.refresh)
+    )
+
+    spent = (
+        jnp.where(is_start & is_warmup, num_start_evaluations(num_particles), 0)
+        + num_particles * (is_start | is_transport)
+        + num_particles * refresh.num_steps * is_correction
+    )
+    emitted = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, False), ensemble)
+    return state._replace(
+        iteration=state.iteration + 1,
+        z=emitted.particles,
+        diverging=refresh.diverging[index],
+        potential_energy=potential(emitted, target),
+        accept_prob=refresh.accept_prob[index],
+        num_steps=jnp.where(is_warmup, spent, refresh.num_steps),
+        step_size=jnp.exp(adaptation.log_step_mean[adaptation.chosen]),
+        rng_key=rng_key,
+        ensemble=ensemble,
+        flow=flow,
+        adaptation=adaptation,
+        refresh=refresh,
+    )
+
+
+def sample(
+    state: RWPOState,
+    model_args: tuple[Any, ...],
+    model_kwargs: dict[str, Any],
+    *,
+    source: Source,
+    settings: Settings,
+    is_batch: bool,
+) -> RWPOState:
+    """One NumPyro iteration of one ensemble or, with a leading chain axis, of several."""
+    target = source.bind(model_args, model_kwargs)
+    step = partial(iterate, target=target, settings=settings)
+    # `iteration` stays unbatched: what depends on it alone stays a real branch for all chains.
+    step = jax.vmap(step, in_axes=(STATE_AXES,), out_axes=STATE_AXES) if is_batch else step
+    state = step(state)
+    return state._replace(z=(jax.vmap(source.unravel) if is_batch else source.unravel)(state.z))
+
+
+def initial_state(
+    rng_key: jax.Array,
+    key_spread: jax.Array,
+    start: jax.Array,
+    *,
+    settings: Settings,
+    num_particles: int,
+    radius: float | None,
+) -> RWPOState:
+    """State before the first iteration: particle 0 at ``start`` (dim,), the others spread.
+
+    Without a ``radius`` they are spread in a ball around it, else within +- radius of the origin,
+    as NumPyro's ``init_to_uniform`` does.
+    """
+    dtype = start.dtype
+    shape = (num_particles, start.size)
+    if radius is None:
+        spread = start + BALL * random.normal(key_spread, shape, dtype)
+    else:
+        spread = random.uniform(key_spread, shape, dtype, -radius, radius)
+    particles = spread.at[0].set(start)
+    adaptation = initial_adaptation(particles, settings.candidates)
+    return RWPOState(
+        iteration=jnp.array(-settings.num_warmup),
+        z=start,
+        diverging=jnp.zeros((), bool),
+        potential_energy=jnp.full((), jnp.inf, dtype),
+        accept_prob=jnp.ones((), dtype),
+        num_steps=jnp.zeros((), int),
+        step_size=jnp.exp(adaptation.log_step_mean[0]),
+        rng_key=rng_key,
+        ensemble=unevaluated(particles),
+        flow=initial_flow(dtype),
+        adaptation=adaptation,
+        refresh=no_refresh(particles),
+    )
+
+
+def num_transport_iterations(num_warmup: int, corrected: bool) -> int:
+    """Iterations of warm-up given to start and transport: a quarter, at most 40; all if uncorrected."""
+    return min(MAX_TRANSPORT_STEPS, num_warmup // 4) if corrected else num_warmup
+
+
+def start_radius(init_strategy: Callable[..., Any], init_params: Any) -> float | None:
+    """Half width of the uniform start, ``None`` where the user chose the start."""
+    strategy = init_strategy if isinstance(init_strategy, partial) else init_strategy()
+    if init_params is not None or strategy.func is not init_to_uniform:
+        return None
+    return float(strategy.keywords.get("radius", 2.0))
+
+
+def default_num_particles(dim: int) -> int:
+    """Particles of an ensemble when the user gives no number: enough for its covariance.
+
+    A power of two near 6 dim, at least 64 and at most 256: beyond that a draw costs the same and
+    warm-up more.
+    """
+    return int(min(max(64, 2 ** math.ceil(math.log2(6 * dim))), 256))
+
+
+def make_candidates(
+    num_particles: int, dim: int, has_prior: bool, dense_mass: bool | str
+) -> Candidates:
+    """Metrics that warm-up may choose from.
+
+    The exact flow of the prior needs a diagonal metric. A dense one needs at least two particles
+    a dimension, unless the user insists.
+    """
+    dense = dense_mass is True or (dense_mass == "auto" and 2 * dim <= num_particles)
+    exact_flow = has_prior and dense_mass is not True
+    return Candidates(dense=dense, fisher=dense or not exact_flow, exact_flow=exact_flow)
+
+
+class RWPO(MCMCKernel):
+    """Regularized Wasserstein proximal sampler: a drop-in for NUTS, made for Laplace priors.
+
+    Particles are moved onto the posterior by a noise-free flow of gradients and attention among
+    themselves, then corrected by Metropolis-adjusted split Hamiltonian Monte Carlo that follows
+    Laplace priors exactly. One chain is one independent ensemble; draw t is particle t, and the
+    ensemble is refreshed whenever all its particles have been drawn.
+
+    Args:
+        model: NumPyro model. Its Laplace and AsymmetricLaplace sites are found and split off.
+        potential_fn: instead of a model: minus the log density of any pytree, up to a constant;
+            ``MCMC.run`` then needs ``init_params``.
+        num_particles: particles of an ensemble, at least 4; ``None`` picks a number from the
+            dimension (64 to 256).
+        attention: ``"copula"``, ``"marginal"`` or ``"joint"``: how transport fits the density of
+            the particles. ``"joint"`` is the paper's and serves few dimensions with several modes.
+        relative_prox_time: bandwidth of the attention, in units of each coordinate's variance.
+        inverse_temperature: samples from the posterior to this power.
+        correction: ``"metropolis"`` for exact draws; ``None`` for the noise-free particles as
+            transport leaves them. These are biased, do not change after warm-up and repeat once
+            all have been emitted.
+        nonsmooth: ``"auto"`` splits every Laplace site; ``None`` none; or a list of site names.
+            With ``potential_fn``, a pytree like ``init_params`` of ``Laplace`` or
+            ``AsymmetricLaplace`` distributions or ``None``, saying which part of the potential
+            (which stays the whole one) is a Laplace prior.
+        dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric and a
+            diagonal one with the exact flow of the prior; ``True`` or ``False`` decides.
+        target_accept_prob: acceptance probability at which the step size aims.
+        init_strategy: NumPyro's per-site initialisation strategy.
+        forward_mode_differentiation: differentiate in forward mode.
+
+    Raises:
+        ValueError: both or neither of ``model`` and ``potential_fn``, or an argument out of range.
+
+    References:
+        Han, Osher and Li, arXiv:2502.16773 and arXiv:2510.16356; Tan, Osher and Li,
+        arXiv:2308.14945.
+
+    Example:
+        >>> mcmc = MCMC(RWPO(model), num_warmup=200, num_samples=1000)  # doctest: +SKIP
+        >>> mcmc.run(jax.random.key(0), X, y)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[[Any], jax.Array] | None = None,
+        *,
+        num_particles: int | None = None,
+        attention: str = "copula",
+        relative_prox_time: float = 0.1,
+        inverse_temperature: float = 1.0,
+        correction: str | None = "metropolis",
+        nonsmooth: Any = "auto",
+        dense_mass: bool | str = "auto",
+        target_accept_prob: float = 0.8,
+        init_strategy: Callable[..., Any] = init_to_uniform,
+        forward_mode_differentiation: bool = False,
+    ) -> None:
+        if (model is None) == (potential_fn is None):
+            raise ValueError(
+                "Exactly one of `model` and `potential_fn` must be given; got "
+                f"{'neither' if model is None else 'both'}."
+            )
+        check_num_particles(num_particles)
+        check_choice("attention", attention, tuple(HEADS))
+        check_choice("correction", correction, ("metropolis", None))
+        check_choice("dense_mass", dense_mass, (True, False, "auto"))
+        check_range("relative_prox_time", relative_prox_time, 0.0, math.inf)
+        check_range("inverse_temperature", inverse_temperature, 0.0, math.inf)
+        check_range("target_accept_prob", target_accept_prob, 0.0, 1.0)
+        self._model = model
+        self._potential_fn = potential_fn
+        self._num_particles = num_particles
+        self._attention = attention
+        self._relative_prox_time = relative_prox_time
+        self._correction = correction
+        self._nonsmooth = nonsmooth
+        self._dense_mass = dense_mass
+        self._target_accept_prob = target_accept_prob
+        self._init_strategy = init_strategy
+        self._differentiation = Differentiation(
+            float(inverse_temperature), forward_mode_differentiation
+        )
+        # Set by init. NumPyro looks at `_sample_fn` to see whether init has run in this process.
+        self._sample_fn: Callable[..., RWPOState] | None = None
+        self._source: Source | None = None
+
+    @property
+    def model(self) -> Callable[..., Any] | None:
+        """The NumPyro model, ``None`` with a potential function."""
+        return self._model
+
+    @property
+    def sample_field(self) -> str:
+        """State field that holds the draw."""
+        return "z"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """State fields that MCMC collects."""
+        return ("z", "diverging")
+
+    def get_diagnostics_str(self, state: RWPOState) -> str:
+        """What the progress bar says of one chain."""
+        if state.iteration <= 0:
+            return f"{int(state.num_steps)} gradients. transport residual={state.flow.residual:.2e}"
+        return (
+            f"{int(state.num_steps)} steps of size {state.step_size:.2e}. "
+            f"acc. prob={state.refresh.accept_prob.mean():.2f}"
+        )
+
+    def init(
+        self,
+        rng_key: jax.Array,
+        num_warmup: int,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> RWPOState:
+        """Make the initial state: one ensemble per key.
+
+        Raises:
+            ValueError: ``init_params`` missing or of the wrong shape, or a model that cannot be
+                sampled (discrete, Delta or no latent sites).
+            RuntimeError: no valid starting position.
+        """
+        model_kwargs = {} if model_kwargs is None else model_kwargs
+        is_batch = not is_prng_key(rng_key)
+        split = jax.vmap(partial(random.split, num=3)) if is_batch else partial(random.split, num=3)
+        keys = jnp.moveaxis(split(rng_key), 1, 0) if is_batch else split(rng_key)
+        rng_key, key_source, key_spread = keys
+
+        source, start = self._make_source(
+            key_source, is_batch, init_params, model_args, model_kwargs
+        )
+        dim = start.shape[-1]
+        num_particles = self._num_particles or default_num_particles(dim)
+        has_prior = source.bind(model_args, model_kwargs).prior is not None
+        settings = Settings(
+            num_warmup=num_warmup,
+            num_transport=num_transport_iterations(num_warmup, self._correction is not None),
+            attention=self._attention,
+            relative_prox_time=self._relative_prox_time,
+            corrected=self._correction is not None,
+            candidates=make_candidates(num_particles, dim, has_prior, self._dense_mass),
+            target_accept_prob=self._target_accept_prob,
+        )
+        radius = start_radius(self._init_strategy, init_params)
+        initial = partial(
+            initial_state, settings=settings, num_particles=num_particles, radius=radius
+        )
+        state = (jax.vmap(initial, out_axes=STATE_AXES) if is_batch else initial)(
+            rng_key, key_spread, start
+        )
+        self._source = source
+        self._sample_fn = partial(sample, source=source, settings=settings, is_batch=is_batch)
+        unravel = jax.vmap(source.unravel) if is_batch else source.unravel
+        return state._replace(z=unravel(state.z))
+
+    def _make_source(
+        self,
+        rng_key: jax.Array,
+        is_batch: bool,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Source, jax.Array]:
+        """The source and one starting position per chain, (dim,) or (chains, dim)."""
+        if self._model is None:
+            if init_params is None:
+                raise ValueError(
+                    "Valid value of `init_params` must be provided with `potential_fn`: a pytree "
+                    "of floating-point arrays, with a leading chain axis for several chains."
+                )
+            one = jax.tree.map(lambda x: x[0], init_params) if is_batch else init_params
+            source: Source = PotentialSource(
+                self._potential_fn,
+                one,
+                nonsmooth=self._nonsmooth,
+                differentiation=self._differentiation,
+            )
+        else:
+            source = ModelSource(
+                rng_key,
+                self._model,
+                model_args,
+                model_kwargs,
+                init_strategy=self._init_strategy,
+                nonsmooth=self._nonsmooth,
+                differentiation=self._differentiation,
+            )
+            if init_params is None:
+                return source, source.start
+        ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
+        return source, (jax.vmap(ravel) if is_batch else ravel)(init_params)
+
+    def sample(
+        self, state: RWPOState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> RWPOState:
+        """One iteration: advance the ensemble's phase and emit the next particle."""
+        if self._sample_fn is None:
+            raise RuntimeError("`init` must be called before `sample`.")
+        return self._sample_fn(state, model_args, {} if model_kwargs is None else model_kwargs)
+
+    def postprocess_fn(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> Callable[[Any], Any]:
+        """Map an unconstrained draw to the sites of the user's model."""
+        if self._source is None:
+            return lambda values: values
+        return self._source.postprocess_fn(model_args, model_kwargs or {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop what was built from the model: init builds it again."""
+        return {**self.__dict__, "_sample_fn": None, "_source": None}

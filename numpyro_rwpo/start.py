@@ -1,0 +1,275 @@
+r"""Quasi-Newton start: bring an ensemble from arbitrary positions into the typical set.
+
+A few BFGS paths descend the potential. Along each, normal approximations :math:`N(x_k, H_k)` with
+the inverse Hessian estimate are compared by their evidence lower bound, and the particles are drawn
+from the best ones (Zhang, Carpenter, Gelman and Vehtari 2022, Pathfinder). The bound, not the
+optimum, protects where the mode is useless (funnels, unbounded densities).
+
+The inverse Hessian stays a product of rank-one factors (Brodlie, Gourlay and Greenstadt 1973): with
+:math:`b = H^{-1} s` and :math:`y` the gradient difference of a step s,
+
+.. math:: H_{k+1} = A H_k A^\top, \quad A = I + s z^\top, \quad
+          z = b / \sqrt{s^\top y\, s^\top b} - y / s^\top y,
+
+which is the BFGS update. A draw from :math:`N(0, H)` is the factors applied to white noise, the
+determinant grows by :math:`s^\top b / s^\top y`, and no matrix is ever factorised.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from numpyro_rwpo.ensemble import is_usable
+from numpyro_rwpo.target import Target
+
+PotentialAndGrad = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+NUM_PATHS = 8
+NUM_ROUNDS = 12  # comparisons of the evidence lower bound along a path
+EVALUATIONS_PER_ROUND = 8
+_ARMIJO = 1e-4
+_SMALLEST_SPREAD = 1e-6  # of the starting positions, against division by zero
+_BACKTRACK = 0.2
+_CURVATURE = 1e-6  # smallest cosine between step and gradient difference that enters H
+
+
+class History(NamedTuple):
+    """Inverse Hessian of every path, ``H = F F^T`` with ``F = A_count ... A_1 sqrt(initial)``.
+
+    Attributes:
+        steps: s, (num_paths, length, dim).
+        duals: z, (num_paths, length, dim); 0 beyond ``count``.
+        initial: scalar initial inverse Hessian, (num_paths,).
+        count: factors in use, (num_paths,).
+        log_det: log determinant of H, (num_paths,).
+    """
+
+    steps: jax.Array
+    duals: jax.Array
+    initial: jax.Array
+    count: jax.Array
+    log_det: jax.Array
+
+
+class Descent(NamedTuple):
+    """Where each path is, the direction it tries and how far along it.
+
+    Attributes:
+        position, gradient, direction: (num_paths, dim).
+        value: potential, (num_paths,).
+        length: fraction of the direction to try next, (num_paths,).
+        history: inverse Hessians.
+    """
+
+    position: jax.Array
+    value: jax.Array
+    gradient: jax.Array
+    direction: jax.Array
+    length: jax.Array
+    history: History
+
+
+class Best(NamedTuple):
+    """Best normal approximation of each path so far; H is its history up to ``count``."""
+
+    bound: jax.Array
+    position: jax.Array
+    count: jax.Array
+    initial: jax.Array
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return (a * b).sum(-1)
+
+
+def _newton_direction(gradient: jax.Array, history: History) -> jax.Array:
+    """-H g of every path, (num_paths, dim)."""
+    last = history.count.max()
+
+    def transposed(i: jax.Array, q: jax.Array) -> jax.Array:
+        j = last - 1 - i
+        return q + history.duals[:, j] * _dot(history.steps[:, j], q)[:, None]
+
+    def direct(j: jax.Array, r: jax.Array) -> jax.Array:
+        return r + history.steps[:, j] * _dot(history.duals[:, j], r)[:, None]
+
+    q = lax.fori_loop(0, last, transposed, gradient)
+    return -lax.fori_loop(0, last, direct, history.initial[:, None] * q)
+
+
+def _draws(noise: jax.Array, path: jax.Array, best: Best, history: History) -> jax.Array:
+    """Map white noise (n, dim) to the best normal approximation of ``path`` (n,), F noise + x."""
+
+    def factor(j: jax.Array, draws: jax.Array) -> jax.Array:
+        dual = jnp.where((j < best.count)[:, None], history.duals[:, j], 0.0)[path]
+        return draws + history.steps[:, j][path] * _dot(dual, draws)[:, None]
+
+    draws = jnp.sqrt(best.initial)[path][:, None] * noise
+    return best.position[path] + lax.fori_loop(0, best.count.max(), factor, draws)
+
+
+def _remember(
+    history: History,
+    step: jax.Array,
+    difference: jax.Array,
+    gradient: jax.Array,
+    length: jax.Array,
+    keep: jax.Array,
+) -> History:
+    """Append a factor to the paths in ``keep``."""
+    curvature = _dot(step, difference)
+    first = history.count == 0
+    scale = curvature / _dot(difference, difference)
+    initial = jnp.where(keep & first, scale, history.initial)
+    # b: the step is -length H g, but the first factor also rescales the initial H.
+    dual_step = jnp.where(first[:, None], step / initial[:, None], -length[:, None] * gradient)
+    quadratic = _dot(step, dual_step)
+    dual = dual_step / jnp.sqrt(curvature * quadratic)[:, None] - difference / curvature[:, None]
+    before = jnp.where(first, step.shape[-1] * jnp.log(initial), history.log_det)
+    log_det = before + jnp.log(quadratic) - jnp.log(curvature)
+    row = jnp.arange(step.shape[0])
+    keep &= jnp.all(jnp.isfinite(dual), -1) & jnp.isfinite(log_det)
+    slot = jnp.where(keep, history.count, history.steps.shape[1])  # out of bounds: dropped
+    return History(
+        history.steps.at[row, slot].set(step, mode="drop"),
+        history.duals.at[row, slot].set(dual, mode="drop"),
+        jnp.where(keep, initial, history.initial),
+        history.count + keep,
+        jnp.where(keep, log_det, history.log_det),
+    )
+
+
+def _descend(descent: Descent, potential_and_grad: PotentialAndGrad) -> Descent:
+    """Try one point on every path: step there if the potential fell enough, else backtrack."""
+    step = descent.length[:, None] * descent.direction
+    position = descent.position + step
+    value, gradient = potential_and_grad(position)
+    slope = _dot(descent.gradient, descent.direction)
+    # Rounding of the potential must not stop a path that is already at its optimum.
+    slack = 4 * jnp.finfo(value.dtype).eps * jnp.abs(descent.value)
+    bound = descent.value + _ARMIJO * descent.length * slope + slack
+    accepted = is_usable(value, gradient) & (value <= bound)
+    difference = gradient - descent.gradient
+    curvature = _dot(step, difference)
+    curved = curvature > _CURVATURE * jnp.sqrt(_dot(step, step) * _dot(difference, difference))
+    history = _remember(
+        descent.history, step, difference, descent.gradient, descent.length, accepted & curved
+    )
+    position = jnp.where(accepted[:, None], position, descent.position)
+    gradient = jnp.where(accepted[:, None], gradient, descent.gradient)
+    # Before any curvature is known the direction is the gradient: at most one unit along it.
+    unit = 1 / jnp.maximum(jnp.sqrt(_dot(gradient, gradient)), 1.0)
+    full = jnp.where(history.count == 0, unit, 1.0)
+    return Descent(
+        position,
+        jnp.where(accepted, value, descent.value),
+        gradient,
+        jnp.where(accepted[:, None], _newton_direction(gradient, history), descent.direction),
+        jnp.where(accepted, full, _BACKTRACK * descent.length),
+        history,
+    )
+
+
+def _smoothed_potential(target: Target) -> PotentialAndGrad:
+    """The potential with each Laplace prior replaced by its Moreau envelope, one scale wide.
+
+    At the kinks a quasi-Newton method would take the sign change for an enormous curvature.
+    """
+    prior = target.prior
+    if prior is None:
+        return target.value_and_grad
+    rate = jnp.maximum(prior.rate_left, prior.rate_right)
+    width = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0) ** 2, 1.0)
+
+    def value_and_grad(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        smooth, gradient = target.value_and_grad(x)
+        nearest = prior.prox(x, width)
+        envelope = prior.potential(nearest) + (x - nearest) ** 2 / (2 * width)
+        return smooth + envelope.sum(-1), gradient + prior.moreau_gradient(x, width)
+
+    return value_and_grad
+
+
+def _compare(
+    noise: jax.Array, path: jax.Array, best: Best, descent: Descent, target: Target
+) -> Best:
+    """Keep each path's current normal approximation where its evidence lower bound is higher."""
+    num_paths = descent.value.size
+    here = Best(best.bound, descent.position, descent.history.count, descent.history.initial)
+    draws = _draws(noise, path, here, descent.history)
+    value = target.value_and_grad(draws)[0] + target.prior_potential(draws)
+    member = path == jnp.arange(num_paths)[:, None]
+    value = jnp.where(member, value, 0.0).sum(1) / member.sum(1)
+    bound = descent.history.log_det / 2 - value
+    better = jnp.isfinite(bound) & (bound > best.bound) & (here.count > 0)
+    here = here._replace(bound=bound)
+    return jax.tree.map(
+        lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old), here, best
+    )
+
+
+def num_start_evaluations(num_particles: int) -> int:
+    """Gradient evaluations of one start, those of the comparisons included."""
+    num_paths = min(NUM_PATHS, num_particles)
+    return NUM_ROUNDS * (num_paths * EVALUATIONS_PER_ROUND + num_particles)
+
+
+def quasi_newton_start(particles: jax.Array, target: Target) -> jax.Array:
+    """Place an ensemble by the best normal approximations along a few BFGS paths.
+
+    Args:
+        particles: random starting positions (num_particles, dim). The first few start the paths;
+            all of them, standardised, are the white noise of the draws.
+        target: the posterior.
+
+    Returns:
+        Particles of the same shape, not evaluated, shared among the paths in proportion to their
+        estimated evidence; ``particles`` themselves where no path got anywhere.
+    """
+    num_particles, dim = particles.shape
+    num_paths = min(NUM_PATHS, num_particles)
+    length = NUM_ROUNDS * EVALUATIONS_PER_ROUND
+    dtype = particles.dtype
+    smoothed = _smoothed_potential(target)
+    noise = (particles - particles.mean(0)) / jnp.maximum(particles.std(0), _SMALLEST_SPREAD)
+    every_path = jnp.arange(num_particles) % num_paths
+
+    history = History(
+        steps=jnp.zeros((num_paths, length, dim), dtype),
+        duals=jnp.zeros((num_paths, length, dim), dtype),
+        initial=jnp.ones(num_paths, dtype),
+        count=jnp.zeros(num_paths, int),
+        log_det=jnp.zeros(num_paths, dtype),
+    )
+    # A path whose value is infinite accepts the first finite point: its own start, at length 0.
+    descent = Descent(
+        position=particles[:num_paths],
+        value=jnp.full(num_paths, jnp.inf, dtype),
+        gradient=jnp.zeros((num_paths, dim), dtype),
+        direction=jnp.zeros((num_paths, dim), dtype),
+        length=jnp.ones(num_paths, dtype),
+        history=history,
+    )
+    best = Best(
+        bound=jnp.full(num_paths, -jnp.inf, dtype),
+        position=particles[:num_paths],
+        count=jnp.zeros(num_paths, int),
+        initial=jnp.zeros(num_paths, dtype),
+    )
+
+    def one_round(_: jax.Array, carry: tuple[Descent, Best]) -> tuple[Descent, Best]:
+        descent, best = carry
+        descent = lax.fori_loop(
+            0, EVALUATIONS_PER_ROUND, lambda _, d: _descend(d, smoothed), descent
+        )
+        return descent, _compare(noise, every_path, best, descent, target)
+
+    descent, best = lax.fori_loop(0, NUM_ROUNDS, one_round, (descent, best))
+    share = jnp.tril(jnp.ones((num_paths, num_paths), dtype)) @ jax.nn.softmax(best.bound)
+    rank = (jnp.arange(num_particles) + 0.5) / num_particles
+    path = (share < rank[:, None]).sum(1)
+    draws = _draws(noise, jnp.minimum(path, num_paths - 1), best, descent.history)
+    return jnp.where(jnp.any(jnp.isfinite(best.bound)), draws, particles)

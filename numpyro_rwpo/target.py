@@ -1,0 +1,344 @@
+r"""The posterior as a smooth part plus a prior with closed forms, on flat unconstrained vectors.
+
+A target is :math:`\pi(x) \propto \exp\{-\beta [f(x) + g(x)]\}`. ``g`` collects the Laplace priors,
+whose proximal maps, attention kernels and Hamiltonian flows are known
+(:mod:`numpyro_rwpo.priors`); ``f`` is everything else (likelihood, other priors, Jacobians) and is
+used through batched gradients only.
+
+:class:`ModelSource` and :class:`PotentialSource` hold what is known before the data are: the
+layout of the parameters and which of them have a Laplace prior. Their ``bind`` makes a
+:class:`Target` from the model's arguments, also inside a compiled program, so that new data of the
+same shape need no new compilation.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
+from numpyro.infer.util import constrain_fn, initialize_model, unconstrain_fn
+
+from numpyro_rwpo.laplace_sites import (
+    SiteParameters,
+    decentre_values,
+    distribution_parameters,
+    inspect_trace,
+    is_laplace,
+    is_latent,
+    laplace_parameters,
+    split_laplace_sites,
+)
+from numpyro_rwpo.priors import LaplacePrior
+
+
+class Target(NamedTuple):
+    """One posterior, bound to its data.
+
+    Attributes:
+        value_and_grad: ``beta f`` and its gradient for a batch, (n, dim) -> (n,), (n, dim).
+        prior: ``beta g``, fields of shape (dim,); ``None`` when no coordinate has a Laplace prior.
+    """
+
+    value_and_grad: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    prior: LaplacePrior | None
+
+    def prior_potential(self, particles: jax.Array) -> jax.Array:
+        """``beta g`` summed over coordinates, (..., dim) -> (...)."""
+        if self.prior is None:
+            return jnp.zeros(particles.shape[:-1], particles.dtype)
+        return self.prior.potential(particles).sum(-1)
+
+    def prior_subgradient(self, particles: jax.Array) -> jax.Array:
+        """Subgradient of ``beta g``, in the shape of ``particles``."""
+        if self.prior is None:
+            return jnp.zeros_like(particles)
+        return self.prior.subgradient(particles)
+
+
+class Differentiation(NamedTuple):
+    """How the smooth potential is tempered and differentiated."""
+
+    inverse_temperature: float
+    forward_mode: bool
+
+    def target(
+        self, smooth: Callable[[jax.Array], jax.Array], prior: LaplacePrior | None
+    ) -> Target:
+        """Temper both parts and batch the gradient of the smooth one, (dim,) -> ()."""
+        beta = self.inverse_temperature
+
+        def tempered(position: jax.Array) -> jax.Array:
+            return beta * smooth(position)
+
+        def forward_value_and_grad(position: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return tempered(position), jax.jacfwd(tempered)(position)
+
+        one = forward_value_and_grad if self.forward_mode else jax.value_and_grad(tempered)
+        return Target(jax.vmap(one), None if prior is None else prior.tempered(beta))
+
+
+class Source(Protocol):
+    """What the kernel needs to know of a posterior before its data."""
+
+    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
+        """Make the target for these model arguments."""
+
+    def unravel(self, position: jax.Array) -> Any:
+        """Turn a flat position (dim,) into unconstrained values in the user's structure."""
+
+    def ravel(
+        self, init_params: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> jax.Array:
+        """Flatten a user's unconstrained values for one chain to a position (dim,)."""
+
+    def postprocess_fn(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> Callable[[Any], Any]:
+        """Map unconstrained values to the sites of the user's model."""
+
+
+class ModelSource:
+    """A NumPyro model with its Laplace sites split off.
+
+    Args:
+        rng_key: one key, or a batch of them, one per chain; used to find valid starts.
+        model: NumPyro model.
+        model_args: positional arguments of the model.
+        model_kwargs: keyword arguments of the model.
+        init_strategy: NumPyro's per-site initialisation strategy.
+        nonsmooth: ``"auto"``, ``None`` or names of Laplace sites, see
+            :func:`numpyro_rwpo.laplace_sites.split_laplace_sites`.
+        differentiation: temperature and differentiation mode.
+
+    Attributes:
+        start: valid starting position(s), (dim,), or (chains, dim) for a batch of keys.
+        laplace_sites: names of the sites whose prior is in ``g``.
+
+    Raises:
+        ValueError: discrete latent sites, Delta sites, no latent sites, or a name in
+            ``nonsmooth`` that is not a Laplace site.
+        RuntimeError: no valid starting position, from NumPyro.
+    """
+
+    def __init__(
+        self,
+        rng_key: jax.Array,
+        model: Callable[..., Any],
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+        *,
+        init_strategy: Callable[..., Any],
+        nonsmooth: Any,
+        differentiation: Differentiation,
+    ) -> None:
+        self._user_model = model
+        self._differentiation = differentiation
+        inspect_trace(model, model_args, model_kwargs, _check_latent_sites)
+        self._split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth)
+        self.laplace_sites = self._split.sites
+        batch = rng_key if rng_key.ndim > _key_ndim(rng_key) else rng_key[None]
+        # A batch also for one chain: NumPyro searches a single start operation by operation.
+        info = initialize_model(
+            batch,
+            self._split.smooth_model(),
+            init_strategy=init_strategy,
+            dynamic_args=True,
+            model_args=model_args,
+            model_kwargs=model_kwargs,
+            forward_mode_differentiation=differentiation.forward_mode,
+        )
+        self._smooth_potential = info.potential_fn
+        self._postprocess = info.postprocess_fn
+        self._prototype = jax.tree.map(
+            lambda x: np.zeros(x.shape[1:], x.dtype), info.param_info.z
+        )
+        self.unravel = ravel_pytree(self._prototype)[1]
+        start = jax.vmap(lambda z: ravel_pytree(z)[0])(info.param_info.z)
+        self.start = start if batch is rng_key else start[0]
+
+    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
+        """Make the target for these model arguments."""
+        potential = self._smooth_potential(*model_args, **model_kwargs)
+        prior = None
+        if self.laplace_sites:
+            parameters = laplace_parameters(
+                self._split.model, self.laplace_sites, model_args, model_kwargs
+            )
+            prior = ravel_prior(parameters, self._prototype)
+        return self._differentiation.target(lambda x: potential(self.unravel(x)), prior)
+
+    def postprocess_fn(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> Callable[[Any], Any]:
+        """Map unconstrained values to the sites of the user's model."""
+        constrain = self._postprocess(*model_args, **model_kwargs)
+        return lambda values: self._split.to_user_sites(constrain(values))
+
+    def ravel(
+        self,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> jax.Array:
+        """Flatten a user's unconstrained values for one chain to a position (dim,).
+
+        Raises:
+            ValueError: names or shapes are not those of the model's latent sites.
+        """
+        if self._split.decentred:
+            constrained = constrain_fn(self._user_model, model_args, model_kwargs, init_params)
+            decentred = decentre_values(
+                self._split, self._user_model, constrained, model_args, model_kwargs
+            )
+            init_params = unconstrain_fn(self._split.model, model_args, model_kwargs, decentred)
+        return ravel_like(init_params, self._prototype)
+
+
+class PotentialSource:
+    """A potential function of any pytree of floating-point arrays.
+
+    Args:
+        potential_fn: the whole potential, as for NUTS: minus the log density up to a constant.
+        init_params: the pytree for one chain; its structure is that of every draw.
+        nonsmooth: the part of ``potential_fn`` that has closed forms: a pytree of the structure
+            of ``init_params`` whose leaves are ``numpyro.distributions.Laplace`` or
+            ``AsymmetricLaplace`` distributions, or ``None`` for leaves without; or ``"auto"`` or
+            ``None`` when there is no such part.
+        differentiation: temperature and differentiation mode.
+
+    Raises:
+        ValueError: ``potential_fn`` does not return a scalar, or ``nonsmooth`` does not fit.
+        TypeError: a leaf of ``init_params`` is not floating-point.
+    """
+
+    def __init__(
+        self,
+        potential_fn: Callable[[Any], jax.Array],
+        init_params: Any,
+        *,
+        nonsmooth: Any,
+        differentiation: Differentiation,
+    ) -> None:
+        self._potential_fn = potential_fn
+        self._differentiation = differentiation
+        for leaf in jax.tree.leaves(init_params):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise TypeError(
+                    "`init_params` must hold floating-point arrays; got a leaf of dtype "
+                    f"{jnp.result_type(leaf)}. Convert it, e.g. with jnp.asarray(x, float)."
+                )
+        self._prototype = jax.tree.map(
+            lambda x: np.zeros(jnp.shape(x), jnp.result_type(x)), init_params
+        )
+        flat, self.unravel = ravel_pytree(init_params)
+        if flat.size == 0:
+            raise ValueError("`init_params` holds no parameters; there is nothing to sample.")
+        shape = jax.eval_shape(potential_fn, init_params)
+        if getattr(shape, "shape", None) != ():
+            raise ValueError(
+                "`potential_fn` must return a scalar (minus the log density of one position); "
+                f"got {shape}. Sum over coordinates and observations."
+            )
+        self._prior = _prior_from_leaves(nonsmooth, self._prototype)
+
+    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
+        """Make the target; a potential function has no model arguments."""
+        prior = self._prior
+
+        def smooth(position: jax.Array) -> jax.Array:
+            value = self._potential_fn(self.unravel(position))
+            return value if prior is None else value - prior.potential(position).sum()
+
+        return self._differentiation.target(smooth, prior)
+
+    def ravel(
+        self, init_params: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> jax.Array:
+        """Flatten the values of one chain to a position (dim,)."""
+        return ravel_like(init_params, self._prototype)
+
+    def postprocess_fn(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> Callable[[Any], Any]:
+        """Leave the values as they are: a potential function has no constraints."""
+        return lambda values: values
+
+
+def _key_ndim(rng_key: jax.Array) -> int:
+    """Dimensions of one key: 0 for new-style keys, 1 for old-style ``PRNGKey`` arrays."""
+    return 0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1
+
+
+def _check_latent_sites(trace: dict[str, Any]) -> None:
+    latent = {name: site for name, site in trace.items() if is_latent(site)}
+    for name, site in latent.items():
+        if site["fn"].support.is_discrete:
+            raise ValueError(
+                f"Latent site '{name}' is discrete ({type(site['fn']).__name__}); RWPO moves "
+                "particles by gradients and needs continuous latent sites. Marginalise the site "
+                "in the model, or use DiscreteHMCGibbs or MixedHMC for it."
+            )
+    if not latent:
+        raise ValueError(
+            "The model has no latent sample sites, so there is nothing to sample. Check that "
+            "not every site is observed or conditioned, or use Predictive to run the model."
+        )
+
+
+def ravel_like(values: Any, prototype: Any) -> jax.Array:
+    """Flatten ``values`` after checking their structure and shapes against ``prototype``."""
+    if jax.tree.structure(values) != jax.tree.structure(prototype):
+        raise ValueError(
+            "`init_params` must have the structure of the unconstrained latent values, "
+            f"{jax.tree.map(np.shape, prototype)}; got {jax.tree.map(np.shape, values)}."
+        )
+    shapes = [np.shape(x) for x in jax.tree.leaves(values)]
+    expected = [np.shape(x) for x in jax.tree.leaves(prototype)]
+    if shapes != expected:
+        raise ValueError(
+            f"`init_params` must have the shapes {jax.tree.map(np.shape, prototype)} "
+            "(unconstrained, after the chain axis if there are several chains); got "
+            f"{jax.tree.map(np.shape, values)}."
+        )
+    like = jax.tree.map(lambda x, p: jnp.asarray(x, p.dtype), values, prototype)
+    return ravel_pytree(like)[0]
+
+
+def ravel_prior(parameters: dict[str, SiteParameters], prototype: Any) -> LaplacePrior:
+    """Lay the parameters of Laplace sites out over the flat position; rate 0 elsewhere."""
+
+    def field(k: int) -> jax.Array:
+        leaves = {
+            name: parameters[name][k].astype(x.dtype).reshape(x.shape) if name in parameters else x
+            for name, x in prototype.items()
+        }
+        return ravel_pytree(leaves)[0]
+
+    return LaplacePrior(field(0), field(1), field(2))
+
+
+def _prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
+    """The Laplace prior that ``nonsmooth`` describes leaf by leaf."""
+    if nonsmooth is None or (isinstance(nonsmooth, str) and nonsmooth == "auto"):
+        return None
+    is_leaf = lambda x: x is None or isinstance(x, dist.Distribution)  # noqa: E731
+    leaves, structure = jax.tree.flatten(nonsmooth, is_leaf=is_leaf)
+    if structure != jax.tree.structure(prototype) or not all(
+        x is None or is_laplace(x) for x in leaves
+    ):
+        raise ValueError(
+            "With `potential_fn`, `nonsmooth` must be a pytree like `init_params` whose leaves "
+            "are Laplace or AsymmetricLaplace distributions or None; got "
+            f"{nonsmooth!r} for parameters of shapes {jax.tree.map(np.shape, prototype)}."
+        )
+    shapes = [np.shape(x) for x in jax.tree.leaves(prototype)]
+    none = SiteParameters(*3 * (jnp.zeros(()),))
+    parameters = [none if x is None else distribution_parameters(x) for x in leaves]
+    fields = [
+        jnp.concatenate([jnp.broadcast_to(p[k], s).ravel() for p, s in zip(parameters, shapes, strict=True)])
+        for k in range(3)
+    ]
+    return LaplacePrior(*fields)

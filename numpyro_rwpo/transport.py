@@ -1,0 +1,128 @@
+r"""Noise-free transport: the preconditioned regularized-Wasserstein-proximal flow of an ensemble.
+
+With :math:`\log\rho_T` the log density that the attention head fits to the particles, the flow is
+
+.. math:: v_i = \nabla f(x_i) + \tfrac12 (x_i - \mathrm{prox}_{\lambda T}(x_i)) / T
+                + \nabla \log \mathrm{heat}(x_i), \qquad x_i^+ = x_i - h\, G v_i,
+
+where :math:`\rho_T = e^{-g/2}\,\mathrm{heat}`: half of the prior's force is explicit through the
+proximal map, the other half is inside the fitted density. G is the metric of
+:mod:`numpyro_rwpo.metric`. The fixed point is close to the posterior, not equal to it: its bias is
+that of the bandwidth T and of finitely many particles.
+
+References: Tan, Osher and Li, arXiv:2308.14945; Han, Osher and Li, arXiv:2502.16773 (splitting and
+attention); Tan, Osher and Li, arXiv:2509.01685 (preconditioning).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_rwpo.attention import HEADS, relative_prox_time
+from numpyro_rwpo.ensemble import Ensemble, gradient
+from numpyro_rwpo.metric import (
+    ensemble_moments,
+    fisher_preconditioner,
+    to_position,
+    to_whitened_gradient,
+)
+from numpyro_rwpo.priors import LaplacePrior
+from numpyro_rwpo.target import Target
+
+MAX_TRANSPORT_STEPS = 40
+_PATIENCE = 6  # steps without a smaller residual before the flow is at rest
+_STIFFNESS = 1.5  # largest stable step of the heat part, in units of the relative prox time
+_WIDE_STEP = 0.5  # step along directions in which the ensemble is more than twice too wide
+_OUTLIER = 10.0  # whitened gradients are clipped at this multiple of their median norm
+_LONGEST_MOVE = 3.0  # of a particle in one step, in root-mean-square radii of the ensemble
+
+
+class Flow(NamedTuple):
+    """Progress of the transport.
+
+    Attributes:
+        residual: smallest root-mean-square velocity so far, whitened units per coordinate.
+        stalled: steps since the residual last fell.
+        steps: steps taken.
+    """
+
+    residual: jax.Array
+    stalled: jax.Array
+    steps: jax.Array
+
+
+def initial_flow(dtype: jnp.dtype) -> Flow:
+    """A flow that has not moved."""
+    zero = jnp.zeros((), int)
+    return Flow(jnp.full((), jnp.inf, dtype), zero, zero)
+
+
+def is_at_rest(flow: Flow) -> jax.Array:
+    """Whether the residual has stopped falling, scalar."""
+    return flow.stalled >= _PATIENCE
+
+
+def _no_prior(dim: int, dtype: jnp.dtype) -> LaplacePrior:
+    zero = jnp.zeros(dim, dtype)
+    return LaplacePrior(zero, zero, zero)
+
+
+def transport_step(
+    ensemble: Ensemble,
+    flow: Flow,
+    target: Target,
+    *,
+    attention: str,
+    relative_time: float,
+    dense: bool,
+) -> tuple[jax.Array, Flow]:
+    """Move the ensemble one step along the flow.
+
+    Args:
+        ensemble: evaluated particles (num_particles, dim).
+        flow: progress so far.
+        target: the posterior.
+        attention: name of the attention head.
+        relative_time: prox time in units of each coordinate's variance.
+        dense: whether the preconditioner is dense.
+
+    Returns:
+        The new particles, not evaluated, and the progress.
+    """
+    particles = ensemble.particles
+    num_particles, dim = particles.shape
+    force = gradient(ensemble, target)
+    moments = ensemble_moments(particles, force, dense)
+    factor, spectrum = fisher_preconditioner(moments)
+
+    prior = target.prior or _no_prior(dim, particles.dtype)
+    prox_time = relative_prox_time(particles, relative_time)
+    density = HEADS[attention](particles, prior, prox_time)
+    explicit = ensemble.gradient + prior.moreau_gradient(particles, prox_time) / 2
+    velocity = to_whitened_gradient(factor, explicit)
+    norm = jnp.linalg.norm(velocity, axis=1, keepdims=True)
+    limit = _OUTLIER * jnp.median(norm)
+    velocity = velocity * jnp.minimum(1.0, limit / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+    velocity = velocity + to_whitened_gradient(factor, density.heat_score(particles))
+
+    # sqrt(m): the ensemble's variance over the target's along each direction. Too narrow: at most
+    # double it; too wide: the heat part is weak there and allows a longer step.
+    width = jnp.sqrt(spectrum)
+    step_size = jnp.where(
+        width > 2.0, _WIDE_STEP, jnp.minimum(_STIFFNESS * relative_time, width)
+    )
+    move = -step_size * velocity
+    # In whitened coordinates the ensemble's mean squared radius is the sum of its widths.
+    longest = _LONGEST_MOVE * jnp.sqrt(width.sum())
+    length = jnp.linalg.norm(move, axis=1, keepdims=True)
+    move = move * jnp.minimum(1.0, longest / jnp.maximum(length, jnp.finfo(length.dtype).tiny))
+
+    residual = jnp.median(jnp.sqrt((velocity**2).mean(1)))
+    fell = residual < 0.98 * flow.residual
+    progress = Flow(
+        jnp.minimum(flow.residual, residual),
+        jnp.where(fell, 0, flow.stalled + 1),
+        flow.steps + 1,
+    )
+    return particles + to_position(factor, move), progress

@@ -1,0 +1,212 @@
+"""Adaptation of the correction during warm-up: metric, step size, sweeps between two draws.
+
+Everything is estimated from the ensemble, sweep after sweep, and never touched again once warm-up
+is over: the draws come from a fixed Markov kernel. Adaptation also ends early, when what it
+estimates has had time to settle: the rest of the warm-up then costs nothing.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_rwpo.correction import Metric, Refresh
+from numpyro_rwpo.ensemble import Ensemble, gradient, potential
+from numpyro_rwpo.metric import Moments, ensemble_moments, fisher_preconditioner, variances
+from numpyro_rwpo.target import Target
+
+MAX_SWEEPS = 32  # between two draws of a particle
+TRIAL_UPDATES = 6  # of each candidate metric, which take turns
+SETTLING_UPDATES = 16  # with the chosen metric, before adaptation may end
+_RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
+_MEMORY = 0.08  # weight of the newest sweep in the running moments, once there are enough
+
+
+class Candidates(NamedTuple):
+    """Which metrics warm-up may choose from (static)."""
+
+    dense: bool
+    fisher: bool
+    exact_flow: bool
+
+    @property
+    def count(self) -> int:
+        """Number of metrics on trial."""
+        return self.fisher + self.exact_flow
+
+
+class Adaptation(NamedTuple):
+    """Running estimates of one ensemble; arrays over candidates have shape (candidates, ...).
+
+    Attributes:
+        updates: warm-up updates of the correction so far, each from a pair of sweeps.
+        chosen: index of the candidate metric in use after the trial.
+        moments: running moments of the ensemble.
+        factor: factor of the Fisher metric of these moments, (dim, dim) or (dim,).
+        log_step: log step size of each candidate, (candidates,).
+        log_step_mean: its running mean, what sampling will use, (candidates,).
+        num_steps: running mean of leapfrog steps a sweep, (candidates,).
+        lag_1: autocorrelation of the statistics after one sweep, across particles,
+            (candidates, 2 dim + 1).
+        lag_2: the same after two sweeps.
+    """
+
+    updates: jax.Array
+    chosen: jax.Array
+    moments: Moments
+    factor: jax.Array
+    log_step: jax.Array
+    log_step_mean: jax.Array
+    num_steps: jax.Array
+    lag_1: jax.Array
+    lag_2: jax.Array
+
+
+class Tuning(NamedTuple):
+    """What a sweep needs: metric and step size, and the sweeps between two draws of a particle."""
+
+    metric: Metric
+    step_size: jax.Array
+    num_sweeps: jax.Array
+
+
+class SweepPair(NamedTuple):
+    """An ensemble before, between and after two sweeps, and what these did."""
+
+    before: Ensemble
+    between: Ensemble
+    after: Ensemble
+    refresh: Refresh
+
+
+def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptation:
+    """Before the first sweep: unit moments and a step size from the dimension alone."""
+    dim, dtype = particles.shape[1], particles.dtype
+    unit = jnp.eye(dim, dtype=dtype) if candidates.dense else jnp.ones(dim, dtype)
+    log_step = jnp.full(candidates.count, -0.25 * math.log(dim), dtype)
+    correlation = jnp.ones((candidates.count, 2 * dim + 1), dtype)
+    return Adaptation(
+        updates=jnp.zeros((), int),
+        chosen=jnp.zeros((), int),
+        moments=Moments(jnp.zeros(dim, dtype), unit, unit),
+        factor=unit,
+        log_step=log_step,
+        log_step_mean=log_step,
+        num_steps=jnp.ones(candidates.count, dtype),
+        lag_1=correlation,
+        lag_2=correlation,
+    )
+
+
+def _on_trial(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
+    return (adaptation.updates < TRIAL_UPDATES * candidates.count) & (candidates.count > 1)
+
+
+def _candidate(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
+    turn = adaptation.updates % candidates.count
+    return jnp.where(_on_trial(adaptation, candidates), turn, adaptation.chosen)
+
+
+def _metric(adaptation: Adaptation, candidate: jax.Array, candidates: Candidates) -> Metric:
+    scale = jnp.sqrt(variances(adaptation.moments))
+    diagonal = jnp.diag(scale) if candidates.dense else scale
+    exact = candidate == candidates.fisher  # the exact flow comes last
+    if not candidates.exact_flow:
+        exact = jnp.zeros((), bool)
+    return Metric(jnp.where(exact, diagonal, adaptation.factor), scale, exact)
+
+
+def _num_sweeps(adaptation: Adaptation) -> jax.Array:
+    """Sweeps after which no statistic of a particle remembers more than a tenth of itself.
+
+    A statistic that mixes fast and slow directions decays as w r^k; r is the ratio of its lag-2 to
+    its lag-1 correlation, which lag 1 alone would underestimate.
+    """
+    lag_1 = jnp.clip(adaptation.lag_1[adaptation.chosen], 1e-3, 0.999)
+    lag_2 = jnp.clip(adaptation.lag_2[adaptation.chosen], 1e-3, 0.999)
+    rate = jnp.clip(jnp.maximum(lag_2 / lag_1, lag_1), 1e-3, 0.999)
+    weight = lag_1 / rate
+    needed = jnp.log(_RESIDUAL_CORRELATION / weight) / jnp.log(rate)
+    return jnp.clip(jnp.ceil(needed.max()), 1, MAX_SWEEPS).astype(int)
+
+
+def tuning(adaptation: Adaptation, candidates: Candidates, warming: jax.Array) -> Tuning:
+    """The tuning of the next sweep: on trial during warm-up, the settled one after it."""
+    candidate = jnp.where(warming, _candidate(adaptation, candidates), adaptation.chosen)
+    log_step = jnp.where(warming, adaptation.log_step, adaptation.log_step_mean)[candidate]
+    metric = _metric(adaptation, candidate, candidates)
+    return Tuning(metric, jnp.exp(log_step), jnp.where(warming, 2, _num_sweeps(adaptation)))
+
+
+def is_settled(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
+    """Whether warm-up has run long enough for its estimates, scalar."""
+    trial = TRIAL_UPDATES * candidates.count if candidates.count > 1 else 0
+    return adaptation.updates >= trial + SETTLING_UPDATES + 3 * _num_sweeps(adaptation)
+
+
+def _statistics(ensemble: Ensemble, target: Target) -> jax.Array:
+    """Positions, squared deviations and potential, standardised over particles, (n, 2 dim + 1)."""
+    x = ensemble.particles - ensemble.particles.mean(0)
+    raw = jnp.concatenate([x, x**2, potential(ensemble, target)[:, None]], axis=1)
+    centred = raw - raw.mean(0)
+    norm = jnp.sqrt((centred**2).sum(0))
+    return jnp.where(norm > 0, centred / jnp.where(norm > 0, norm, 1.0), 0.0)
+
+
+def _blend(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(new), old + weight * (new - old), old)
+
+
+def _adapt_step(log_step: jax.Array, accept_prob: jax.Array, aim: float, uses: jax.Array) -> jax.Array:
+    # The mean acceptance over many particles is hardly noisy: a proportional rule is enough.
+    error = accept_prob - aim
+    error = jnp.where(error < 0, error / aim, error / (1 - aim))
+    return log_step + jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.1) * error
+
+
+def learn_moments(
+    adaptation: Adaptation, ensemble: Ensemble, target: Target, candidates: Candidates
+) -> Adaptation:
+    """Blend the moments of an ensemble into the running ones; the first replace them."""
+    new = ensemble_moments(ensemble.particles, gradient(ensemble, target), candidates.dense)
+    memory = jnp.maximum(1 / (1.0 + adaptation.updates), _MEMORY)
+    moments = jax.tree.map(lambda o, n: _blend(o, n, memory), adaptation.moments, new)
+    return adaptation._replace(moments=moments, factor=fisher_preconditioner(moments).factor)
+
+
+def learn_sweeps(
+    adaptation: Adaptation,
+    pair: SweepPair,
+    target: Target,
+    candidates: Candidates,
+    target_accept_prob: float,
+) -> Adaptation:
+    """Learn step size, memory of the statistics and the better metric from a pair of sweeps."""
+    on_trial = _on_trial(adaptation, candidates)
+    now = _candidate(adaptation, candidates)
+    uses = jnp.where(on_trial, adaptation.updates // candidates.count, adaptation.updates)
+    weight = jnp.maximum(1 / (1.0 + uses), _MEMORY)
+
+    accept_prob = pair.refresh.accept_prob.mean()
+    log_step = _adapt_step(adaptation.log_step[now], accept_prob, target_accept_prob, uses)
+    log_step_mean = _blend(adaptation.log_step_mean[now], log_step, jnp.maximum(weight, 0.15))
+    before, between, after = (
+        _statistics(e, target) for e in (pair.before, pair.between, pair.after)
+    )
+    lag_1 = ((before * between).sum(0) + (between * after).sum(0)) / 2
+    lag_2 = (before * after).sum(0)
+    steps = _blend(adaptation.num_steps[now], pair.refresh.num_steps / 2, weight)
+    learnt = adaptation._replace(
+        updates=adaptation.updates + 1,
+        log_step=adaptation.log_step.at[now].set(log_step),
+        log_step_mean=adaptation.log_step_mean.at[now].set(log_step_mean),
+        num_steps=adaptation.num_steps.at[now].set(steps),
+        lag_1=adaptation.lag_1.at[now].set(_blend(adaptation.lag_1[now], lag_1, weight)),
+        lag_2=adaptation.lag_2.at[now].set(_blend(adaptation.lag_2[now], lag_2, weight)),
+    )
+    dim = pair.after.particles.shape[1]
+    gain_per_gradient = (1 - learnt.lag_1[:, :dim]).min(1) / learnt.num_steps
+    return learnt._replace(
+        chosen=jnp.where(on_trial, jnp.argmax(gain_per_gradient), adaptation.chosen)
+    )
