@@ -145,8 +145,10 @@ def _attend_block(
     def absorb(carry: Carry, block: tuple[jax.Array, jax.Array]) -> tuple[Carry, None]:
         peak, total, weighted = carry
         keys, bias = block
-        energy = 0.5 * ((queries[:, None] - keys) / scale) ** 2
-        logits = bias - (jnp.sum(energy, 2, keepdims=True) if is_joint else energy)
+        if is_joint:
+            logits = bias - 0.5 * _squared_distances(queries / scale, keys / scale)[..., None]
+        else:
+            logits = bias - 0.5 * ((queries[:, None] - keys) / scale) ** 2
         new_peak = jnp.maximum(peak, jnp.max(logits, 1))
         shrink = jnp.exp(peak - new_peak)
         weights = jnp.exp(logits - new_peak[:, None])
@@ -163,6 +165,15 @@ def _attend_block(
     # A query beyond the reach of every key: density 0 and a displacement that is merely finite.
     total = jnp.maximum(total, jnp.finfo(dtype).tiny)
     return peak + jnp.log(total), weighted / total - queries
+
+
+def _squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
+    """(m, dim) and (n, dim) to (m, n); from differences, since |x|^2 - 2xy + |y|^2 cancels."""
+
+    def add(total: jax.Array, coordinate: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + (coordinate[0][:, None] - coordinate[1]) ** 2, None
+
+    return lax.scan(add, jnp.zeros((x.shape[0], y.shape[0]), x.dtype), (x.T, y.T))[0]
 
 
 class JointDensity(NamedTuple):
@@ -373,15 +384,16 @@ def _shrunk_correlation(normal: jax.Array) -> jax.Array:
     num_particles, dim = normal.shape
     epsilon = jnp.finfo(normal.dtype).eps
     centred = normal - jnp.mean(normal, 0)
-    deviation = jnp.sqrt(jnp.mean(centred**2, 0))
+    covariance = jnp.matmul(centred.T, centred, precision=_EXACT) / num_particles
+    deviation = jnp.sqrt(jnp.diagonal(covariance))
     # Coinciding particles have no correlation to speak of, only rounding.
-    standard = jnp.where(deviation > 32 * epsilon, centred / deviation, 0)
-    raw = jnp.matmul(standard.T, standard, precision=_EXACT) / num_particles
-    correlation = jnp.clip(jnp.fill_diagonal(raw, 0, inplace=False), -1, 1)
+    inverse = jnp.where(deviation > 32 * epsilon, 1 / deviation, 0)
+    identity = jnp.eye(dim, dtype=normal.dtype)
+    correlation = (1 - identity) * jnp.clip(covariance * inverse[:, None] * inverse, -1, 1)
     squares = correlation**2
     noise = (jnp.sum((1 - squares) ** 2) - dim) / max(num_particles - 1, 1)
     # The floor covers the rounding of a Cholesky decomposition.
     smallest = 16 * dim * epsilon
     shrinkage = noise / jnp.maximum(jnp.sum(squares), jnp.finfo(normal.dtype).tiny)
     shrinkage = jnp.clip(shrinkage, smallest, 1)
-    return (1 - shrinkage) * correlation + jnp.eye(dim, dtype=normal.dtype)
+    return (1 - shrinkage) * correlation + identity

@@ -131,8 +131,9 @@ def hmc_sweep(
     """
     particles = ensemble.particles
     num_particles, dim = particles.shape
-    # One call for all randomness: every further one adds half a second of compilation.
-    noise = random.normal(rng_key, (num_particles, dim + 2), particles.dtype)
+    # One call for all randomness, flat: each call and each axis costs XLA a while to compile.
+    noise = random.normal(rng_key, (num_particles * (dim + 2),), particles.dtype)
+    noise = noise.reshape(num_particles, dim + 2)
     momentum, jitter = noise[:, :dim], 1 + STEP_JITTER * jnp.tanh(noise[:, dim, None])
     uniform = (1 + erf(noise[:, dim + 1] * math.sqrt(0.5))) / 2
     num_steps = trajectory_steps(trajectory_length, step_size)

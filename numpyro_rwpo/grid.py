@@ -57,8 +57,9 @@ class GridDensity(NamedTuple):
         log_density: At the nodes, (nodes, dim).
         slope: Of the log density in each cell, (nodes + 1, dim).
         heat_slope: The same without the prior's half potential, (nodes + 1, dim).
-        log_outer: Log of the mass beyond each cell's outer edge, (nodes + 1, dim).
-        num_lower: Cells whose outer edge is the left one, (dim,); the others look to the right.
+        outer_mass: Log of the mass to the left of each cell if that is below a half, else minus the
+            log of the mass to its right, (nodes + 1, dim): the sign says which, and the whole
+            increases from -inf to inf.
     """
 
     origin: jax.Array
@@ -66,8 +67,7 @@ class GridDensity(NamedTuple):
     log_density: jax.Array
     slope: jax.Array
     heat_slope: jax.Array
-    log_outer: jax.Array
-    num_lower: jax.Array
+    outer_mass: jax.Array
 
     def _locate(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Cell, the node it is measured from, and the distance to that node in spacings."""
@@ -92,21 +92,23 @@ class GridDensity(NamedTuple):
         return _lookup(self.heat_slope, self._locate(x)[0])
 
     def _log_tail(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Whether ``x`` looks to the left, and the log of the mass on that side of it."""
+        """Whether ``x``'s cell looks to the left, and the log of the mass on that side of ``x``."""
         cell, node, distance = self._locate(x)
-        is_lower = cell < self.num_lower
-        is_end = (cell == 0) | (cell == self.log_density.shape[0])
+        outer_mass = _lookup(self.outer_mass, cell)
         slope = _lookup(self.slope, cell)
         log_density = _lookup(self.log_density, node)
-        inward = jnp.where(is_lower, slope, -slope)
-        edge = log_density + jnp.where(is_lower, 0, slope * self.spacing)
-        # The smallest positive number keeps log and its derivative finite on the edge itself.
-        depth = jnp.where(is_end, 1, jnp.where(is_lower, distance, 1 - distance))
-        depth = depth * self.spacing + jnp.finfo(depth.dtype).tiny
-        within = edge + jnp.log(depth) + _log_mean_exp(inward * depth)
+        is_lower = outer_mass < 0
+        is_end = jnp.isinf(outer_mass)
         end = log_density + slope * self.spacing * distance - jnp.log(jnp.abs(slope))
-        log_outer = jnp.where(is_end, 0, _lookup(self.log_outer, cell))
-        return is_lower, jnp.where(is_end, end, jnp.logaddexp(log_outer, within))
+
+        depth = jnp.where(is_end, 1, jnp.where(is_lower, distance, 1 - distance)) * self.spacing
+        # The smallest positive number keeps the logarithm and its derivative finite on the edge.
+        depth = depth + jnp.finfo(depth.dtype).tiny
+        edge = log_density + jnp.where(is_lower, 0, slope * self.spacing)
+        inward = jnp.where(is_lower, slope, -slope)
+        within = edge + jnp.log(depth) + _log_mean_exp(inward * depth)
+        outer_mass = jnp.where(is_end, -1, -jnp.abs(outer_mass))
+        return is_lower, jnp.where(is_end, end, jnp.logaddexp(outer_mass, within))
 
     def log_cdf(self, x: jax.Array) -> jax.Array:
         """Log of the mass to the left of ``x`` per coordinate, accurate far into the left tail."""
@@ -126,26 +128,30 @@ class GridDensity(NamedTuple):
 
     def from_normal(self, normal: jax.Array) -> jax.Array:
         """Inverse of :meth:`to_normal`; standard normal draws become draws of this density."""
-        num_nodes, dim = self.log_density.shape
-        normal, shape = normal.reshape(-1, dim), normal.shape
-        nodes = self.origin + self.spacing * jnp.arange(num_nodes)[:, None]
-        find = jax.vmap(jnp.searchsorted, in_axes=1, out_axes=1)
-        cell = find(self.to_normal(nodes), normal)
-        is_lower = cell < self.num_lower
-        is_end = (cell == 0) | (cell == num_nodes)
-        node = jnp.maximum(cell - 1, 0)
-        slope = _lookup(self.slope, cell)
-        log_density = _lookup(self.log_density, node)
-        log_tail = log_ndtr(jnp.where(is_lower, normal, -normal))
-        end = (log_tail - log_density + jnp.log(jnp.abs(slope))) / (slope * self.spacing)
+        normal, shape = normal.reshape(-1, self.origin.shape[0]), normal.shape
+        # Signed log masses of the nodes, which are the left edges of all cells but the first, and
+        # of the points wanted; increasing like `outer_mass`.
+        log_masses = _log_masses(self.log_density, self.slope, self.spacing)
+        beyond = -jnp.logaddexp(-self.outer_mass[1:], log_masses[1:])
+        nodes = jnp.where(self.outer_mass[1:] < 0, self.outer_mass[1:], beyond)
+        log_tail = log_ndtr(-jnp.abs(normal))
+        wanted = jnp.where(normal < 0, log_tail, -log_tail)
+        cell = jax.vmap(jnp.searchsorted, in_axes=1, out_axes=1)(nodes, wanted)
 
-        inward = jnp.where(is_lower, slope, -slope) * self.spacing
-        edge = log_density + jnp.where(is_lower, 0, slope * self.spacing)
-        log_cell = edge + jnp.log(self.spacing) + _log_mean_exp(inward)
-        excess = jnp.minimum(_lookup(self.log_outer, cell) - log_tail, 0)
-        fraction = jnp.exp(jnp.minimum(log_tail + jnp.log(-jnp.expm1(excess)) - log_cell, 0))
-        depth = _exponential_quantile(fraction, inward)
-        distance = jnp.where(is_end, end, jnp.where(is_lower, depth, 1 - depth))
+        node = jnp.maximum(cell - 1, 0)
+        outer_mass = _lookup(self.outer_mass, cell)
+        slope = _lookup(self.slope, cell) * self.spacing
+        is_lower = outer_mass < 0
+        is_other_side = is_lower != (normal < 0)
+        log_tail = jnp.where(is_other_side, jnp.log1p(-jnp.exp(log_tail)), log_tail)
+        excess = jnp.minimum(-jnp.abs(outer_mass) - log_tail, 0)
+        log_fraction = log_tail + jnp.log(-jnp.expm1(excess)) - _lookup(log_masses, cell)
+        depth = _exponential_quantile(
+            jnp.exp(jnp.minimum(log_fraction, 0)), jnp.where(is_lower, slope, -slope)
+        )
+        # In the tails the same logarithm is linear in the distance to the last node.
+        distance = jnp.where(is_lower, depth, 1 - depth)
+        distance = jnp.where(jnp.isinf(outer_mass), log_fraction / slope, distance)
         return (self.origin + self.spacing * (node + distance)).reshape(shape)
 
 
@@ -182,7 +188,7 @@ def fit_grid(
     kink = jnp.round((prior.location - origin) / coarse)
     is_inside = (kink >= 0) & (kink <= _NUM_COARSE - 1)
     origin = jnp.where(is_inside, prior.location - kink * coarse, origin)
-    kink = jnp.clip(kink, 0, _NUM_COARSE - 1)
+    kink = jnp.clip(kink, -1, _NUM_COARSE)
 
     nodes = origin + coarse * jnp.arange(_NUM_COARSE)[:, None]
     kernel_time = 0.5 * inverse_temperature * scale**2
@@ -195,21 +201,16 @@ def fit_grid(
     # The prior in exact multiples of the spacing around its kink, up to a constant.
     spacing = coarse / _REFINEMENT
     centred = prior._replace(location=jnp.zeros_like(origin))
-    steps = jnp.arange(_NUM_NODES)[:, None] - _REFINEMENT * kink
+    steps = jnp.arange(-1, _NUM_NODES + 1)[:, None] - _REFINEMENT * kink
     half = 0.5 * inverse_temperature
     log_density = log_heat - half * centred.potential(steps * spacing)
+    prior_slope = half * centred.subgradient(steps[:-1] + 0.5)
+    # No tail flatter than one kernel scale: on paper the ends fall off four times faster.
     slope = jnp.diff(log_density, axis=0) / spacing
-    heat_slope = slope + half * centred.subgradient(steps[:-1] + 0.5)
-    # Never flatter than one kernel scale: on paper the ends fall off four times faster.
-    left, right = jnp.maximum(slope[:1], 1 / scale), jnp.minimum(slope[-1:], -1 / scale)
-    heat_left, heat_right = heat_slope[:1] + left - slope[:1], heat_slope[-1:] + right - slope[-1:]
-    return _integrate(
-        origin,
-        spacing,
-        log_density,
-        jnp.concatenate([left, slope, right]),
-        jnp.concatenate([heat_left, heat_slope, heat_right]),
-    )
+    cell = jnp.arange(_NUM_NODES + 1)[:, None]
+    slope = jnp.where(cell == 0, jnp.maximum(slope, 1 / scale), slope)
+    slope = jnp.where(cell == _NUM_NODES, jnp.minimum(slope, -1 / scale), slope)
+    return _integrate(origin, spacing, log_density, slope, slope + prior_slope)
 
 
 def _linear_histogram(position: jax.Array) -> jax.Array:
@@ -249,12 +250,17 @@ def _log_heat(log_weight: jax.Array, curvature: jax.Array) -> jax.Array:
 
 
 def _hermite(value: jax.Array, slope: jax.Array) -> jax.Array:
-    """Cubic interpolation of values and slopes (per coarse spacing) to the fine grid."""
+    """Cubic interpolation of values and slopes (per coarse spacing) to the fine grid.
+
+    With one more node at either end, on a straight line with the two next to it.
+    """
     t = jnp.asarray(np.arange(_REFINEMENT) / _REFINEMENT, value.dtype)[:, None]
     start, rise = value[:-1, None], (value[1:] - value[:-1])[:, None]
     bend_in, bend_out = slope[:-1, None] - rise, slope[1:, None] - rise
     fine = start + t * rise + t * (1 - t) * ((1 - t) * bend_in - t * bend_out)
-    return jnp.concatenate([fine.reshape(-1, value.shape[1]), value[-1:]])
+    fine = fine.reshape(-1, value.shape[1])
+    last = value[-1:]
+    return jnp.concatenate([2 * fine[:1] - fine[1:2], fine, last, 2 * last - fine[-1:]])
 
 
 def _integrate(
@@ -264,20 +270,36 @@ def _integrate(
     slope: jax.Array,
     heat_slope: jax.Array,
 ) -> GridDensity:
-    """Normalise, and accumulate the masses from both ends."""
-    inner = log_density[:-1] + jnp.log(spacing) + _log_mean_exp(slope[1:-1] * spacing)
-    ends = log_density[np.array([0, -1])] - jnp.log(jnp.abs(slope[np.array([0, -1])]))
-    log_mass = jnp.concatenate([ends[:1], inner, ends[1:]])
-    both_ways = jnp.stack([log_mass, log_mass[::-1]], axis=1)
-    start = jnp.full(both_ways.shape[1:], -jnp.inf, log_mass.dtype)
-    total, outer = lax.scan(lambda sum_, mass: (jnp.logaddexp(sum_, mass), sum_), start, both_ways)
-    from_left, from_right = outer[:, 0], outer[::-1, 1]
-    is_lower = from_left <= from_right
-    num_lower = jnp.sum(is_lower, 0)
-    log_outer = jnp.where(is_lower, from_left, from_right) - total[0]
-    return GridDensity(
-        origin, spacing, log_density - total[0], slope, heat_slope, log_outer, num_lower
-    )
+    """Normalise, and accumulate the masses from both ends.
+
+    Args:
+        origin: (dim,).
+        spacing: (dim,).
+        log_density: At the nodes and at one more on either side, (nodes + 2, dim).
+        slope: (nodes + 1, dim), outward decay in the first and last.
+        heat_slope: (nodes + 1, dim).
+    """
+    log_density = log_density[1:-1]
+    log_masses = _log_masses(log_density, slope, spacing)
+    nothing = jnp.full_like(log_masses[0], -jnp.inf)
+
+    def accumulate(sum_: jax.Array, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.logaddexp(sum_, mass), sum_
+
+    total, from_left = lax.scan(accumulate, nothing, log_masses)
+    _, from_right = lax.scan(accumulate, nothing, log_masses, reverse=True)
+    from_left, from_right = from_left - total, from_right - total
+    outer_mass = jnp.where(from_left < -math.log(2), from_left, -from_right)
+    return GridDensity(origin, spacing, log_density - total, slope, heat_slope, outer_mass)
+
+
+def _log_masses(log_density: jax.Array, slope: jax.Array, spacing: jax.Array) -> jax.Array:
+    """Log mass of every cell, (nodes + 1, dim)."""
+    cell = jnp.arange(slope.shape[0])[:, None]
+    is_end = (cell == 0) | (cell == slope.shape[0] - 1)
+    width = jnp.log(spacing) + _log_mean_exp(slope * spacing)
+    first = jnp.concatenate([log_density[:1], log_density])
+    return first + jnp.where(is_end, -jnp.log(jnp.abs(slope)), width)
 
 
 def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:

@@ -42,7 +42,8 @@ _POWERS_SINGLE = cheb2poly(_CHEBYSHEV[:14]).tolist()
 def mills_ratio(t: jax.Array) -> jax.Array:
     """Mills ratio ``(1 - Phi(|t|)) / phi(|t|)``; its derivative is as accurate as its value.
 
-    ``jax.scipy.special.erfcx`` is the same function, but in float32 returns 0 near 9.3.
+    ``jax.scipy.special.erfcx`` is the same but for scale; older JAX lacks it, and in JAX 0.10 it
+    returns 0 around 9.3 in float32.
 
     Args:
         t: Floating-point array; the sign is dropped.
@@ -126,6 +127,48 @@ def _log_integral_jvp(
     slope = jnp.where(is_weak, from_slope, mean_right - mean_left - offset)
     tangent = slope * tangents[0] - mean_left * tangents[1] - mean_right * tangents[2]
     return jnp.log(mass) - envelope(offset, rate_left, rate_right), tangent
+
+
+def log_distribution(
+    z: jax.Array, shift: jax.Array, offset: jax.Array, rate_left: jax.Array, rate_right: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logs of the density, distribution and survival functions of ``exp(-g(z) - shift^2/2)``.
+
+    Args:
+        z: Where to evaluate.
+        shift: ``z - offset``, from the caller, who may know it without cancellation.
+        offset: Centre ``u`` of the normal factor.
+        rate_left: Slope of ``g`` left of 0, >= 0.
+        rate_right: Slope of ``g`` right of 0, >= 0.
+
+    Returns:
+        The three logarithms. The last two keep their digits in their own tails, however far out;
+        only at the foot of a kink that cuts a tail off is the probability, not its logarithm,
+        good to rounding.
+    """
+    is_left = z < 0
+    sign = jnp.where(is_left, -1, 1)
+    own_rate = jnp.where(is_left, rate_left, rate_right)
+    other_rate = jnp.where(is_left, rate_right, rate_left)
+    own, other = own_rate - sign * offset, other_rate + sign * offset
+    own_mass, other_mass, excess = masses(own, other)
+    log_mass = jnp.log(own_mass + other_mass)
+
+    beyond = own_rate + sign * shift  # t of the half line that starts at z
+    distance = sign * z
+    decay = distance * (own + 0.5 * distance)
+    exponent = jnp.where(own < 0, -0.5 * jnp.square(beyond), -decay - excess)
+    # Outer: from z away from the kink; inner: the rest. Each in the form that does not cancel.
+    ratio = mills_ratio(beyond)
+    tail = jnp.exp(exponent) * ratio
+    log_outer = jnp.where(beyond < 0, jnp.log(SQRT_TWO_PI - tail), exponent + jnp.log(ratio))
+    shrink = jnp.exp(jnp.minimum(decay, 0))
+    near = jnp.maximum(ratio - shrink * mills_ratio(own), 0) + shrink * mills_ratio(other)
+    far = jnp.maximum(own_mass - tail, 0) + other_mass
+    log_inner = jnp.where(beyond < 0, exponent + jnp.log(near), jnp.log(far))
+    log_cdf = jnp.where(is_left, log_outer, log_inner) - log_mass
+    log_survival = jnp.where(is_left, log_inner, log_outer) - log_mass
+    return exponent - log_mass, log_cdf, log_survival
 
 
 def quantile(t: jax.Array, level: jax.Array) -> jax.Array:

@@ -27,9 +27,9 @@ from jax.typing import ArrayLike
 from numpyro_rwpo.half_lines import (
     SQRT_TWO_PI,
     envelope,
+    log_distribution,
     log_integral,
     masses,
-    mills_ratio,
     quantile,
 )
 
@@ -37,12 +37,10 @@ from numpyro_rwpo.half_lines import (
 class LaplacePrior(NamedTuple):
     r"""Separable prior potential, rate_right (x - location)_+ + rate_left (location - x)_+.
 
-    Every method works elementwise on arrays of shape (..., dim) that broadcast with the fields and
-    with scalar or (dim,) parameters, keeps the dtype, and may be jitted and vmapped. All but
-    :meth:`sample` and :meth:`hamiltonian_flow` are meant to be differentiated. Methods check
-    nothing; build priors with :func:`laplace_prior`.
-
-    Parameters that recur: ``prox_time`` is :math:`T > 0` in position units squared,
+    Methods work elementwise on arrays (..., dim) that broadcast with the fields and with scalar or
+    (dim,) parameters, keep the dtype, and may be jitted and vmapped; all but :meth:`sample` and
+    :meth:`hamiltonian_flow` are meant to be differentiated. They check nothing: build priors with
+    :func:`laplace_prior`. ``prox_time`` is :math:`T > 0` in position units squared,
     ``inverse_temperature`` is :math:`\beta > 0`.
 
     Attributes:
@@ -100,10 +98,8 @@ class LaplacePrior(NamedTuple):
 
     def tempered(self, inverse_temperature: ArrayLike) -> "LaplacePrior":
         """The prior whose potential is ``inverse_temperature`` times this one."""
-        rate_left, rate_right = self.rate_left, self.rate_right
-        return LaplacePrior(
-            self.location, rate_left * inverse_temperature, rate_right * inverse_temperature
-        )
+        left, right = self.rate_left, self.rate_right
+        return LaplacePrior(self.location, left * inverse_temperature, right * inverse_temperature)
 
     def log_normalizer(
         self,
@@ -164,13 +160,13 @@ class LaplacePrior(NamedTuple):
     def log_cdf(
         self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike = 1.0
     ) -> jax.Array:
-        """Log of :meth:`cdf`, accurate in the left tail, except right behind a steep kink there."""
+        """Log of :meth:`cdf`, accurate in the left tail, but for the foot of a steep kink."""
         return self._distribution(x, y, prox_time, inverse_temperature)[1]
 
     def log_survival(
         self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike = 1.0
     ) -> jax.Array:
-        """Log of ``1 - cdf``, accurate in the right tail, except right before a steep kink there."""
+        """Log of ``1 - cdf``, accurate in the right tail, but for the foot of a steep kink."""
         return self._distribution(x, y, prox_time, inverse_temperature)[2]
 
     def sample(
@@ -278,33 +274,11 @@ class LaplacePrior(NamedTuple):
         self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Logs of the kernel's density, distribution function and survival function at ``x``."""
-        x, y = jnp.asarray(x), jnp.asarray(y)
         scale, offset, left, right = self._standardise(y, prox_time, inverse_temperature)
-        is_left = x < self.location
-        sign = jnp.where(is_left, -1, 1)
-        own_rate = jnp.where(is_left, left, right)
-        own, other = own_rate - sign * offset, jnp.where(is_left, right, left) + sign * offset
-        own_mass, other_mass, excess = masses(own, other)
-        log_mass = jnp.log(own_mass + other_mass)
-
-        # t of the half line that starts at x; through x - y, which is exact where x is near y.
-        beyond = own_rate + sign * (x - y) / scale
-        distance = sign * (x - self.location) / scale
-        decay = distance * (own + 0.5 * distance)
-        exponent = jnp.where(own < 0, -0.5 * jnp.square(beyond), -decay - excess)
-        # Outer: from x away from the kink; inner: the rest. Each in the form that does not cancel.
-        ratio = mills_ratio(beyond)
-        tail = jnp.exp(exponent) * ratio
-        log_outer = jnp.where(beyond < 0, jnp.log(SQRT_TWO_PI - tail), exponent + jnp.log(ratio))
-        shrink = jnp.exp(jnp.minimum(decay, 0))
-        near = jnp.maximum(ratio - shrink * mills_ratio(own), 0) + shrink * mills_ratio(other)
-        far = jnp.maximum(own_mass - tail, 0) + other_mass
-        log_inner = jnp.where(beyond < 0, exponent + jnp.log(near), jnp.log(far))
-        return (
-            exponent - log_mass - jnp.log(scale),
-            jnp.where(is_left, log_outer, log_inner) - log_mass,
-            jnp.where(is_left, log_inner, log_outer) - log_mass,
-        )
+        x = jnp.asarray(x)
+        z, shift = (x - self.location) / scale, (x - y) / scale
+        log_prob, log_cdf, log_survival = log_distribution(z, shift, offset, left, right)
+        return log_prob - jnp.log(scale), log_cdf, log_survival
 
 
 def _ratio_or_inf(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

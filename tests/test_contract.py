@@ -1,0 +1,838 @@
+"""What NumPyro users do with any kernel, done with `RWPO`.
+
+Shapes, keys and names are compared with `NUTS` on the same model; draw-for-draw statements
+(resuming, thinning, chain methods) hold for `NUTS` too and were tried on it first. Posterior
+moments are compared with closed forms or quadrature (see `helpers`) in Monte Carlo errors.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import arviz as az
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from helpers import (
+    GAUSSIAN_COVARIANCE,
+    GAUSSIAN_MEAN,
+    Moments,
+    assert_moments,
+    constrained_moments,
+    constrained_sites,
+    draw_matrix,
+    far_island,
+    forward_only,
+    gaussian_moments,
+    gaussian_potential,
+    handled_two_levels,
+    handled_two_levels_moments,
+    hazard_moments,
+    hazards,
+    hierarchy_moments,
+    laplace_hierarchies,
+    laplace_moments,
+    laplace_sites,
+    lasso_regression,
+    normal_mean,
+    normal_mean_moments,
+    primitives,
+    primitives_moments,
+    regression_data,
+    run_mcmc,
+    scan_model,
+    scan_moments,
+    shrunken_means,
+    shrunken_means_moments,
+    two_islands,
+    unusual_moments,
+    unusual_sites,
+)
+from numpyro.infer import (
+    MCMC,
+    NUTS,
+    Predictive,
+    init_to_median,
+    init_to_value,
+    log_likelihood,
+)
+from numpyro.infer.util import potential_energy
+
+from numpyro_rwpo import RWPO
+
+NUM_PARTICLES = 16
+EXTRA_FIELDS = ("potential_energy", "accept_prob", "num_steps", "step_size")
+STATISTICAL = {"num_warmup": 200, "num_samples": 500, "num_chains": 4}
+
+X, Y = regression_data()
+MEANS_DATA = np.array([0.3, 1.2, -2.5], np.float32)
+MEANS_SCALE = np.float32(0.5)
+
+
+def small(model: Callable[..., None] | None = None, **options: Any) -> RWPO:
+    """A kernel with few particles, for tests of mechanics."""
+    return RWPO(model, **{"num_particles": NUM_PARTICLES, **options})
+
+
+def run_means(**options: Any) -> MCMC:
+    """Run the three shrunken means, the common subject of the tests of mechanics."""
+    return run_mcmc(small(shrunken_means), MEANS_DATA, MEANS_SCALE, **options)
+
+
+def theta(mcmc: MCMC) -> np.ndarray:
+    """Draws of the shrunken means, (chains, draws, 3)."""
+    return np.asarray(mcmc.get_samples(group_by_chain=True)["theta"])
+
+
+def assert_all_distinct(draws: np.ndarray) -> None:
+    """Every row of (draws, dim) differs from every other."""
+    assert len(np.unique(draws, axis=0)) == len(draws)
+
+
+@pytest.fixture(scope="module")
+def lasso() -> MCMC:
+    """A finished vectorized run of two chains on the regression."""
+    return run_mcmc(small(lasso_regression), X, y=Y, num_chains=2, extra_fields=EXTRA_FIELDS)
+
+
+@pytest.fixture(scope="module")
+def nuts_lasso() -> MCMC:
+    """The same run with NUTS."""
+    fields = ("potential_energy", "accept_prob", "num_steps", "adapt_state.step_size")
+    kernel = NUTS(lasso_regression)
+    return run_mcmc(kernel, X, y=Y, num_chains=2, num_warmup=10, extra_fields=fields)
+
+
+@pytest.fixture(scope="module")
+def long_run() -> MCMC:
+    """One chain of 80 draws: five passes through the particles."""
+    return run_means(num_samples=80)
+
+
+# ------------------------------------------------------------------- what a run returns
+
+
+class TestFinishedRun:
+    """One vectorized run, looked at from all sides; NUTS gives the expected shapes."""
+
+    @pytest.mark.parametrize("group_by_chain", [False, True])
+    def test_samples_look_like_those_of_nuts(
+        self, lasso: MCMC, nuts_lasso: MCMC, group_by_chain: bool
+    ) -> None:
+        ours, theirs = (m.get_samples(group_by_chain) for m in (lasso, nuts_lasso))
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), ours) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), theirs
+        )
+        assert all(np.isfinite(value).all() for value in ours.values())
+
+    @pytest.mark.parametrize("group_by_chain", [False, True])
+    def test_extra_fields_look_like_those_of_nuts(
+        self, lasso: MCMC, nuts_lasso: MCMC, group_by_chain: bool
+    ) -> None:
+        ours, theirs = (m.get_extra_fields(group_by_chain) for m in (lasso, nuts_lasso))
+        theirs["step_size"] = theirs.pop("adapt_state.step_size")
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert (value.shape, value.dtype) == (theirs[name].shape, theirs[name].dtype), name
+        assert np.all((ours["accept_prob"] >= 0) & (ours["accept_prob"] <= 1))
+        assert np.all(ours["step_size"] > 0)
+        assert np.all(ours["num_steps"] >= 1)  # ArviZ takes its logarithm
+
+    def test_state_is_one_particle_per_chain(self, lasso: MCMC, nuts_lasso: MCMC) -> None:
+        ours, theirs = lasso.last_state, nuts_lasso.last_state
+        assert jax.tree.map(jnp.shape, ours.z) == jax.tree.map(jnp.shape, theirs.z)
+        assert ours.rng_key.shape == theirs.rng_key.shape
+        # What `MCMC` itself does to the state after a warm-up.
+        assert ours._replace(rng_key=theirs.rng_key).rng_key is theirs.rng_key
+        assert lasso.sampler.sample_field == "z"
+        assert tuple(lasso.sampler.default_fields) == ("z", "diverging")
+        assert not lasso.sampler.is_ensemble_kernel
+        assert lasso.sampler.model is lasso_regression
+
+    def test_chains_differ_and_draws_do_not_repeat(self, lasso: MCMC) -> None:
+        draws = np.asarray(lasso.get_samples(group_by_chain=True)["weights"])
+        assert_all_distinct(draws[:, :NUM_PARTICLES].reshape(-1, draws.shape[-1]))
+
+    def test_potential_energy_is_that_of_the_draw(self, lasso: MCMC) -> None:
+        """In the user's unconstrained space, Laplace part and Jacobians included."""
+        samples = lasso.get_samples()
+        unconstrained = {
+            "intercept": samples["intercept"],
+            "noise": jnp.log(samples["noise"]),
+            "weights": samples["weights"],
+        }
+        energy = partial(potential_energy, lasso_regression, (X,), {"y": Y})
+        np.testing.assert_allclose(
+            lasso.get_extra_fields()["potential_energy"], jax.vmap(energy)(unconstrained), rtol=1e-4
+        )
+
+    def test_print_summary_has_the_rows_of_nuts(
+        self, lasso: MCMC, nuts_lasso: MCMC, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def rows(mcmc: MCMC, **options: Any) -> list[str]:
+            mcmc.print_summary(**options)
+            return re.findall(r"^ *(\S+)(?: +\S+){7}$", capsys.readouterr().out, re.MULTILINE)
+
+        assert rows(lasso) == rows(nuts_lasso)
+        assert "weights[2]" in rows(lasso)
+        everything = rows(lasso, exclude_deterministic=False)
+        assert everything == rows(nuts_lasso, exclude_deterministic=False)
+        assert "mean[23]" in everything
+
+    def test_predictive(self, lasso: MCMC) -> None:
+        samples = lasso.get_samples()
+        new_X = X[:5]
+        prediction = Predictive(lasso_regression, posterior_samples=samples)(
+            jax.random.key(1), new_X
+        )
+        assert prediction["y"].shape == (80, 5)
+        expected = samples["weights"] @ new_X.T + samples["intercept"][:, None]
+        np.testing.assert_allclose(prediction["mean"], expected, rtol=1e-4, atol=1e-4)
+        grouped = Predictive(
+            lasso_regression,
+            posterior_samples=lasso.get_samples(group_by_chain=True),
+            batch_ndims=2,
+        )(jax.random.key(1), new_X)
+        assert grouped["y"].shape == (2, 40, 5)
+
+    def test_log_likelihood(self, lasso: MCMC) -> None:
+        samples = lasso.get_samples()
+        value = log_likelihood(lasso_regression, samples, X, y=Y)["y"]
+        expected = dist.Normal(samples["mean"], samples["noise"][:, None]).log_prob(Y)
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+
+    def test_arviz(self, lasso: MCMC) -> None:
+        data = az.from_numpyro(lasso, log_likelihood=True)
+        stats, posterior = data["sample_stats"], data["posterior"]
+        names = {"lp", "acceptance_rate", "n_steps", "step_size", "diverging"}
+        assert names <= set(stats.data_vars)
+        assert all(stats[name].shape == (2, 40) for name in names)
+        assert stats["diverging"].dtype == bool
+        np.testing.assert_allclose(
+            stats["lp"].values, -lasso.get_extra_fields(group_by_chain=True)["potential_energy"]
+        )
+        assert posterior["weights"].dims == ("chain", "draw", "features")
+        assert set(data["observed_data"].data_vars) == {"y"}
+        summary = az.summary(data)
+        assert "weights[2]" in summary.index
+        assert np.isfinite(summary.loc["weights[2]", "r_hat"])
+
+    @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
+    def test_arviz_loo(self, lasso: MCMC) -> None:
+        loo = az.loo(az.from_numpyro(lasso, log_likelihood=True))
+        value = log_likelihood(lasso_regression, lasso.get_samples(), X, y=Y)["y"]
+        in_sample = jax.nn.logsumexp(value, axis=0).sum() - len(Y) * np.log(80)
+        # Leaving out costs about one nat per parameter: here five.
+        assert in_sample - 15 < loo["elpd_loo"] < in_sample
+
+    # Matplotlib 3.11 deprecates a call that ArviZ 0.23 makes.
+    @pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")
+    @pytest.mark.parametrize("plot", [az.plot_trace, az.plot_forest])
+    def test_arviz_plots(self, lasso: MCMC, plot: Callable[..., Any]) -> None:
+        plot(az.from_numpyro(lasso), var_names=["weights"])
+        plt.close("all")
+
+    def test_transfer_to_host_and_pickle(self, lasso: MCMC) -> None:
+        """The pickled run still has its draws, and runs again to the same ones."""
+        copy = pickle.loads(pickle.dumps(lasso))
+        before = lasso.get_samples()["weights"]
+        copy.transfer_states_to_host()
+        np.testing.assert_array_equal(copy.get_samples()["weights"], before)
+        copy.run(jax.random.key(0), X, y=Y)
+        np.testing.assert_allclose(copy.get_samples()["weights"], before, rtol=1e-5, atol=1e-6)
+
+    def test_rerun_on_the_same_object(self, lasso: MCMC) -> None:
+        """The same key gives the same draws, as a key or as one key per chain; another, others.
+
+        NUTS in NumPyro 0.22 fails here: it maps itself over the chains once more on every run.
+        """
+        before = np.asarray(lasso.get_samples()["weights"])
+        fields = {"extra_fields": EXTRA_FIELDS}
+        lasso.run(jax.random.split(jax.random.key(0), 2), X, y=Y, **fields)
+        np.testing.assert_array_equal(lasso.get_samples()["weights"], before)
+        lasso.run(jax.random.key(1), X, y=Y, **fields)
+        assert np.all(lasso.get_samples()["weights"] != before)
+        lasso.run(jax.random.key(0), X, y=Y, **fields)
+        np.testing.assert_array_equal(lasso.get_samples()["weights"], before)
+
+
+def test_collecting_and_dropping_single_sites() -> None:
+    """`z.site` collects unconstrained values; `~z.site` drops a site from the samples."""
+    mcmc = run_mcmc(
+        small(lasso_regression),
+        X,
+        y=Y,
+        num_chains=2,
+        extra_fields=("z.noise", "z.weights", "~z.intercept", "~z.mean"),
+    )
+    samples = mcmc.get_samples(group_by_chain=True)
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    assert set(samples) == {"noise", "weights"}
+    assert set(fields) == {"z.noise", "z.weights", "diverging"}
+    np.testing.assert_allclose(jnp.exp(fields["z.noise"]), samples["noise"], rtol=1e-5)
+    np.testing.assert_array_equal(fields["z.weights"], samples["weights"])
+
+
+# ------------------------------------------------------- chain methods, keys, precision
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # vmap of a whole run
+def test_chain_methods_agree_in_double_precision(x64: None) -> None:
+    """Vectorized, sequential and `jax.vmap` chains see the same keys, so give the same draws.
+
+    Only the order of sums may differ. Rounding (1e-16) grows along the warm-up, by up to 1e10
+    with NUTS; a different random number would change every draw by more than 1e-3.
+    """
+
+    def run(chain_method: Any, progress_bar: bool) -> np.ndarray:
+        kernel = small(shrunken_means)
+        options = {"num_chains": 2, "chain_method": chain_method, "progress_bar": progress_bar}
+        return theta(run_mcmc(kernel, np.array([0.3, 1.2, -2.5]), np.array(0.5), **options))
+
+    vectorized = run("vectorized", True)
+    assert vectorized.shape == (2, 40, 3)
+    assert vectorized.dtype == np.float64
+    assert np.all(vectorized[0] != vectorized[1])
+    np.testing.assert_allclose(run("sequential", True), vectorized, atol=1e-4)
+    np.testing.assert_allclose(run(jax.vmap, False), vectorized, atol=1e-4)
+
+
+def test_parallel_chains_are_sequential_chains() -> None:
+    """The same program on two devices or twice on one; single precision."""
+    # The bar stays off: NumPyro compiles a sequential chain with the bar as another program.
+    options = {"num_chains": 2, "progress_bar": False}
+    parallel = run_means(chain_method="parallel", extra_fields=EXTRA_FIELDS, **options)
+    sequential = run_means(chain_method="sequential", extra_fields=EXTRA_FIELDS, **options)
+    assert parallel.last_state.z["theta"].shape == (2, 3)
+    assert theta(parallel).dtype == np.float32
+    np.testing.assert_allclose(theta(parallel), theta(sequential), atol=1e-3)
+    for name, value in parallel.get_extra_fields(group_by_chain=True).items():
+        assert value.shape == (2, 40), name
+
+
+def test_old_style_keys(long_run: MCMC) -> None:
+    """`jax.random.PRNGKey` arrays give the draws of new-style keys."""
+    old = run_means(num_samples=80, key=jax.random.PRNGKey(0))
+    np.testing.assert_array_equal(theta(old), theta(long_run))
+    assert old.last_state.rng_key.shape == (2,)
+    assert old.last_state.rng_key.dtype == np.uint32
+
+
+def test_old_style_keys_for_several_chains() -> None:
+    """Batches of old-style keys, (chains, 2), are not mistaken for more chains."""
+    old = run_means(num_chains=3, key=jax.random.PRNGKey(0))
+    batch = run_means(num_chains=3, key=jax.random.split(jax.random.PRNGKey(0), 3))
+    assert theta(old).shape == (3, 40, 3)
+    np.testing.assert_array_equal(theta(batch), theta(old))
+    assert old.last_state.rng_key.shape == (3, 2)
+
+
+# ----------------------------------------------------------------- particles and draws
+
+
+def test_first_pass_shows_every_particle_once(long_run: MCMC) -> None:
+    """Draw t is particle t; after the last particle the ensemble has moved on."""
+    draws = theta(long_run)[0]
+    assert_all_distinct(draws[:NUM_PARTICLES])
+    # A particle keeps its place only if every move of a refresh was rejected.
+    assert len(np.unique(draws, axis=0)) > 0.9 * len(draws)
+
+
+def test_passes_are_nearly_uncorrelated() -> None:
+    """A particle's next draw does not remember its last one: lag `num_particles`.
+
+    Six passes of 64 particles in four chains give 1280 pairs, a standard error of 0.028 on
+    each correlation of exact independent draws; 0.3 is ten of them. Emitting the particles
+    again without a refresh would give 1.
+    """
+    kernel = RWPO(shrunken_means, num_particles=64)
+    sizes = {"num_warmup": 100, "num_samples": 6 * 64, "num_chains": 4}
+    draws = theta(run_mcmc(kernel, MEANS_DATA, MEANS_SCALE, **sizes))
+    assert_moments({"theta": draws}, shrunken_means_moments(MEANS_DATA, 0.5))
+    passes = draws.reshape(4, 6, 64, 3)
+    passes = (passes - draws.mean((0, 1))) / draws.std((0, 1))
+    correlation = (passes[:, :-1] * passes[:, 1:]).mean((0, 1, 2))
+    assert np.all(np.abs(correlation) < 0.3), correlation
+
+
+# ------------------------------------------------------ warm-up, resuming and thinning
+
+
+@pytest.mark.parametrize("num_chains", [1, 2])
+def test_resuming_continues_the_same_chain(num_chains: int, long_run: MCMC) -> None:
+    """run(40), run(40) and warmup(), run(40) give the draws of one run of 80.
+
+    The first 40 draws end in the middle of the third pass through 16 particles.
+    """
+    whole = long_run if num_chains == 1 else run_means(num_chains=2, num_samples=80)
+    expected = theta(whole)
+    data = (MEANS_DATA, MEANS_SCALE)
+    mcmc = run_means(num_chains=num_chains, num_samples=40)
+    np.testing.assert_allclose(theta(mcmc), expected[:, :40], atol=1e-4)
+    assert mcmc.post_warmup_state is None
+
+    mcmc.post_warmup_state = mcmc.last_state
+    mcmc.run(mcmc.post_warmup_state.rng_key, *data)
+    np.testing.assert_allclose(theta(mcmc), expected[:, 40:], atol=1e-4)
+
+    mcmc.warmup(jax.random.key(0), *data)
+    mcmc.run(mcmc.post_warmup_state.rng_key, *data)
+    np.testing.assert_allclose(theta(mcmc), expected[:, :40], atol=1e-4)
+
+    # Another key after the same warm-up: other draws later on, the same adaptation.
+    mcmc.run(jax.random.key(5), *data)
+    assert np.all(theta(mcmc)[:, 2 * NUM_PARTICLES :] != expected[:, 2 * NUM_PARTICLES : 40])
+
+
+def test_thinning_keeps_every_third_draw(long_run: MCMC) -> None:
+    thinned = run_means(num_samples=80, thinning=3)
+    assert theta(thinned).shape == (1, 26, 3)
+    np.testing.assert_allclose(theta(thinned), theta(long_run)[:, 2 + 80 % 3 :: 3], atol=1e-4)
+
+
+def test_collecting_the_warmup() -> None:
+    mcmc = MCMC(small(shrunken_means), num_warmup=30, num_samples=20, num_chains=2,
+                chain_method="vectorized", progress_bar=False)  # fmt: skip
+    data = (MEANS_DATA, MEANS_SCALE)
+    mcmc.warmup(jax.random.key(0), *data, collect_warmup=True, extra_fields=("potential_energy",))
+    assert theta(mcmc).shape == (2, 30, 3)
+    assert mcmc.get_extra_fields()["potential_energy"].shape == (60,)
+    assert np.isfinite(theta(mcmc)).all()
+    mcmc.run(jax.random.key(1), *data)
+    assert theta(mcmc).shape == (2, 20, 3)
+
+
+@pytest.mark.parametrize("num_warmup", [0, 1, 3])
+def test_hardly_any_warmup(num_warmup: int) -> None:
+    """No promise about the draws, but the run gives finite ones in the right shape."""
+    mcmc = run_means(num_warmup=num_warmup, num_samples=NUM_PARTICLES + 4)
+    assert theta(mcmc).shape == (1, NUM_PARTICLES + 4, 3)
+    assert np.isfinite(theta(mcmc)).all()
+
+
+def test_a_single_draw() -> None:
+    assert theta(run_means(num_samples=1)).shape == (1, 1, 3)
+
+
+def test_progress_bar_and_diagnostics(capsys: pytest.CaptureFixture[str]) -> None:
+    """With one chain the bar shows the kernel's diagnostics; they name numbers."""
+    mcmc = run_means(num_warmup=20, num_samples=20)
+    shown = capsys.readouterr().err
+    assert "sample: 100%" in shown
+    text = mcmc.sampler.get_diagnostics_str(mcmc.last_state)
+    assert re.search(r"\d", text)
+    assert text in shown
+
+
+# --------------------------------------------------------------------- starting points
+
+
+@pytest.mark.parametrize("starts", [(20.0, 20.0), (20.0, -20.0)])
+def test_init_params_are_where_each_chain_starts(starts: tuple[float, float]) -> None:
+    """Between the two islands no chain can change sides."""
+    init_params = {"x": np.array(starts, np.float32)}
+    mcmc = run_mcmc(small(two_islands), num_chains=2, init_params=init_params)
+    draws = mcmc.get_samples(group_by_chain=True)["x"]
+    assert np.all(np.sign(draws) == np.sign(starts)[:, None])
+
+
+def test_init_params_of_one_chain() -> None:
+    """One chain takes its values without a leading axis, in unconstrained space."""
+    init_params = {
+        "intercept": np.float32(0.1),
+        "noise": np.float32(-1.0),  # the logarithm of the site
+        "weights": np.zeros(3, np.float32),
+    }
+    mcmc = run_mcmc(small(lasso_regression), X, y=Y, init_params=init_params)
+    assert mcmc.get_samples()["weights"].shape == (40, 3)
+    assert np.all(mcmc.get_samples()["noise"] > 0)
+
+
+def test_init_to_value_starts_where_uniform_cannot() -> None:
+    """The density is exactly zero around the default start."""
+    kernel = RWPO(far_island, init_strategy=init_to_value(values={"x": 50.0}))
+    mcmc = run_mcmc(kernel, **STATISTICAL)
+    moments = {"x": Moments(np.asarray(50.0), np.asarray(1.0))}
+    assert_moments(mcmc.get_samples(group_by_chain=True), moments)
+
+
+def test_init_to_median() -> None:
+    """A strategy that samples the prior."""
+    kernel = small(shrunken_means, init_strategy=init_to_median(num_samples=5))
+    assert np.isfinite(theta(run_mcmc(kernel, MEANS_DATA, MEANS_SCALE, num_chains=2))).all()
+
+
+# ------------------------------------------------- new data, kernels used more than once
+
+
+class _CountedModel:
+    """`shrunken_means`, counting how often Python runs it; a model may be any callable."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, y: Any, scale: Any) -> None:
+        self.calls += 1
+        shrunken_means(y, scale)
+
+
+@pytest.mark.parametrize("num_chains", [1, 2])
+def test_jit_model_args(num_chains: int) -> None:
+    """New data of the same shape: right answers, the loop is not traced again.
+
+    The Laplace scale is an argument too, so the nonsmooth part of the target changes as well.
+    """
+    model = _CountedModel()
+    mcmc = run_mcmc(
+        RWPO(model, num_particles=64),
+        MEANS_DATA,
+        MEANS_SCALE,
+        jit_model_args=True,
+        num_warmup=100,
+        num_samples=400,
+        num_chains=num_chains,
+    )
+    first = model.calls
+    counts = []
+    for shift in (1.0, 2.0):
+        before = model.calls
+        mcmc.run(jax.random.key(0), MEANS_DATA + np.float32(shift), MEANS_SCALE + np.float32(shift))
+        counts.append(model.calls - before)
+    assert_moments(
+        mcmc.get_samples(group_by_chain=True),
+        shrunken_means_moments(MEANS_DATA + 2, 2.5),
+        min_ess=100,
+    )
+    # Initialisation looks at the model on every run, as with NUTS; the loop must not.
+    assert counts[0] == counts[1] <= first
+
+    # From a post-warm-up state no initialisation is left.
+    mcmc.post_warmup_state = mcmc.last_state
+    before = model.calls
+    mcmc.run(mcmc.post_warmup_state.rng_key, MEANS_DATA, MEANS_SCALE)
+    assert model.calls == before
+
+
+def test_one_kernel_serves_several_runs() -> None:
+    """A kernel remembers nothing of its last data, shapes or number of chains."""
+    kernel = small(lasso_regression)
+    first = run_mcmc(kernel, X, y=Y, num_chains=2, extra_fields=EXTRA_FIELDS)
+    before = np.asarray(first.get_samples()["weights"])
+
+    shorter = run_mcmc(kernel, X[:15, :2], y=Y[:15], num_warmup=30)
+    fresh = run_mcmc(small(lasso_regression), X[:15, :2], y=Y[:15], num_warmup=30)
+    assert shorter.get_samples()["weights"].shape == (40, 2)
+    np.testing.assert_allclose(
+        draw_matrix(shorter.get_samples()), draw_matrix(fresh.get_samples()), atol=1e-4
+    )
+
+    first.run(jax.random.key(0), X, y=Y, extra_fields=EXTRA_FIELDS)
+    np.testing.assert_allclose(first.get_samples()["weights"], before, atol=1e-4)
+
+
+def test_whole_run_under_vmap_over_data_sets() -> None:
+    """Keys, data and everything else are traced; several vectorized chains inside."""
+    data = np.stack([MEANS_DATA, MEANS_DATA + 3])
+
+    def run(rng_key: jax.Array, y: jax.Array) -> jax.Array:
+        options = {"num_chains": 2, "num_samples": 200, "progress_bar": False}
+        mcmc = run_mcmc(RWPO(normal_mean, num_particles=64), y, key=rng_key, **options)
+        return mcmc.get_samples(group_by_chain=True)["mu"]
+
+    draws = jax.vmap(run)(jax.random.split(jax.random.key(0)), data)
+    assert draws.shape == (2, 2, 200)
+    for chains, y in zip(draws, data, strict=True):
+        assert_moments({"mu": chains}, normal_mean_moments(y), min_ess=100)
+
+
+# ---------------------------------------------------------------- potential functions
+
+
+class _Pair(NamedTuple):
+    a: Any
+    b: Any
+
+
+def _standard_potential(tree: Any) -> jax.Array:
+    return 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))
+
+
+POTENTIAL_PARAMETERS = {
+    "scalar": np.float32(0.3),
+    "array": np.zeros((2, 2), np.float32),
+    "nested": {"u": _Pair(np.zeros(2, np.float32), [np.float32(1.0)]), "v": (np.zeros((1, 3), np.float32),)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("structure", POTENTIAL_PARAMETERS)
+@pytest.mark.parametrize("num_chains", [1, 2])
+def test_potential_fn_takes_any_pytree(structure: str, num_chains: int) -> None:
+    """Draws come back in the structure of `init_params`, with the axes of NUTS in front."""
+    parameters = POTENTIAL_PARAMETERS[structure]
+    if num_chains > 1:
+        init_params = jax.tree.map(lambda x: np.stack([x] * num_chains), parameters)
+    else:
+        init_params = parameters
+    kernel = small(potential_fn=_standard_potential)
+    mcmc = run_mcmc(
+        kernel, num_chains=num_chains, init_params=init_params, extra_fields=("potential_energy",)
+    )
+    draws = mcmc.get_samples()
+    assert jax.tree.structure(draws) == jax.tree.structure(parameters)
+    total = 40 * num_chains
+    for leaf, like in zip(jax.tree.leaves(draws), jax.tree.leaves(parameters), strict=True):
+        assert leaf.shape == (total, *like.shape)
+        assert leaf.dtype == np.float32
+    np.testing.assert_allclose(
+        mcmc.get_extra_fields()["potential_energy"],
+        0.5 * (draw_matrix(draws) ** 2).sum(1),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert mcmc.sampler.model is None
+    assert "posterior" in az.from_numpyro(mcmc)
+
+
+def test_potential_fn_posterior_and_postprocess() -> None:
+    """A correlated Gaussian, renamed on the way out by the user's `postprocess_fn`."""
+    mcmc = run_mcmc(
+        RWPO(potential_fn=gaussian_potential),
+        init_params=np.zeros((4, 2), np.float32),
+        postprocess_fn=lambda z: {"x": z, "sum": z.sum()},
+        **STATISTICAL,
+    )
+    total = Moments(GAUSSIAN_MEAN.sum(), GAUSSIAN_COVARIANCE.sum())
+    moments = {"x": gaussian_moments(), "sum": total}
+    assert_moments(mcmc.get_samples(group_by_chain=True), moments)
+
+
+def test_potential_fn_with_its_nonsmooth_part() -> None:
+    """The user names the Laplace part of a potential; the posterior is that of the whole."""
+    y, scale = jnp.asarray(MEANS_DATA), 0.5
+
+    def potential(z: dict[str, jax.Array]) -> jax.Array:
+        misfit = 0.5 * jnp.sum((z["theta"] - y) ** 2) + 0.5 * z["other"] ** 2
+        return misfit + jnp.sum(jnp.abs(z["theta"])) / scale
+
+    nonsmooth = {"theta": dist.Laplace(0.0, scale), "other": None}
+    kernel = RWPO(potential_fn=potential, nonsmooth=nonsmooth)
+    init_params = {"theta": np.zeros((4, 3), np.float32), "other": np.zeros(4, np.float32)}
+    fields = ("potential_energy",)
+    mcmc = run_mcmc(kernel, init_params=init_params, extra_fields=fields, **STATISTICAL)
+    moments = shrunken_means_moments(MEANS_DATA, scale)
+    moments["other"] = Moments(np.asarray(0.0), np.asarray(1.0))
+    assert_moments(mcmc.get_samples(group_by_chain=True), moments)
+
+
+# ---------------------------------------------------- posteriors: supports, primitives
+
+
+def check_posterior(
+    kernel: RWPO, moments: dict[str, Moments], *args: Any, sites: set[str] | None = None
+) -> MCMC:
+    """Run at the statistical sizes and compare moments; `sites` are all the keys expected."""
+    mcmc = run_mcmc(kernel, *args, **STATISTICAL)
+    samples = mcmc.get_samples(group_by_chain=True)
+    if sites is not None:
+        assert set(samples) == sites
+    assert_moments(samples, moments)
+    return mcmc
+
+
+def test_assert_moments_can_fail() -> None:
+    """Negative control: exact draws pass; a shift, a wrong width and a stuck chain do not."""
+    draws = np.random.default_rng(0).normal(size=(4, 500, 3))
+    truth = {"x": Moments(np.zeros(3), np.ones(3))}
+    assert_moments({"x": draws}, truth)
+    for wrong in (draws + 0.2, 1.2 * draws, np.zeros_like(draws), np.repeat(draws, 50, 1)[:, :500]):
+        with pytest.raises(AssertionError, match="^x: ess"):
+            assert_moments({"x": wrong}, truth)
+
+
+def test_constrained_supports() -> None:
+    """Simplex, Cholesky factor, ordered, positive, intervals, improper."""
+    mcmc = check_posterior(RWPO(constrained_sites), constrained_moments())
+    samples = mcmc.get_samples()
+    np.testing.assert_allclose(samples["simplex"].sum(-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose((samples["cholesky"] ** 2).sum(-1), 1.0, rtol=1e-5)
+    assert np.all(np.diff(samples["ordered"], axis=-1) >= 0)
+    assert np.all(samples["positive"] > 0)
+    assert np.all((samples["interval"] >= -1) & (samples["interval"] <= 3))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Continuous inference poorly handles circular")
+def test_unusual_supports() -> None:
+    """Transformed, truncated, circular, zero-sum, and a support that depends on another site."""
+    mcmc = check_posterior(RWPO(unusual_sites), unusual_moments())
+    samples = mcmc.get_samples()
+    assert np.all(samples["below_upper"] <= samples["upper"])
+    np.testing.assert_allclose(samples["zero_sum"].sum(-1), 0.0, atol=1e-4)
+
+
+def test_primitives() -> None:
+    """Masks, scales, factors, deterministic and param sites, plates, static arguments.
+
+    The model is a `functools.partial` with Python ints and None among its arguments.
+    """
+    rng = np.random.default_rng(1)
+    y = rng.normal(1.0, 1.0, size=7).astype(np.float32)
+    grid = rng.normal(size=(2, 3)).astype(np.float32)
+    mask = np.arange(7) % 2 == 0
+    model = partial(primitives, num_repeats=2, label=None)
+    moments = primitives_moments(y, mask, grid)
+    check_posterior(RWPO(model), moments, y, mask, grid, sites=set(moments))
+
+
+def test_handlers_around_the_model() -> None:
+    """`condition`, `substitute`, the user's own `reparam` and `scale`."""
+    moments = handled_two_levels_moments(MEANS_DATA)
+    kernel = RWPO(handled_two_levels())
+    check_posterior(kernel, moments, MEANS_DATA, 3, sites=set(moments))
+
+
+def test_scan() -> None:
+    """Latent sites inside `scan`, one of them a Laplace random walk."""
+    y = np.array([0.5, 0.1, -0.4, 0.9, 1.6, 1.1], np.float32)
+    jumps = np.array([1.0, 3.0], np.float32)
+    moments = scan_moments(y, jumps)
+    check_posterior(RWPO(scan_model), moments, y, jumps, sites=set(moments))
+
+
+def test_forward_mode_differentiation() -> None:
+    """Reverse mode cannot differentiate the `while_loop` in this model."""
+    kernel = RWPO(forward_only, forward_mode_differentiation=True)
+    check_posterior(kernel, normal_mean_moments(MEANS_DATA), MEANS_DATA)
+
+
+# -------------------------------------------------------------------------- Laplace sites
+
+
+def test_laplace_sites() -> None:
+    """Fixed, shifted, asymmetric, expanded, masked, tempered, in plates; a Laplace likelihood."""
+    scales = np.array([0.1, 1.0, 10.0], np.float32)
+    moments = laplace_moments(scales)
+    check_posterior(RWPO(laplace_sites), moments, scales, sites=set(moments))
+
+
+def test_laplace_hierarchies_keep_the_users_sites(capsys: pytest.CaptureFixture[str]) -> None:
+    """Latent scales and locations: names as NUTS has them, whatever happens inside."""
+    moments = hierarchy_moments()
+    mcmc = check_posterior(RWPO(laplace_hierarchies), moments, sites=set(moments))
+    # `print_summary` and `z.site` know the latent sites from the state.
+    assert set(mcmc.last_state.z) == set(moments) - {"halved"}
+    mcmc.print_summary()
+    shown = capsys.readouterr().out
+    assert "weights[2]" in shown
+    assert "_decentered" not in shown
+
+
+def test_latent_scale_takes_the_users_init_params() -> None:
+    """`init_params` name the user's sites, also where these are reparametrised inside."""
+    init_params = {
+        "tau": np.float32(0.0),
+        "weights": np.array([0.0, 0.3, 2.0], np.float32),
+        "centre": np.float32(0.0),
+        "around": np.zeros(3, np.float32),
+        "width": np.float32(0.0),
+        "skewed": np.float32(0.2),
+        "parent": np.float32(0.0),
+        "child": np.float32(1.0),
+    }
+    fields = ("z.weights", "~z.around")
+    mcmc = run_mcmc(small(laplace_hierarchies), init_params=init_params, extra_fields=fields)
+    samples = mcmc.get_samples()
+    assert set(samples) == (set(init_params) | {"halved"}) - {"around"}
+    np.testing.assert_array_equal(mcmc.get_extra_fields()["z.weights"], samples["weights"])
+
+
+@pytest.mark.parametrize("nonsmooth", [None, ["theta"]])
+def test_choice_of_the_nonsmooth_part_leaves_the_posterior(nonsmooth: list[str] | None) -> None:
+    kernel = RWPO(shrunken_means, nonsmooth=nonsmooth)
+    check_posterior(kernel, shrunken_means_moments(MEANS_DATA, 0.5), MEANS_DATA, MEANS_SCALE)
+
+
+# -------------------------------------------------------------------------- the options
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"attention": "joint", "dense_mass": True}, {}),
+        ({"attention": "marginal", "dense_mass": False}, {}),
+        ({"relative_prox_time": 0.3, "target_accept_prob": 0.9, "num_particles": 100}, {}),
+        ({"inverse_temperature": 4.0}, {}),
+    ],
+)
+def test_options_leave_the_posterior(options: dict[str, Any], sizes: dict[str, int]) -> None:
+    """Whatever the transport does, the corrected draws are exact; the temperature tempers."""
+    mcmc = run_mcmc(
+        RWPO(potential_fn=gaussian_potential, **options),
+        init_params=np.zeros((4, 2), np.float32),
+        **(STATISTICAL | sizes),
+    )
+    moments = gaussian_moments(options.get("inverse_temperature", 1.0))
+    assert_moments({"x": mcmc.get_samples(group_by_chain=True)}, {"x": moments})
+
+
+def test_uncorrected_particles() -> None:
+    """Without correction the draws are the noise-free particles: close, and all different.
+
+    The bounds are those of the transport on easy targets, means within a quarter and sds
+    within a quarter of the posterior sd; no Monte Carlo error applies to noise-free particles.
+    """
+    kernel = RWPO(potential_fn=gaussian_potential, correction=None, num_particles=128)
+    init_params = np.zeros((2, 2), np.float32)
+    sizes = {"num_warmup": 200, "num_samples": 128, "num_chains": 2}
+    draws = np.asarray(
+        run_mcmc(kernel, init_params=init_params, **sizes).get_samples(group_by_chain=True)
+    )
+    truth = gaussian_moments()
+    sd = np.sqrt(truth.variance)
+    for chain in draws:
+        assert_all_distinct(chain)
+        assert np.all(np.abs(chain.mean(0) - truth.mean) < 0.25 * sd)
+        np.testing.assert_allclose(chain.std(0), sd, rtol=0.25)
+
+
+# -------------------------------------------------------------------------- robustness
+
+
+def test_infinite_undefined_and_steep_potentials() -> None:
+    """Parts of the space with inf, NaN or gradients of 1e10 do not spoil the run.
+
+    Six in ten of all uniform(-2, 2) starts lie in one of them. (NUTS gets stuck on the steep
+    part when it starts there.)
+    """
+    mcmc = check_posterior(RWPO(hazards), hazard_moments())
+    samples = mcmc.get_samples()
+    assert np.all(samples["infinite"] >= -0.5)
+    assert np.all(samples["undefined"] <= 1.0)
+    assert np.all(samples["steep"] < 0.5 + 1e-3)
+
+
+def test_hazards_of_a_potential_fn() -> None:
+    """The same for a potential that is infinite on one side of zero."""
+
+    def half_normal(x: jax.Array) -> jax.Array:
+        return jnp.where(x > 0, 0.5 * x**2, jnp.inf)
+
+    mcmc = run_mcmc(
+        RWPO(potential_fn=half_normal), init_params=np.full(4, 0.5, np.float32), **STATISTICAL
+    )
+    moments = Moments(np.asarray(np.sqrt(2 / np.pi)), np.asarray(1 - 2 / np.pi))
+    assert_moments({"x": mcmc.get_samples(group_by_chain=True)}, {"x": moments})
+
+
+def test_validation_of_distributions_may_be_on() -> None:
+    """`numpyro.validation_enabled` checks arguments that are traced inside the kernel."""
+    with numpyro.validation_enabled():
+        assert np.isfinite(theta(run_means())).all()
