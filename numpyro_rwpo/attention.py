@@ -32,7 +32,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.grid import GridDensity, fit_grid
@@ -40,7 +40,7 @@ from numpyro_rwpo.priors import LaplacePrior
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _BLOCK_SIZE = 512
-# Queries x keys x coordinates in one block of attention: 8 MB in single precision.
+# Logits in one block of queries and keys: 8 MB in single precision.
 _BLOCK_ELEMENTS = 2**21
 # Single-precision products must not be rounded to fewer bits on accelerators.
 _EXACT = lax.Precision.HIGHEST
@@ -117,7 +117,7 @@ def streamed_attention(
     def attend(queries: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _attend_block(queries, key_blocks, bias_blocks, scale)
 
-    query_block = max(1, _BLOCK_ELEMENTS // (block_size * dim))
+    query_block = max(1, _BLOCK_ELEMENTS // (block_size * log_normalizer.shape[1]))
     num_queries = queries.shape[0]
     queries = queries - center
     if num_queries <= query_block:
@@ -150,13 +150,16 @@ def _attend_block(
         else:
             logits = bias - 0.5 * ((queries[:, None] - keys) / scale) ** 2
         new_peak = jnp.maximum(peak, jnp.max(logits, 1))
-        shrink = jnp.exp(peak - new_peak)
         weights = jnp.exp(logits - new_peak[:, None])
         if is_joint:
-            moment = jnp.matmul(weights[..., 0], keys, precision=_EXACT)
+            # The sum as a product with ones: a compiled sum would not be vectorised over exp.
+            ones = jnp.ones((keys.shape[0], 1), keys.dtype)
+            sums = jnp.matmul(weights[..., 0], jnp.hstack([keys, ones]), precision=_EXACT)
+            moment, mass = sums[:, :-1], sums[:, -1:]
         else:
-            moment = jnp.sum(weights * keys, 1)
-        return (new_peak, total * shrink + jnp.sum(weights, 1), weighted * shrink + moment), None
+            moment, mass = jnp.sum(weights * keys, 1), jnp.sum(weights, 1)
+        shrink = jnp.exp(peak - new_peak)
+        return (new_peak, total * shrink + mass, weighted * shrink + moment), None
 
     dtype = jnp.result_type(queries, bias_blocks)
     lowest = jnp.full((queries.shape[0], bias_blocks.shape[2]), jnp.finfo(dtype).min, dtype)
@@ -257,25 +260,28 @@ class CopulaDensity(NamedTuple):
     Attributes:
         grid: The coordinates' densities.
         cholesky: Lower Cholesky factor of R, (dim, dim).
+        coupling: The inverse of R minus the identity, (dim, dim).
     """
 
     grid: GridDensity
     cholesky: jax.Array
+    coupling: jax.Array
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """See :class:`ProximalDensity`."""
         normal = self.grid.to_normal(x)
-        flat = normal.reshape(-1, x.shape[-1])
-        white = solve_triangular(self.cholesky, flat.T, lower=True).T.reshape(x.shape)
-        excess = 0.5 * jnp.sum(white**2 - normal**2, -1)
+        energy = 0.5 * jnp.sum(normal * self._pull(normal), -1)
         log_det = jnp.sum(jnp.log(jnp.diagonal(self.cholesky)))
-        return jnp.sum(self.grid.log_prob(x), -1) - excess - log_det
+        return jnp.sum(self.grid.log_prob(x), -1) - energy - log_det
+
+    def _pull(self, normal: jax.Array) -> jax.Array:
+        return jnp.matmul(normal, self.coupling, precision=_EXACT)
 
     def _glue(self, x: jax.Array) -> jax.Array:
         """Score of the copula's factor, ``-[(1/R - I) u]_k rho_k / phi(u_k)``."""
         normal = self.grid.to_normal(x)
-        pull = cho_solve((self.cholesky, True), normal.T).T - normal
-        return -pull * jnp.exp(self.grid.log_prob(x) + 0.5 * normal**2 + _HALF_LOG_TWO_PI)
+        jacobian = jnp.exp(self.grid.log_prob(x) + 0.5 * normal**2 + _HALF_LOG_TWO_PI)
+        return -self._pull(normal) * jacobian
 
     def score(self, x: jax.Array) -> jax.Array:
         """See :class:`ProximalDensity`."""
@@ -355,7 +361,13 @@ def fit_copula(
     grid = fit_grid(particles, prior, prox_time, inverse_temperature)
     if particles.shape[1] > particles.shape[0]:
         return MarginalDensity(grid)
-    return CopulaDensity(grid, jnp.linalg.cholesky(_shrunk_correlation(grid.to_normal(particles))))
+    cholesky = jnp.linalg.cholesky(_shrunk_correlation(grid.to_normal(particles)))
+    # Explicit, for the products with many particles: those are faster than triangular solves, and
+    # shrinkage keeps the condition number within reach of the dtype.
+    identity = jnp.eye(particles.shape[1], dtype=cholesky.dtype)
+    inverse = solve_triangular(cholesky, identity, lower=True)
+    coupling = jnp.matmul(inverse.T, inverse, precision=_EXACT) - identity
+    return CopulaDensity(grid, cholesky, coupling)
 
 
 HEADS: dict[str, Callable[..., ProximalDensity]] = {

@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.special import log_ndtr, ndtri
 from jax.typing import ArrayLike
 
+from numpyro_rwpo.half_lines import mills_ratio
 from numpyro_rwpo.priors import LaplacePrior
 
+_LOG_HALF = -math.log(2)
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 # 64 intervals over the range +- 4 s: for Gaussian particles and T = 0.1 variances s is about 3
@@ -41,7 +42,6 @@ _NUM_NODES = (_NUM_COARSE - 1) * _REFINEMENT + 1
 _PADDING = 4.0
 # With s at least 1/48 of the range, 48 s + 8 s span 64 intervals of 7/8 s.
 _MAX_SCALES = 48.0
-_MAX_COORDINATES_AT_ONCE = 128
 
 
 class GridDensity(NamedTuple):
@@ -92,7 +92,7 @@ class GridDensity(NamedTuple):
         return _lookup(self.heat_slope, self._locate(x)[0])
 
     def _log_tail(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Whether ``x``'s cell looks to the left, and the log of the mass on that side of ``x``."""
+        """Whether the mass to the left of ``x`` is the smaller one, and the log of the smaller."""
         cell, node, distance = self._locate(x)
         outer_mass = _lookup(self.outer_mass, cell)
         slope = _lookup(self.slope, cell)
@@ -108,23 +108,26 @@ class GridDensity(NamedTuple):
         inward = jnp.where(is_lower, slope, -slope)
         within = edge + jnp.log(depth) + _log_mean_exp(inward * depth)
         outer_mass = jnp.where(is_end, -1, -jnp.abs(outer_mass))
-        return is_lower, jnp.where(is_end, end, jnp.logaddexp(outer_mass, within))
+        log_tail = jnp.where(is_end, end, jnp.logaddexp(outer_mass, within))
+        # Only in the cell of the median can the mass on the outer side be the larger one.
+        is_larger = log_tail > _LOG_HALF
+        return is_lower ^ is_larger, jnp.where(is_larger, _log_complement(log_tail), log_tail)
 
     def log_cdf(self, x: jax.Array) -> jax.Array:
         """Log of the mass to the left of ``x`` per coordinate, accurate far into the left tail."""
         is_lower, log_tail = self._log_tail(x)
-        return jnp.where(is_lower, log_tail, jnp.log1p(-jnp.exp(log_tail)))
+        return jnp.where(is_lower, log_tail, _log_complement(log_tail))
 
     def log_survival(self, x: jax.Array) -> jax.Array:
         """Log of the mass to the right, accurate far into the right tail."""
         is_lower, log_tail = self._log_tail(x)
-        return jnp.where(is_lower, jnp.log1p(-jnp.exp(log_tail)), log_tail)
+        return jnp.where(is_lower, _log_complement(log_tail), log_tail)
 
     def to_normal(self, x: jax.Array) -> jax.Array:
         """Standard normal scores: the normal quantile of the distribution function, increasing."""
         is_lower, log_tail = self._log_tail(x)
-        quantile = _normal_quantile(log_tail)
-        return jnp.where(is_lower, quantile, -quantile)
+        distance = _normal_tail_quantile(log_tail)
+        return jnp.where(is_lower, -distance, distance)
 
     def from_normal(self, normal: jax.Array) -> jax.Array:
         """Inverse of :meth:`to_normal`; standard normal draws become draws of this density."""
@@ -134,7 +137,7 @@ class GridDensity(NamedTuple):
         log_masses = _log_masses(self.log_density, self.slope, self.spacing)
         beyond = -jnp.logaddexp(-self.outer_mass[1:], log_masses[1:])
         nodes = jnp.where(self.outer_mass[1:] < 0, self.outer_mass[1:], beyond)
-        log_tail = log_ndtr(-jnp.abs(normal))
+        log_tail = _log_normal_tail(jnp.abs(normal))
         wanted = jnp.where(normal < 0, log_tail, -log_tail)
         cell = jax.vmap(jnp.searchsorted, in_axes=1, out_axes=1)(nodes, wanted)
 
@@ -143,7 +146,7 @@ class GridDensity(NamedTuple):
         slope = _lookup(self.slope, cell) * self.spacing
         is_lower = outer_mass < 0
         is_other_side = is_lower != (normal < 0)
-        log_tail = jnp.where(is_other_side, jnp.log1p(-jnp.exp(log_tail)), log_tail)
+        log_tail = jnp.where(is_other_side, _log_complement(log_tail), log_tail)
         excess = jnp.minimum(-jnp.abs(outer_mass) - log_tail, 0)
         log_fraction = log_tail + jnp.log(-jnp.expm1(excess)) - _lookup(log_masses, cell)
         depth = _exponential_quantile(
@@ -228,7 +231,7 @@ def _log_heat(log_weight: jax.Array, curvature: jax.Array) -> jax.Array:
     """Log of the Gaussian smoothing of (coarse, dim) log weights, on the fine grid, (nodes, dim).
 
     In logarithms throughout, since the weights 1/Z and the gaps between particles can span any
-    number of decades.
+    number of decades. One coordinate at a time: its pairs of nodes stay in cache.
     """
     index = np.arange(_NUM_COARSE)
     half_squares = 0.5 * (index[:, None] - index) ** 2
@@ -242,10 +245,7 @@ def _log_heat(log_weight: jax.Array, curvature: jax.Array) -> jax.Array:
         total, moment = jnp.matmul(masses, sums.astype(masses.dtype), precision="highest").T
         return peak + jnp.log(total), curvature * (moment / total - index)
 
-    coordinates = log_weight.T, curvature
-    # All pairs of nodes at once compile to less; one coordinate at a time they stay in cache.
-    is_small = curvature.shape[0] <= _MAX_COORDINATES_AT_ONCE
-    value, slope = jax.vmap(smooth)(coordinates) if is_small else lax.map(smooth, coordinates)
+    value, slope = lax.map(smooth, (log_weight.T, curvature))
     return _hermite(value.T, slope.T)
 
 
@@ -289,7 +289,7 @@ def _integrate(
     total, from_left = lax.scan(accumulate, nothing, log_masses)
     _, from_right = lax.scan(accumulate, nothing, log_masses, reverse=True)
     from_left, from_right = from_left - total, from_right - total
-    outer_mass = jnp.where(from_left < -math.log(2), from_left, -from_right)
+    outer_mass = jnp.where(from_left < _LOG_HALF, from_left, -from_right)
     return GridDensity(origin, spacing, log_density - total, slope, heat_slope, outer_mass)
 
 
@@ -321,26 +321,33 @@ def _exponential_quantile(fraction: jax.Array, slope: jax.Array) -> jax.Array:
     return jnp.clip(jnp.where(size < 20, moderate, steep), 0, 1)
 
 
+def _log_complement(log_p: jax.Array) -> jax.Array:
+    return jnp.log1p(-jnp.exp(log_p))
+
+
+def _log_normal_tail(t: jax.Array) -> jax.Array:
+    """Log of the standard normal mass beyond ``t >= 0``."""
+    return jnp.log(mills_ratio(t)) - 0.5 * t**2 - _HALF_LOG_TWO_PI
+
+
 @jax.custom_jvp
-def _normal_quantile(log_p: jax.Array) -> jax.Array:
-    """Standard normal quantile of ``exp(log_p)``, for ``p`` up to a little over a half.
+def _normal_tail_quantile(log_p: jax.Array) -> jax.Array:
+    """The ``t >= 0`` beyond which the standard normal has mass ``exp(log_p) <= 1/2``.
 
-    Where ``exp`` would underflow, four fixed-point steps on the asymptotic series of the tail,
-    ``log p = -t^2/2 - log t - log sqrt(2 pi) + log(1 - 1/t^2 + 3/t^4)``; each gains a factor t^2.
+    Abramowitz and Stegun 26.2.23, within 3e-3 (3 % far out), then Newton steps on the log tail,
+    whose slope is minus one over the Mills ratio.
     """
-    smallest = 0.9 * math.log(jnp.finfo(log_p.dtype).tiny)
-    level = jnp.maximum(-log_p, -smallest) - _HALF_LOG_TWO_PI
-    t = jnp.sqrt(2 * level)
-    for _ in range(4):
-        inverse = 1 / t**2
-        t = jnp.sqrt(2 * (level - jnp.log(t) + jnp.log1p(inverse * (3 * inverse - 1))))
-    return jnp.where(log_p < smallest, -t, ndtri(jnp.exp(jnp.maximum(log_p, smallest))))
+    t = jnp.sqrt(-2 * log_p)
+    t = t - (2.30753 + 0.27061 * t) / (1 + t * (0.99229 + 0.04481 * t))
+    for _ in range(3 if log_p.dtype == jnp.float64 else 2):
+        t = jnp.maximum(t, 0)
+        t = t + (_log_normal_tail(t) - log_p) * mills_ratio(t)
+    return jnp.maximum(t, 0)
 
 
-@_normal_quantile.defjvp
-def _normal_quantile_jvp(
+@_normal_tail_quantile.defjvp
+def _normal_tail_quantile_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    (log_p,), (tangent,) = primals, tangents
-    quantile = _normal_quantile(log_p)
-    return quantile, tangent * jnp.exp(log_p + 0.5 * quantile**2 + _HALF_LOG_TWO_PI)
+    t = _normal_tail_quantile(*primals)
+    return t, -tangents[0] * mills_ratio(t)

@@ -31,7 +31,7 @@ from numpyro_rwpo.target import Differentiation, ModelSource, PotentialSource, S
 from numpyro_rwpo.transport import MAX_TRANSPORT_STEPS, Flow, initial_flow, is_at_rest
 from numpyro_rwpo.transport import transport_step
 from numpyro_rwpo.warmup import Adaptation, Candidates, SweepPair, initial_adaptation
-from numpyro_rwpo.warmup import is_settled, learn_moments, learn_sweeps, tuning
+from numpyro_rwpo.warmup import is_settled, learn_moments, learn_sweeps, replace_stuck, tuning
 
 Carry = TypeVar("Carry")
 
@@ -140,18 +140,16 @@ def iterate(state: RWPOState, target: Target, settings: Settings) -> RWPOState:
         )
         tuned = tuning(adaptation, settings.candidates, is_warmup)
         after, between, refresh = refresh_ensemble(key_refresh, before, target, *tuned)
-        adaptation = lax.cond(
-            is_warmup,
-            lambda a: learn_sweeps(
-                a,
-                SweepPair(before, between, after, refresh),
-                target,
-                settings.candidates,
-                settings.target_accept_prob,
-            ),
-            lambda a: a,
-            adaptation,
-        )
+
+        def learn(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
+            after, adaptation = carry
+            pair = SweepPair(before, between, after, refresh)
+            learnt = learn_sweeps(
+                adaptation, pair, target, settings.candidates, settings.target_accept_prob
+            )
+            return replace_stuck(adaptation, after, refresh), learnt
+
+        after, adaptation = lax.cond(is_warmup, learn, lambda c: c, (after, adaptation))
         return after, adaptation, refresh
 
     is_adapting = (elapsed >= settings.num_transport) & ~is_settled(

@@ -20,6 +20,9 @@ MAX_SWEEPS = 32  # between two draws of a particle
 TRIAL_UPDATES = 6  # of each candidate metric, which take turns
 SETTLING_UPDATES = 16  # with the chosen metric, before adaptation may end
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
+REPLACEMENT_UPDATES = 12  # in which stuck particles are moved onto others
+_STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
+_CLIP = 3.0
 _MEMORY = 0.08  # weight of the newest sweep in the running moments, once there are enough
 
 
@@ -145,13 +148,38 @@ def is_settled(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
     return adaptation.updates >= trial + SETTLING_UPDATES + 3 * _num_sweeps(adaptation)
 
 
+def _standardize(x: jax.Array) -> jax.Array:
+    """Centre and scale over particles (axis 0); 0 where all are equal."""
+    centred = x - x.mean(0)
+    spread = jnp.sqrt((centred**2).mean(0))
+    return jnp.where(spread > 0, centred / jnp.where(spread > 0, spread, 1.0), 0.0)
+
+
 def _statistics(ensemble: Ensemble, target: Target) -> jax.Array:
-    """Positions, squared deviations and potential, standardised over particles, (n, 2 dim + 1)."""
-    x = ensemble.particles - ensemble.particles.mean(0)
-    raw = jnp.concatenate([x, x**2, potential(ensemble, target)[:, None]], axis=1)
-    centred = raw - raw.mean(0)
-    norm = jnp.sqrt((centred**2).sum(0))
-    return jnp.where(norm > 0, centred / jnp.where(norm > 0, norm, 1.0), 0.0)
+    """Positions, squared deviations and potential, standardised over particles, (n, 2 dim + 1).
+
+    Clipped at three standard deviations, so that a single straggler does not speak for them all.
+    """
+    raw = jnp.concatenate([ensemble.particles, potential(ensemble, target)[:, None]], axis=1)
+    clipped = jnp.clip(_standardize(raw), -_CLIP, _CLIP)
+    return _standardize(jnp.concatenate([clipped, clipped[:, :-1] ** 2], axis=1))
+
+
+def replace_stuck(
+    adaptation: Adaptation, ensemble: Ensemble, refresh: Refresh
+) -> Ensemble:
+    """Move particles that reject everything onto others, early in warm-up only.
+
+    Transport can leave a particle far out, where the step size that suits all others is unstable
+    and nothing is ever accepted. Later in warm-up, and in sampling, no particle is touched.
+    """
+    accept_prob = refresh.accept_prob
+    stuck = (accept_prob < _STUCK) & (accept_prob.mean() > 0.5)
+    stuck &= adaptation.updates < REPLACEMENT_UPDATES
+    order = jnp.argsort(stuck, stable=True)
+    index = jnp.arange(accept_prob.size)
+    source = jnp.where(stuck, order[index % jnp.maximum((~stuck).sum(), 1)], index)
+    return jax.tree.map(lambda x: x[source], ensemble)
 
 
 def _blend(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
@@ -194,8 +222,8 @@ def learn_sweeps(
     before, between, after = (
         _statistics(e, target) for e in (pair.before, pair.between, pair.after)
     )
-    lag_1 = ((before * between).sum(0) + (between * after).sum(0)) / 2
-    lag_2 = (before * after).sum(0)
+    lag_1 = ((before * between).mean(0) + (between * after).mean(0)) / 2
+    lag_2 = (before * after).mean(0)
     steps = _blend(adaptation.num_steps[now], pair.refresh.num_steps / 2, weight)
     learnt = adaptation._replace(
         updates=adaptation.updates + 1,

@@ -92,8 +92,9 @@ def mcse_z(draws: Any, mean: Any) -> np.ndarray:
     chains that disagree make it wide rather than the z-score large: read it with `ess`.
     """
     draws = np.asarray(draws, dtype=np.float64)
-    standard_error = draws.std(axis=(0, 1)) / np.sqrt(effective_sample_size(draws))
-    return np.asarray((draws.mean(axis=(0, 1)) - mean) / standard_error)
+    with np.errstate(divide="ignore", invalid="ignore"):  # draws that never move
+        standard_error = draws.std(axis=(0, 1)) / np.sqrt(effective_sample_size(draws))
+        return np.asarray((draws.mean(axis=(0, 1)) - mean) / standard_error)
 
 
 def assert_moments(
@@ -116,7 +117,8 @@ def assert_moments(
     for name, truth in moments.items():
         draws = np.asarray(samples[name], dtype=np.float64)
         assert draws.shape[2:] == np.shape(truth.mean), (name, draws.shape)
-        ess = np.min(effective_sample_size(draws))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ess = np.min(effective_sample_size(draws))
         z_mean = mcse_z(draws, truth.mean)
         z_variance = mcse_z((draws - truth.mean) ** 2, truth.variance)
         # Written so that NaN (a chain that never moved) fails too.
@@ -189,8 +191,10 @@ def hierarchy_quadrature(
 def stack_moments(parts: Sequence[Moments], shape: tuple[int, ...] | None = None) -> Moments:
     """Put scalar moments together into one site's."""
     mean, variance = (np.stack(column) for column in zip(*parts, strict=True))
-    return Moments(mean, variance) if shape is None else Moments(
-        mean.reshape(shape), variance.reshape(shape)
+    return (
+        Moments(mean, variance)
+        if shape is None
+        else Moments(mean.reshape(shape), variance.reshape(shape))
     )
 
 
@@ -297,9 +301,7 @@ def constrained_sites() -> None:
 def unusual_sites() -> None:
     """Rarer supports, all with known moments."""
     steps = dist.Normal(0.0, 0.5).expand([3]).to_event(1)
-    numpyro.sample(
-        "cutpoints", dist.TransformedDistribution(steps, transforms.OrderedTransform())
-    )
+    numpyro.sample("cutpoints", dist.TransformedDistribution(steps, transforms.OrderedTransform()))
     numpyro.sample("above", dist.TruncatedNormal(0.0, 1.0, low=0.5))
     numpyro.sample("angle", dist.VonMises(0.5, 3.0))
     numpyro.sample("zero_sum", dist.ZeroSumNormal(1.0, (4,)))
@@ -341,7 +343,9 @@ def unusual_moments() -> dict[str, Moments]:
 # ------------------------------------------------------------------ handlers and primitives
 
 
-def primitives(y: Any, mask: Any, grid: Any, num_repeats: int = 2, label: str | None = None) -> None:
+def primitives(
+    y: Any, mask: Any, grid: Any, num_repeats: int = 2, label: str | None = None
+) -> None:
     """Masks, scale, factor, deterministic and param sites, nested and full subsample plates."""
     masked = numpyro.sample("masked", dist.Normal(0.0, 1.0))
     handled = numpyro.sample("handled", dist.Normal(0.0, 1.0))

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 import pytest
 from helpers import (
@@ -399,8 +398,8 @@ def test_thinning_keeps_every_third_draw(long_run: MCMC) -> None:
 
 
 def test_collecting_the_warmup() -> None:
-    mcmc = MCMC(small(shrunken_means), num_warmup=30, num_samples=20, num_chains=2,
-                chain_method="vectorized", progress_bar=False)  # fmt: skip
+    sizes = {"num_warmup": 30, "num_samples": 20, "num_chains": 2}
+    mcmc = MCMC(small(shrunken_means), chain_method="vectorized", progress_bar=False, **sizes)
     data = (MEANS_DATA, MEANS_SCALE)
     mcmc.warmup(jax.random.key(0), *data, collect_warmup=True, extra_fields=("potential_energy",))
     assert theta(mcmc).shape == (2, 30, 3)
@@ -568,8 +567,11 @@ def _standard_potential(tree: Any) -> jax.Array:
 POTENTIAL_PARAMETERS = {
     "scalar": np.float32(0.3),
     "array": np.zeros((2, 2), np.float32),
-    "nested": {"u": _Pair(np.zeros(2, np.float32), [np.float32(1.0)]), "v": (np.zeros((1, 3), np.float32),)},
-}  # fmt: skip
+    "nested": {
+        "u": _Pair(np.zeros(2, np.float32), [np.float32(1.0)]),
+        "v": (np.zeros((1, 3), np.float32),),
+    },
+}
 
 
 @pytest.mark.parametrize("structure", POTENTIAL_PARAMETERS)
@@ -830,9 +832,3 @@ def test_hazards_of_a_potential_fn() -> None:
     )
     moments = Moments(np.asarray(np.sqrt(2 / np.pi)), np.asarray(1 - 2 / np.pi))
     assert_moments({"x": mcmc.get_samples(group_by_chain=True)}, {"x": moments})
-
-
-def test_validation_of_distributions_may_be_on() -> None:
-    """`numpyro.validation_enabled` checks arguments that are traced inside the kernel."""
-    with numpyro.validation_enabled():
-        assert np.isfinite(theta(run_means())).all()
