@@ -49,6 +49,8 @@ class RWPOState(NamedTuple):
             of the whole ensemble in this iteration during warm-up. Their sum is the run's total.
         step_size: leapfrog step size, whitened units.
         rng_key: random key.
+        centring: parametrisation of Laplace sites with latent scales, see
+            :mod:`numpyro_rwpo.laplace_sites`.
         ensemble: the particles, evaluated.
         flow: progress of the transport.
         adaptation: estimates of warm-up, frozen after it.
@@ -63,6 +65,7 @@ class RWPOState(NamedTuple):
     num_steps: jax.Array
     step_size: jax.Array
     rng_key: jax.Array
+    centring: jax.Array
     ensemble: Ensemble
     flow: Flow
     adaptation: Adaptation
@@ -83,6 +86,7 @@ class Settings(NamedTuple):
     corrected: bool
     candidates: Candidates
     target_accept_prob: float
+    inverse_temperature: float
 
 
 def _run_if(active: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> Carry:
@@ -97,7 +101,9 @@ def _run_if(active: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> 
     )[1]
 
 
-def iterate(state: RWPOState, target: Target, settings: Settings) -> RWPOState:
+def iterate(
+    state: RWPOState, target: Target, settings: Settings, emit: Callable[..., Any]
+) -> RWPOState:
     """One NumPyro iteration of one ensemble: advance its phase, then emit the next particle."""
     rng_key, key_refresh = random.split(state.rng_key)
     num_particles = state.ensemble.particles.shape[0]
@@ -107,11 +113,12 @@ def iterate(state: RWPOState, target: Target, settings: Settings) -> RWPOState:
 
     is_start = elapsed == 0
     is_transport = ~is_start & (elapsed < settings.num_transport) & ~is_at_rest(state.flow)
-    particles = _run_if(
+    particles, centring = _run_if(
         is_start & is_warmup,
-        lambda x: quasi_newton_start(x, target),
-        state.ensemble.particles,
+        lambda carry: quasi_newton_start(carry[0], target),
+        (state.ensemble.particles, state.centring),
     )
+    target = target._replace(centring=centring)
     particles, flow = _run_if(
         is_transport,
         lambda _: transport_step(
@@ -166,15 +173,17 @@ def iterate(state: RWPOState, target: Target, settings: Settings) -> RWPOState:
         + num_particles * refresh.num_steps * is_correction
     )
     emitted = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, False), ensemble)
+    z, log_jacobian = emit(emitted.particles, centring)
     return state._replace(
         iteration=state.iteration + 1,
-        z=emitted.particles,
+        z=z,
         diverging=refresh.diverging[index],
-        potential_energy=potential(emitted, target),
+        potential_energy=potential(emitted, target) / settings.inverse_temperature - log_jacobian,
         accept_prob=refresh.accept_prob[index],
         num_steps=jnp.where(is_warmup, spent, refresh.num_steps),
         step_size=jnp.exp(adaptation.log_step_mean[adaptation.chosen]),
         rng_key=rng_key,
+        centring=centring,
         ensemble=ensemble,
         flow=flow,
         adaptation=adaptation,
@@ -193,11 +202,11 @@ def sample(
 ) -> RWPOState:
     """One NumPyro iteration of one ensemble or, with a leading chain axis, of several."""
     target = source.bind(model_args, model_kwargs)
-    step = partial(iterate, target=target, settings=settings)
+    emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
+    step = partial(iterate, target=target, settings=settings, emit=emit)
     # `iteration` stays unbatched: what depends on it alone stays a real branch for all chains.
     step = jax.vmap(step, in_axes=(STATE_AXES,), out_axes=STATE_AXES) if is_batch else step
-    state = step(state)
-    return state._replace(z=(jax.vmap(source.unravel) if is_batch else source.unravel)(state.z))
+    return step(state)
 
 
 def initial_state(
@@ -231,6 +240,7 @@ def initial_state(
         num_steps=jnp.zeros((), int),
         step_size=jnp.exp(adaptation.log_step_mean[0]),
         rng_key=rng_key,
+        centring=jnp.zeros(()),
         ensemble=unevaluated(particles),
         flow=initial_flow(dtype),
         adaptation=adaptation,
@@ -254,10 +264,10 @@ def start_radius(init_strategy: Callable[..., Any], init_params: Any) -> float |
 def default_num_particles(dim: int) -> int:
     """Particles of an ensemble when the user gives no number: enough for its covariance.
 
-    A power of two near 6 dim, at least 64 and at most 256: beyond that a draw costs the same and
+    A power of two from 4 dim, at least 64 and at most 256: beyond that a draw costs the same and
     warm-up more.
     """
-    return int(min(max(64, 2 ** math.ceil(math.log2(6 * dim))), 256))
+    return int(min(max(64, 2 ** math.ceil(math.log2(4 * dim))), 256))
 
 
 def make_candidates(
@@ -420,6 +430,7 @@ class RWPO(MCMCKernel):
             corrected=self._correction is not None,
             candidates=make_candidates(num_particles, dim, has_prior, self._dense_mass),
             target_accept_prob=self._target_accept_prob,
+            inverse_temperature=self._differentiation.inverse_temperature,
         )
         radius = start_radius(self._init_strategy, init_params)
         initial = partial(
@@ -430,8 +441,9 @@ class RWPO(MCMCKernel):
         )
         self._source = source
         self._sample_fn = partial(sample, source=source, settings=settings, is_batch=is_batch)
-        unravel = jax.vmap(source.unravel) if is_batch else source.unravel
-        return state._replace(z=unravel(state.z))
+        emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
+        z, _ = (jax.vmap(emit) if is_batch else emit)(state.z, state.centring)
+        return state._replace(z=z)
 
     def _make_source(
         self,

@@ -4,24 +4,29 @@ A site is split off into the nonsmooth part of the target when its distribution 
 ``AsymmetricLaplace`` (through ``expand``, ``to_event``, plates) and its location and scale depend
 on no other latent site. Where they do depend on one, as in a hierarchical lasso, the site is first
 rewritten as location + scale * standard Laplace with NumPyro's ``LocScaleReparam(centered=0)``.
+
+Informative data make that parametrisation a funnel, and the user's own one nearly normal. So the
+*centring* c stays an argument of the rewritten model: at 0 the base site is a standard Laplace and
+its density is split off; at 1 it is the user's own site and its density stays with the rest. Which
+of the two an ensemble uses is decided by evidence when it starts.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.reparam import LocScaleReparam
+from numpyro.infer.util import constrain_fn
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 Model = Callable[..., Any]
 T = TypeVar("T")
-DECENTRED_SUFFIX = "_decentered"  # NumPyro's own name for the base site of LocScaleReparam
+BASE_SUFFIX = "_decentered"  # NumPyro's own name for the base site of LocScaleReparam
 
 
 class SiteParameters(NamedTuple):
@@ -32,17 +37,17 @@ class SiteParameters(NamedTuple):
     rate_right: jax.Array
 
 
-class hide_sites(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
-    """Leave the density of the named sites out of the joint density; their values stay."""
+class keep_density(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
+    """Keep the densities of the named sites in the joint density where the mask says so."""
 
-    def __init__(self, fn: Model, names: Iterable[str]) -> None:
-        self.names = frozenset(names)
+    def __init__(self, fn: Model, masks: dict[str, Any]) -> None:
+        self.masks = masks
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Replace the distribution of a hidden site by its masked self."""
-        if msg["type"] == "sample" and msg["name"] in self.names:
-            msg["fn"] = msg["fn"].mask(False)
+        """Replace the distribution of a named site by its masked self."""
+        if msg["type"] == "sample" and msg["name"] in self.masks:
+            msg["fn"] = msg["fn"].mask(self.masks[msg["name"]])
 
 
 def _trace(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -85,14 +90,6 @@ def distribution_parameters(fn: Any) -> SiteParameters:
     return SiteParameters(*(jnp.broadcast_to(x, fn.shape()) for x in (base.loc, *rates)))
 
 
-def laplace_parameters(
-    model: Model, names: Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, SiteParameters]:
-    """Parameters of the named Laplace sites for these model arguments."""
-    trace = _trace(model, args, kwargs)
-    return {name: distribution_parameters(trace[name]["fn"]) for name in names}
-
-
 def _latent_parents(
     model: Model, names: list[str], values: dict[str, Any], args: Any, kwargs: Any
 ) -> dict[str, frozenset[str]]:
@@ -133,23 +130,76 @@ class LaplaceSplit(NamedTuple):
     """A model with its Laplace sites found.
 
     Attributes:
-        model: the model, latent-scale Laplace sites rewritten around standard ones.
-        sites: names of the Laplace sites with fixed parameters in ``model``.
-        decentred: the user's names of the rewritten sites.
+        user_model: the model as it came.
+        fixed: names of its Laplace sites with fixed parameters.
+        rewritten: LocScaleReparam's ``shape_params`` of the Laplace sites with latent parameters.
     """
 
-    model: Model
-    sites: tuple[str, ...]
-    decentred: tuple[str, ...]
+    user_model: Model
+    fixed: tuple[str, ...]
+    rewritten: dict[str, tuple[str, ...]]
 
-    def smooth_model(self) -> Model:
-        """The model without the densities of its split Laplace sites."""
-        return hide_sites(self.model, self.sites) if self.sites else self.model
+    @property
+    def base_sites(self) -> tuple[str, ...]:
+        """Names of the rewritten sites' base sites."""
+        return tuple(name + BASE_SUFFIX for name in self.rewritten)
+
+    def model(self, centring: Any = 0) -> Model:
+        """The model with its latent-scale Laplace sites rewritten."""
+        if not self.rewritten:
+            return self.user_model
+        config = {
+            name: LocScaleReparam(centered=centring, shape_params=shape_params)
+            for name, shape_params in self.rewritten.items()
+        }
+        return handlers.reparam(self.user_model, config=config)
+
+    def smooth_model(self, *args: Any, centring: Any = 0, **kwargs: Any) -> Any:
+        """Run the rewritten model without the densities that the prior's closed forms cover."""
+        masks: dict[str, Any] = dict.fromkeys(self.fixed, False)
+        masks.update(dict.fromkeys(self.base_sites, jnp.asarray(centring) > 0))
+        return keep_density(self.model(centring), masks)(*args, **kwargs)
+
+    def prior_parameters(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, SiteParameters]:
+        """Parameters of all split sites for these model arguments, base sites at centring 0."""
+        trace = _trace(self.model(), args, kwargs)
+        names = (*self.fixed, *self.base_sites)
+        return {name: distribution_parameters(trace[name]["fn"]) for name in names}
+
+    def standardize(
+        self, values: dict[str, Any], centring: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], jax.Array]:
+        """Unconstrained values at centring 0, and the log Jacobian of the map back to ``values``."""
+        model = self.model(centring)
+        constrained = constrain_fn(model, args, kwargs, values)
+        substituted = handlers.substitute(handlers.seed(model, 0), data=constrained)
+        trace = handlers.trace(substituted).get_trace(*args, **kwargs)
+        values, log_jacobian = dict(values), jnp.zeros(())
+        for name in self.base_sites:
+            base = _base_distribution(trace[name]["fn"])
+            shape = jnp.shape(values[name])
+            values[name] = (values[name] - base.loc) / base.scale
+            log_jacobian += jnp.log(jnp.broadcast_to(base.scale, shape)).sum()
+        return values, log_jacobian
+
+    def from_user_values(
+        self, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Unconstrained values of the user's sites as those of the rewritten ones."""
+        constrained = constrain_fn(self.user_model, args, kwargs, values)
+        substituted = handlers.substitute(handlers.seed(self.user_model, 0), data=constrained)
+        trace = handlers.trace(substituted).get_trace(*args, **kwargs)
+        values = dict(values)
+        for name in self.rewritten:
+            base = _base_distribution(trace[name]["fn"])
+            values[name + BASE_SUFFIX] = (values.pop(name) - base.loc) / base.scale
+        return values
 
     def to_user_sites(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Drop the standardised base sites, which the user's model does not have."""
-        ours = {name + DECENTRED_SUFFIX for name in self.decentred}
-        return {name: value for name, value in values.items() if name not in ours}
+        """Drop the base sites, which the user's model does not have."""
+        return {name: value for name, value in values.items() if name not in self.base_sites}
 
 
 def split_laplace_sites(
@@ -167,53 +217,26 @@ def split_laplace_sites(
         ValueError: a name in ``nonsmooth`` is not a Laplace site that can be split.
     """
     if nonsmooth is None:
-        return LaplaceSplit(model, (), ())
+        return LaplaceSplit(model, (), {})
     fixed, latent = _classify(model, args, kwargs)
     if nonsmooth != "auto":
-        wanted = set(nonsmooth)
-        unknown = sorted(wanted - set(fixed) - set(latent))
+        unknown = sorted(set(nonsmooth) - set(fixed) - set(latent))
         if unknown:
             raise ValueError(
                 f"`nonsmooth` names {unknown}, which are not latent Laplace or AsymmetricLaplace "
                 f"sites of the model; those that can be split are {sorted(fixed + latent)}."
             )
-        fixed = [name for name in fixed if name in wanted]
-        latent = [name for name in latent if name in wanted]
-    if not latent:
-        return LaplaceSplit(model, tuple(fixed), ())
+        fixed = [name for name in fixed if name in nonsmooth]
+        latent = [name for name in latent if name in nonsmooth]
 
     def shape_params(trace: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         bases = {name: _base_distribution(trace[name]["fn"]) for name in latent}
         asymmetric = {name for name in latent if isinstance(bases[name], dist.AsymmetricLaplace)}
         return {name: ("asymmetry",) if name in asymmetric else () for name in latent}
 
-    config = {
-        name: LocScaleReparam(centered=0, shape_params=params)
-        for name, params in inspect_trace(model, args, kwargs, shape_params).items()
-    }
-    model = handlers.reparam(model, config=config)
-    # An asymmetry that is itself latent keeps its standardised site out of the fixed ones.
-    fixed_now, _ = _classify(model, args, kwargs)
-    base = [name + DECENTRED_SUFFIX for name in latent]
-    sites = [name for name in fixed_now if name in fixed or name in base]
-    return LaplaceSplit(model, tuple(sites), tuple(latent))
-
-
-def decentre_values(
-    split: LaplaceSplit,
-    user_model: Model,
-    constrained: dict[str, Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> dict[str, Any]:
-    """Replace values of the user's Laplace sites by those of their standardised base sites."""
-    substituted = handlers.substitute(handlers.seed(user_model, 0), data=constrained)
-    trace = handlers.trace(substituted).get_trace(*args, **kwargs)
-    values = dict(constrained)
-    for name in split.decentred:
-        base = _base_distribution(trace[name]["fn"])
-        value = values.pop(name)
-        values[name + DECENTRED_SUFFIX] = jnp.broadcast_to(
-            (value - base.loc) / base.scale, np.shape(value)
-        )
-    return values
+    rewritten = inspect_trace(model, args, kwargs, shape_params) if latent else {}
+    split = LaplaceSplit(model, tuple(fixed), rewritten)
+    # A latent asymmetry stays latent in the base site: such sites are left as the user wrote them.
+    standard, _ = _classify(split.model(), args, kwargs) if latent else ([], [])
+    kept = {name: rewritten[name] for name in latent if name + BASE_SUFFIX in standard}
+    return split._replace(rewritten=kept)

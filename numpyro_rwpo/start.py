@@ -217,25 +217,33 @@ def num_start_evaluations(num_particles: int) -> int:
     return NUM_ROUNDS * (num_paths * EVALUATIONS_PER_ROUND + num_particles)
 
 
-def quasi_newton_start(particles: jax.Array, target: Target) -> jax.Array:
+def quasi_newton_start(
+    particles: jax.Array, target: Target
+) -> tuple[jax.Array, jax.Array]:
     """Place an ensemble by the best normal approximations along a few BFGS paths.
 
     Args:
         particles: random starting positions (num_particles, dim). The first few start the paths;
             all of them, standardised, are the white noise of the draws.
-        target: the posterior.
+        target: the posterior. Where it has Laplace sites with latent scales, every other path
+            uses the other centring.
 
     Returns:
         Particles of the same shape, not evaluated, shared among the paths in proportion to their
-        estimated evidence; ``particles`` themselves where no path got anywhere.
+        estimated evidence (``particles`` themselves where no path got anywhere), and the centring
+        with more evidence, scalar.
     """
     num_particles, dim = particles.shape
     num_paths = min(NUM_PATHS, num_particles)
     length = NUM_ROUNDS * EVALUATIONS_PER_ROUND
     dtype = particles.dtype
-    smoothed = _smoothed_potential(target)
+    centring = jnp.zeros(num_paths)
+    if target.is_rewritten is not None:
+        centring = jnp.arange(num_paths) % 2.0
+    smoothed = _smoothed_potential(target._replace(centring=centring))
     noise = (particles - particles.mean(0)) / jnp.maximum(particles.std(0), _SMALLEST_SPREAD)
     every_path = jnp.arange(num_particles) % num_paths
+    drawn = target._replace(centring=centring[every_path])
 
     history = History(
         steps=jnp.zeros((num_paths, length, dim), dtype),
@@ -265,11 +273,17 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> jax.Array:
         descent = lax.fori_loop(
             0, EVALUATIONS_PER_ROUND, lambda _, d: _descend(d, smoothed), descent
         )
-        return descent, _compare(noise, every_path, best, descent, target)
+        return descent, _compare(noise, every_path, best, descent, drawn)
 
     descent, best = lax.fori_loop(0, NUM_ROUNDS, one_round, (descent, best))
-    share = jnp.tril(jnp.ones((num_paths, num_paths), dtype)) @ jax.nn.softmax(best.bound)
+    bound = best.bound
+    is_same = centring == centring[:, None]
+    evidence = jax.nn.logsumexp(jnp.where(is_same, bound, -jnp.inf), axis=1)
+    chosen = centring[jnp.argmax(evidence)]
+    bound = jnp.where(centring == chosen, bound, -jnp.inf)
+    share = jnp.tril(jnp.ones((num_paths, num_paths), dtype)) @ jax.nn.softmax(bound)
     rank = (jnp.arange(num_particles) + 0.5) / num_particles
     path = (share < rank[:, None]).sum(1)
     draws = _draws(noise, jnp.minimum(path, num_paths - 1), best, descent.history)
-    return jnp.where(jnp.any(jnp.isfinite(best.bound)), draws, particles)
+    found = jnp.any(jnp.isfinite(best.bound))
+    return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)

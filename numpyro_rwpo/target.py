@@ -19,16 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
-from numpyro.infer.util import constrain_fn, initialize_model, unconstrain_fn
+from numpyro.infer.util import initialize_model
+from numpyro.util import is_prng_key
 
 from numpyro_rwpo.laplace_sites import (
     SiteParameters,
-    decentre_values,
     distribution_parameters,
     inspect_trace,
     is_laplace,
     is_latent,
-    laplace_parameters,
     split_laplace_sites,
 )
 from numpyro_rwpo.priors import LaplacePrior
@@ -38,12 +37,32 @@ class Target(NamedTuple):
     """One posterior, bound to its data.
 
     Attributes:
-        value_and_grad: ``beta f`` and its gradient for a batch, (n, dim) -> (n,), (n, dim).
-        prior: ``beta g``, fields of shape (dim,); ``None`` when no coordinate has a Laplace prior.
+        smooth: ``beta f`` and its gradient for a batch of positions (n, dim) and centrings (n,):
+            (n,), (n, dim).
+        full_prior: ``beta g`` at centring 0, fields (dim,); ``None`` when no coordinate has a
+            Laplace prior.
+        is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
+        centring: parametrisation of these sites, see :mod:`numpyro_rwpo.laplace_sites`: 0 or 1,
+            scalar, or one for each position that will be given, (n,).
     """
 
-    value_and_grad: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-    prior: LaplacePrior | None
+    smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    full_prior: LaplacePrior | None
+    is_rewritten: jax.Array | None
+    centring: jax.Array
+
+    def value_and_grad(self, particles: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """``beta f`` and its gradient, (n, dim) -> (n,), (n, dim)."""
+        return self.smooth(particles, jnp.broadcast_to(self.centring, particles.shape[:1]))
+
+    @property
+    def prior(self) -> LaplacePrior | None:
+        """``beta g`` in this parametrisation: at centring 1 the rewritten sites are in f."""
+        if self.full_prior is None or self.is_rewritten is None:
+            return self.full_prior
+        split = ~(self.is_rewritten & (self.centring[..., None] > 0))
+        location, left, right = self.full_prior
+        return LaplacePrior(location, left * split, right * split)
 
     def prior_potential(self, particles: jax.Array) -> jax.Array:
         """``beta g`` summed over coordinates, (..., dim) -> (...)."""
@@ -65,19 +84,23 @@ class Differentiation(NamedTuple):
     forward_mode: bool
 
     def target(
-        self, smooth: Callable[[jax.Array], jax.Array], prior: LaplacePrior | None
+        self,
+        smooth: Callable[[jax.Array, jax.Array], jax.Array],
+        prior: LaplacePrior | None,
+        is_rewritten: jax.Array | None = None,
     ) -> Target:
-        """Temper both parts and batch the gradient of the smooth one, (dim,) -> ()."""
+        """Temper both parts and batch the gradient of the smooth one, (dim,), () -> ()."""
         beta = self.inverse_temperature
 
-        def tempered(position: jax.Array) -> jax.Array:
-            return beta * smooth(position)
+        def tempered(position: jax.Array, centring: jax.Array) -> jax.Array:
+            return beta * smooth(position, centring)
 
-        def forward_value_and_grad(position: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return tempered(position), jax.jacfwd(tempered)(position)
+        def forward(position: jax.Array, centring: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return tempered(position, centring), jax.jacfwd(tempered)(position, centring)
 
-        one = forward_value_and_grad if self.forward_mode else jax.value_and_grad(tempered)
-        return Target(jax.vmap(one), None if prior is None else prior.tempered(beta))
+        one = forward if self.forward_mode else jax.value_and_grad(tempered)
+        prior = None if prior is None else prior.tempered(beta)
+        return Target(jax.vmap(one), prior, is_rewritten, jnp.zeros(()))
 
 
 class Source(Protocol):
@@ -86,8 +109,14 @@ class Source(Protocol):
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target for these model arguments."""
 
-    def unravel(self, position: jax.Array) -> Any:
-        """Turn a flat position (dim,) into unconstrained values in the user's structure."""
+    def emit(
+        self,
+        position: jax.Array,
+        centring: jax.Array,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Any, jax.Array]:
+        """A flat position (dim,) as unconstrained values, and the log Jacobian of the map back."""
 
     def ravel(
         self, init_params: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
@@ -115,7 +144,6 @@ class ModelSource:
 
     Attributes:
         start: valid starting position(s), (dim,), or (chains, dim) for a batch of keys.
-        laplace_sites: names of the sites whose prior is in ``g``.
 
     Raises:
         ValueError: discrete latent sites, Delta sites, no latent sites, or a name in
@@ -134,16 +162,14 @@ class ModelSource:
         nonsmooth: Any,
         differentiation: Differentiation,
     ) -> None:
-        self._user_model = model
         self._differentiation = differentiation
         inspect_trace(model, model_args, model_kwargs, _check_latent_sites)
         self._split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth)
-        self.laplace_sites = self._split.sites
-        batch = rng_key if rng_key.ndim > _key_ndim(rng_key) else rng_key[None]
+        batch = rng_key if not is_prng_key(rng_key) else rng_key[None]
         # A batch also for one chain: NumPyro searches a single start operation by operation.
         info = initialize_model(
             batch,
-            self._split.smooth_model(),
+            self._split.smooth_model,
             init_strategy=init_strategy,
             dynamic_args=True,
             model_args=model_args,
@@ -155,27 +181,41 @@ class ModelSource:
         self._prototype = jax.tree.map(
             lambda x: np.zeros(x.shape[1:], x.dtype), info.param_info.z
         )
-        self.unravel = ravel_pytree(self._prototype)[1]
+        self._unravel = ravel_pytree(self._prototype)[1]
         start = jax.vmap(lambda z: ravel_pytree(z)[0])(info.param_info.z)
         self.start = start if batch is rng_key else start[0]
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target for these model arguments."""
-        potential = self._smooth_potential(*model_args, **model_kwargs)
-        prior = None
-        if self.laplace_sites:
-            parameters = laplace_parameters(
-                self._split.model, self.laplace_sites, model_args, model_kwargs
-            )
-            prior = ravel_prior(parameters, self._prototype)
-        return self._differentiation.target(lambda x: potential(self.unravel(x)), prior)
+        split = self._split
 
-    def postprocess_fn(
-        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> Callable[[Any], Any]:
-        """Map unconstrained values to the sites of the user's model."""
-        constrain = self._postprocess(*model_args, **model_kwargs)
-        return lambda values: self._split.to_user_sites(constrain(values))
+        def smooth(position: jax.Array, centring: jax.Array) -> jax.Array:
+            kwargs = {**model_kwargs, "centring": centring} if split.rewritten else model_kwargs
+            return self._smooth_potential(*model_args, **kwargs)(self._unravel(position))
+
+        if not (split.fixed or split.rewritten):
+            return self._differentiation.target(smooth, None)
+        prior = ravel_prior(split.prior_parameters(model_args, model_kwargs), self._prototype)
+        if not split.rewritten:
+            return self._differentiation.target(smooth, prior)
+        rewritten = {
+            name: np.full(np.shape(x), name in split.base_sites)
+            for name, x in self._prototype.items()
+        }
+        return self._differentiation.target(smooth, prior, ravel_pytree(rewritten)[0])
+
+    def emit(
+        self,
+        position: jax.Array,
+        centring: jax.Array,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Any, jax.Array]:
+        """A flat position (dim,) as unconstrained values, and the log Jacobian of the map back."""
+        values = self._unravel(position)
+        if not self._split.rewritten:
+            return values, jnp.zeros(())
+        return self._split.standardize(values, centring, model_args, model_kwargs)
 
     def ravel(
         self,
@@ -188,13 +228,16 @@ class ModelSource:
         Raises:
             ValueError: names or shapes are not those of the model's latent sites.
         """
-        if self._split.decentred:
-            constrained = constrain_fn(self._user_model, model_args, model_kwargs, init_params)
-            decentred = decentre_values(
-                self._split, self._user_model, constrained, model_args, model_kwargs
-            )
-            init_params = unconstrain_fn(self._split.model, model_args, model_kwargs, decentred)
+        if self._split.rewritten:
+            init_params = self._split.from_user_values(init_params, model_args, model_kwargs)
         return ravel_like(init_params, self._prototype)
+
+    def postprocess_fn(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> Callable[[Any], Any]:
+        """Map unconstrained values to the sites of the user's model."""
+        constrain = self._postprocess(*model_args, **model_kwargs)
+        return lambda values: self._split.to_user_sites(constrain(values))
 
 
 class PotentialSource:
@@ -233,7 +276,7 @@ class PotentialSource:
         self._prototype = jax.tree.map(
             lambda x: np.zeros(jnp.shape(x), jnp.result_type(x)), init_params
         )
-        flat, self.unravel = ravel_pytree(init_params)
+        flat, self._unravel = ravel_pytree(init_params)
         if flat.size == 0:
             raise ValueError("`init_params` holds no parameters; there is nothing to sample.")
         shape = jax.eval_shape(potential_fn, init_params)
@@ -248,11 +291,21 @@ class PotentialSource:
         """Make the target; a potential function has no model arguments."""
         prior = self._prior
 
-        def smooth(position: jax.Array) -> jax.Array:
-            value = self._potential_fn(self.unravel(position))
+        def smooth(position: jax.Array, centring: jax.Array) -> jax.Array:
+            value = self._potential_fn(self._unravel(position))
             return value if prior is None else value - prior.potential(position).sum()
 
         return self._differentiation.target(smooth, prior)
+
+    def emit(
+        self,
+        position: jax.Array,
+        centring: jax.Array,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Any, jax.Array]:
+        """A flat position (dim,) in the user's structure, and 0."""
+        return self._unravel(position), jnp.zeros(())
 
     def ravel(
         self, init_params: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
@@ -265,11 +318,6 @@ class PotentialSource:
     ) -> Callable[[Any], Any]:
         """Leave the values as they are: a potential function has no constraints."""
         return lambda values: values
-
-
-def _key_ndim(rng_key: jax.Array) -> int:
-    """Dimensions of one key: 0 for new-style keys, 1 for old-style ``PRNGKey`` arrays."""
-    return 0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1
 
 
 def _check_latent_sites(trace: dict[str, Any]) -> None:

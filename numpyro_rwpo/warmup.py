@@ -18,7 +18,7 @@ from numpyro_rwpo.target import Target
 
 MAX_SWEEPS = 32  # between two draws of a particle
 TRIAL_UPDATES = 6  # of each candidate metric, which take turns
-SETTLING_UPDATES = 16  # with the chosen metric, before adaptation may end
+SETTLING_UPDATES = 14  # with the chosen metric, before adaptation may end
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
 REPLACEMENT_UPDATES = 12  # in which stuck particles are moved onto others
 _STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
@@ -145,7 +145,7 @@ def tuning(adaptation: Adaptation, candidates: Candidates, warming: jax.Array) -
 def is_settled(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
     """Whether warm-up has run long enough for its estimates, scalar."""
     trial = TRIAL_UPDATES * candidates.count if candidates.count > 1 else 0
-    return adaptation.updates >= trial + SETTLING_UPDATES + 3 * _num_sweeps(adaptation)
+    return adaptation.updates >= trial + SETTLING_UPDATES + 2 * _num_sweeps(adaptation)
 
 
 def _standardize(x: jax.Array) -> jax.Array:
