@@ -1,4 +1,4 @@
-r"""Attention heads: densities fitted to an ensemble by the regularized Wasserstein proximal operator.
+r"""Attention heads: densities that the regularized Wasserstein proximal operator fits to particles.
 
 With prox time :math:`T`, inverse temperature :math:`\beta` and :math:`s^2 = 2T/\beta`, the operator
 turns particles :math:`y_j` into the mixture
@@ -20,9 +20,9 @@ Three heads differ in what shares one softmax, and how coordinates are tied toge
 * ``copula``: as marginal, then glued by a Gaussian copula. For everything else.
 
 A head is a function ``fit(particles, prior, prox_time, inverse_temperature=1.0)`` that returns a
-:class:`ProximalDensity`; to add one, write such a class and name its function in ``HEADS``. Fits and
-densities may be jitted, vmapped over a leading axis of ensembles, and used inside loops. Nothing is
-checked inside but shapes; non-finite particles give non-finite densities.
+:class:`ProximalDensity`; to add one, write such a class and name its function in ``HEADS``. Fits
+and densities may be jitted, vmapped over a leading axis of ensembles, and used inside loops.
+Nothing is checked but shapes; non-finite particles give non-finite densities.
 """
 
 import math
@@ -31,17 +31,16 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.grid import GridDensity, fit_grid
 from numpyro_rwpo.priors import LaplacePrior
+from numpyro_rwpo.streaming import streamed_attention
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-_BLOCK_SIZE = 512
-# Logits in one block of queries and keys: 8 MB in single precision.
-_BLOCK_ELEMENTS = 2**21
 # Single-precision products must not be rounded to fewer bits on accelerators.
 _EXACT = lax.Precision.HIGHEST
 
@@ -76,107 +75,11 @@ def relative_prox_time(particles: jax.Array, relative: ArrayLike) -> jax.Array:
         (dim,), position units squared, positive even where the particles of a coordinate coincide:
         the standard deviation counts as at least 32 roundings of the coordinate's magnitude.
     """
-    epsilon = jnp.finfo(particles.dtype).eps
+    epsilon = float(np.finfo(particles.dtype).eps)
     # A coordinate that is zero throughout has no magnitude; any small number will do.
     magnitude = jnp.maximum(jnp.max(jnp.abs(particles), 0), math.sqrt(epsilon))
-    return relative * jnp.maximum(jnp.var(particles, 0), (32 * epsilon * magnitude) ** 2)
-
-
-def streamed_attention(
-    queries: jax.Array,
-    keys: jax.Array,
-    log_normalizer: jax.Array,
-    scale: ArrayLike,
-    *,
-    block_size: int = _BLOCK_SIZE,
-) -> tuple[jax.Array, jax.Array]:
-    r"""Softmax attention with Gaussian logits, one block of keys after the other.
-
-    The logits are :math:`-|x_i - y_j|^2 / (2 s^2) - \log Z_j`; a running maximum, sum and weighted
-    mean replace the matrix of weights (online softmax), so memory is linear in queries and keys.
-
-    Args:
-        queries: x, (num_queries, dim).
-        keys: y, (num_keys, dim).
-        log_normalizer: (num_keys, 1) for one softmax over whole distances, (num_keys, dim) for a
-            softmax per coordinate.
-        scale: s, scalar or (dim,), position units.
-        block_size: Keys in a block.
-
-    Returns:
-        Log of the sum of exponentials, (num_queries, 1) or (num_queries, dim), and displacements
-        ``attention mean - query``, (num_queries, dim).
-    """
-    num_keys, dim = keys.shape
-    block_size = min(block_size, num_keys)
-    # Distances and displacements keep their digits far from the origin.
-    center = jnp.mean(keys, 0)
-    key_blocks = _blocks(keys - center, block_size, 0)
-    bias_blocks = _blocks(-log_normalizer, block_size, -jnp.inf)
-
-    def attend(queries: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _attend_block(queries, key_blocks, bias_blocks, scale)
-
-    query_block = max(1, _BLOCK_ELEMENTS // (block_size * log_normalizer.shape[1]))
-    num_queries = queries.shape[0]
-    queries = queries - center
-    if num_queries <= query_block:
-        return attend(queries)
-    log_sum, displacement = lax.map(attend, _blocks(queries, query_block, 0))
-    return (
-        log_sum.reshape(-1, log_normalizer.shape[1])[:num_queries],
-        displacement.reshape(-1, dim)[:num_queries],
-    )
-
-
-def _blocks(rows: jax.Array, block_size: int, fill: float) -> jax.Array:
-    """Cut (n, columns) into (blocks, block_size, columns), the last one filled up."""
-    padding = -rows.shape[0] % block_size
-    padded = jnp.pad(rows, ((0, padding), (0, 0)), constant_values=fill)
-    return padded.reshape(-1, block_size, rows.shape[1])
-
-
-def _attend_block(
-    queries: jax.Array, key_blocks: jax.Array, bias_blocks: jax.Array, scale: ArrayLike
-) -> tuple[jax.Array, jax.Array]:
-    is_joint = bias_blocks.shape[2] == 1
-    Carry = tuple[jax.Array, jax.Array, jax.Array]
-
-    def absorb(carry: Carry, block: tuple[jax.Array, jax.Array]) -> tuple[Carry, None]:
-        peak, total, weighted = carry
-        keys, bias = block
-        if is_joint:
-            logits = bias - 0.5 * _squared_distances(queries / scale, keys / scale)[..., None]
-        else:
-            logits = bias - 0.5 * ((queries[:, None] - keys) / scale) ** 2
-        new_peak = jnp.maximum(peak, jnp.max(logits, 1))
-        weights = jnp.exp(logits - new_peak[:, None])
-        if is_joint:
-            # The sum as a product with ones: a compiled sum would not be vectorised over exp.
-            ones = jnp.ones((keys.shape[0], 1), keys.dtype)
-            sums = jnp.matmul(weights[..., 0], jnp.hstack([keys, ones]), precision=_EXACT)
-            moment, mass = sums[:, :-1], sums[:, -1:]
-        else:
-            moment, mass = jnp.sum(weights * keys, 1), jnp.sum(weights, 1)
-        shrink = jnp.exp(peak - new_peak)
-        return (new_peak, total * shrink + mass, weighted * shrink + moment), None
-
-    dtype = jnp.result_type(queries, bias_blocks)
-    lowest = jnp.full((queries.shape[0], bias_blocks.shape[2]), jnp.finfo(dtype).min, dtype)
-    start = (lowest, jnp.zeros_like(lowest), jnp.zeros_like(queries, dtype))
-    (peak, total, weighted), _ = lax.scan(absorb, start, (key_blocks, bias_blocks))
-    # A query beyond the reach of every key: density 0 and a displacement that is merely finite.
-    total = jnp.maximum(total, jnp.finfo(dtype).tiny)
-    return peak + jnp.log(total), weighted / total - queries
-
-
-def _squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
-    """(m, dim) and (n, dim) to (m, n); from differences, since |x|^2 - 2xy + |y|^2 cancels."""
-
-    def add(total: jax.Array, coordinate: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + (coordinate[0][:, None] - coordinate[1]) ** 2, None
-
-    return lax.scan(add, jnp.zeros((x.shape[0], y.shape[0]), x.dtype), (x.T, y.T))[0]
+    variance = jnp.maximum(jnp.var(particles, 0), (32 * epsilon * magnitude) ** 2)
+    return jnp.asarray(relative, particles.dtype) * variance
 
 
 class JointDensity(NamedTuple):
@@ -394,7 +297,7 @@ def _shrunk_correlation(normal: jax.Array) -> jax.Array:
     the variance :math:`(1 - r^2)^2/(N-1)` of normal data.
     """
     num_particles, dim = normal.shape
-    epsilon = jnp.finfo(normal.dtype).eps
+    epsilon = float(np.finfo(normal.dtype).eps)
     centred = normal - jnp.mean(normal, 0)
     covariance = jnp.matmul(centred.T, centred, precision=_EXACT) / num_particles
     deviation = jnp.sqrt(jnp.diagonal(covariance))
@@ -406,6 +309,6 @@ def _shrunk_correlation(normal: jax.Array) -> jax.Array:
     noise = (jnp.sum((1 - squares) ** 2) - dim) / max(num_particles - 1, 1)
     # The floor covers the rounding of a Cholesky decomposition.
     smallest = 16 * dim * epsilon
-    shrinkage = noise / jnp.maximum(jnp.sum(squares), jnp.finfo(normal.dtype).tiny)
+    shrinkage = noise / jnp.maximum(jnp.sum(squares), float(np.finfo(normal.dtype).tiny))
     shrinkage = jnp.clip(shrinkage, smallest, 1)
     return (1 - shrinkage) * correlation + identity

@@ -103,7 +103,7 @@ class GridDensity(NamedTuple):
 
         depth = jnp.where(is_end, 1, jnp.where(is_lower, distance, 1 - distance)) * self.spacing
         # The smallest positive number keeps the logarithm and its derivative finite on the edge.
-        depth = depth + jnp.finfo(depth.dtype).tiny
+        depth = depth + float(np.finfo(depth.dtype).tiny)
         edge = log_density + jnp.where(is_lower, 0, slope * self.spacing)
         inward = jnp.where(is_lower, slope, -slope)
         within = edge + jnp.log(depth) + _log_mean_exp(inward * depth)
@@ -184,7 +184,8 @@ def fit_grid(
     lowest = jnp.minimum(lowest, prior.prox(lowest, prox_time))
     highest = jnp.maximum(highest, prior.prox(highest, prox_time))
     scale = jnp.sqrt(2 * prox_time / inverse_temperature)
-    rounding = 32 * jnp.finfo(particles.dtype).eps * jnp.maximum(jnp.abs(lowest), jnp.abs(highest))
+    magnitude = jnp.maximum(jnp.abs(lowest), jnp.abs(highest))
+    rounding = 32 * float(np.finfo(particles.dtype).eps) * magnitude
     scale = jnp.maximum(scale, jnp.maximum((highest - lowest) / _MAX_SCALES, rounding))
     origin = lowest - _PADDING * scale
     coarse = (highest + _PADDING * scale - origin) / (_NUM_COARSE - 1)
@@ -309,13 +310,13 @@ def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:
 
 def _log_mean_exp(t: jax.Array) -> jax.Array:
     """Log of the mean of ``exp`` between 0 and ``t``, ``log((exp(t) - 1) / t)``."""
-    size = jnp.abs(t) + jnp.finfo(t.dtype).tiny
+    size = jnp.abs(t) + float(np.finfo(t.dtype).tiny)
     return jnp.maximum(t, 0) + jnp.log(-jnp.expm1(-size) / size)
 
 
 def _exponential_quantile(fraction: jax.Array, slope: jax.Array) -> jax.Array:
     """Where a density proportional to ``exp(slope t)`` on [0, 1] has ``fraction`` to its left."""
-    size = jnp.where(slope == 0, jnp.finfo(slope.dtype).tiny, slope)
+    size = jnp.where(slope == 0, float(np.finfo(slope.dtype).tiny), slope)
     moderate = jnp.log1p(fraction * jnp.expm1(jnp.minimum(size, 20))) / size
     steep = 1 + jnp.log(fraction + jnp.exp(-jnp.maximum(size, 20))) / size
     return jnp.clip(jnp.where(size < 20, moderate, steep), 0, 1)

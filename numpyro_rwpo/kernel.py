@@ -93,7 +93,8 @@ def _run_if(active: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> 
     """Run ``body`` once where ``active``.
 
     A loop of no or one trip and not ``lax.cond``, because XLA passes a loop's carry through in
-    place: the iterations that only emit a particle must not copy the ensemble.
+    place: the iterations that only emit a particle must not copy the ensemble. What ``body``
+    computes must depend on the carry: XLA moves the rest out of the loop, into every iteration.
     """
     return lax.while_loop(
         lambda state: state[0], lambda state: (jnp.zeros_like(state[0]), body(state[1])),
@@ -119,22 +120,19 @@ def iterate(
         (state.ensemble.particles, state.centring),
     )
     target = target._replace(centring=centring)
-    particles, flow = _run_if(
+    ensemble, flow = _run_if(
         is_transport,
-        lambda _: transport_step(
-            state.ensemble,
-            state.flow,
+        lambda carry: transport_step(
+            *carry,
             target,
             attention=settings.attention,
             relative_time=settings.relative_prox_time,
             dense=settings.candidates.dense,
         ),
-        (particles, state.flow),
+        (state.ensemble._replace(particles=particles), state.flow),
     )
     ensemble = _run_if(
-        is_start | is_transport,
-        lambda e: evaluate(e.particles, target),
-        state.ensemble._replace(particles=particles),
+        is_start | is_transport, lambda e: evaluate(e.particles, target), ensemble
     )
 
     def correct(carry: tuple[Ensemble, Adaptation, Refresh]) -> tuple[Any, ...]:

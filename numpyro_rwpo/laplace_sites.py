@@ -154,11 +154,11 @@ class LaplaceSplit(NamedTuple):
         }
         return handlers.reparam(self.user_model, config=config)
 
-    def smooth_model(self, *args: Any, centring: Any = 0, **kwargs: Any) -> Any:
+    def smooth_model(self, *args: Any, _centring: Any = 0, **kwargs: Any) -> Any:
         """Run the rewritten model without the densities that the prior's closed forms cover."""
         masks: dict[str, Any] = dict.fromkeys(self.fixed, False)
-        masks.update(dict.fromkeys(self.base_sites, jnp.asarray(centring) > 0))
-        return keep_density(self.model(centring), masks)(*args, **kwargs)
+        masks.update(dict.fromkeys(self.base_sites, jnp.asarray(_centring) > 0))
+        return keep_density(self.model(_centring), masks)(*args, **kwargs)
 
     def prior_parameters(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]

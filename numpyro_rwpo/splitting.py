@@ -19,8 +19,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.arguments import check_choice
-from numpyro_rwpo.attention import check_particles, streamed_attention
+from numpyro_rwpo.attention import check_particles
 from numpyro_rwpo.priors import laplace_prior
+from numpyro_rwpo.streaming import streamed_attention
 
 
 def splitting_step(
@@ -64,7 +65,7 @@ def splitting_step(
     _check_positive_scalar("step_size", step_size)
     _check_positive_scalar("inverse_temperature", inverse_temperature)
     prior = laplace_prior(rate)
-    if prior.location.shape == () and prior.rate_right.shape not in ((), particles.shape[1:]):
+    if prior.rate_right.shape not in ((), particles.shape[1:]):
         raise ValueError(
             f"`rate` must be a scalar or have shape (dim,) = {particles.shape[1:]}; "
             f"got shape {prior.rate_right.shape}."
@@ -75,13 +76,13 @@ def splitting_step(
             "`grad_f` must return gradients in the shape of the particles, "
             f"{particles.shape}; got {gradient.shape}. Wrap a gradient of one particle in jax.vmap."
         )
+    prior = jax.tree.map(lambda field: field.astype(particles.dtype), prior)
+    step_size = jnp.asarray(step_size, particles.dtype)
     moved = particles - step_size * gradient
-    log_normalizer = prior.log_normalizer(
-        moved, step_size, inverse_temperature, method=normalizer
-    )
+    log_normalizer = prior.log_normalizer(moved, step_size, inverse_temperature, method=normalizer)
     if attention == "joint":
         log_normalizer = jnp.sum(log_normalizer, 1, keepdims=True)
-    scale = jnp.sqrt(2 * jnp.asarray(step_size) / inverse_temperature)
+    scale = jnp.sqrt(2 * step_size / inverse_temperature)
     _, displacement = streamed_attention(moved, moved, log_normalizer, scale)
     return moved + 0.5 * (prior.prox(moved, step_size) - moved - displacement)
 

@@ -190,7 +190,7 @@ class ModelSource:
         split = self._split
 
         def smooth(position: jax.Array, centring: jax.Array) -> jax.Array:
-            kwargs = {**model_kwargs, "centring": centring} if split.rewritten else model_kwargs
+            kwargs = {**model_kwargs, "_centring": centring} if split.rewritten else model_kwargs
             return self._smooth_potential(*model_args, **kwargs)(self._unravel(position))
 
         if not (split.fixed or split.rewritten):

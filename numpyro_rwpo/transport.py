@@ -76,7 +76,7 @@ def transport_step(
     attention: str,
     relative_time: float,
     dense: bool,
-) -> tuple[jax.Array, Flow]:
+) -> tuple[Ensemble, Flow]:
     """Move the ensemble one step along the flow.
 
     Args:
@@ -88,7 +88,8 @@ def transport_step(
         dense: whether the preconditioner is dense.
 
     Returns:
-        The new particles, not evaluated, and the progress.
+        The ensemble with its particles moved, potentials and gradients still the old ones, and the
+        progress.
     """
     particles = ensemble.particles
     num_particles, dim = particles.shape
@@ -125,4 +126,4 @@ def transport_step(
         jnp.where(fell, 0, flow.stalled + 1),
         flow.steps + 1,
     )
-    return particles + to_position(factor, move), progress
+    return ensemble._replace(particles=particles + to_position(factor, move)), progress

@@ -1,0 +1,114 @@
+r"""Softmax attention among particles without the matrix of weights.
+
+The logits are those of the regularized Wasserstein proximal operator (Han, Osher, Li 2025,
+arXiv:2502.16773): a Gaussian of the distance between query and key, minus the key's log normaliser.
+Keys are read one block at a time, under a running maximum, sum and weighted mean (the "online
+softmax" of Milakov and Gimelshein 2018, arXiv:1805.02867).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+_BLOCK_SIZE = 512
+# Logits in one block of queries and keys: 8 MB in single precision.
+_BLOCK_ELEMENTS = 2**21
+
+
+def streamed_attention(
+    queries: jax.Array,
+    keys: jax.Array,
+    log_normalizer: jax.Array,
+    scale: ArrayLike,
+    *,
+    block_size: int = _BLOCK_SIZE,
+) -> tuple[jax.Array, jax.Array]:
+    r"""Softmax attention with Gaussian logits, one block of keys after the other.
+
+    The logits are :math:`-|x_i - y_j|^2 / (2 s^2) - \log Z_j`; time is O(queries x keys x dim),
+    memory linear in queries and in keys.
+
+    Args:
+        queries: x, (num_queries, dim).
+        keys: y, (num_keys, dim).
+        log_normalizer: (num_keys, 1) for one softmax over whole distances, (num_keys, dim) for a
+            softmax per coordinate.
+        scale: s, scalar or (dim,), position units.
+        block_size: Keys in a block.
+
+    Returns:
+        Log of the sum of exponentials, (num_queries, 1) or (num_queries, dim), and displacements
+        ``attention mean - query``, (num_queries, dim).
+    """
+    num_keys, dim = keys.shape
+    block_size = min(block_size, num_keys)
+    # Distances and displacements keep their digits far from the origin.
+    center = jnp.mean(keys, 0)
+    key_blocks = _blocks(keys - center, block_size, 0)
+    bias_blocks = _blocks(-log_normalizer, block_size, -jnp.inf)
+
+    def attend(queries: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _attend_block(queries, key_blocks, bias_blocks, scale)
+
+    query_block = max(1, _BLOCK_ELEMENTS // (block_size * log_normalizer.shape[1]))
+    num_queries = queries.shape[0]
+    queries = queries - center
+    if num_queries <= query_block:
+        return attend(queries)
+    log_sum, displacement = lax.map(attend, _blocks(queries, query_block, 0))
+    return (
+        log_sum.reshape(-1, log_normalizer.shape[1])[:num_queries],
+        displacement.reshape(-1, dim)[:num_queries],
+    )
+
+
+def _blocks(rows: jax.Array, block_size: int, fill: float) -> jax.Array:
+    """Cut (n, columns) into (blocks, block_size, columns), the last one filled up."""
+    padding = -rows.shape[0] % block_size
+    padded = jnp.pad(rows, ((0, padding), (0, 0)), constant_values=fill)
+    return padded.reshape(-1, block_size, rows.shape[1])
+
+
+def _attend_block(
+    queries: jax.Array, key_blocks: jax.Array, bias_blocks: jax.Array, scale: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    is_joint = bias_blocks.shape[2] == 1
+    Carry = tuple[jax.Array, jax.Array, jax.Array]
+
+    def absorb(carry: Carry, block: tuple[jax.Array, jax.Array]) -> tuple[Carry, None]:
+        peak, total, weighted = carry
+        keys, bias = block
+        if is_joint:
+            logits = bias - 0.5 * _squared_distances(queries / scale, keys / scale)[..., None]
+        else:
+            logits = bias - 0.5 * ((queries[:, None] - keys) / scale) ** 2
+        new_peak = jnp.maximum(peak, jnp.max(logits, 1))
+        weights = jnp.exp(logits - new_peak[:, None])
+        if is_joint:
+            # The sum as a product with ones: a compiled sum would not be vectorised over exp.
+            with_one = jnp.hstack([keys, jnp.ones((keys.shape[0], 1), keys.dtype)])
+            sums = jnp.matmul(weights[..., 0], with_one, precision=lax.Precision.HIGHEST)
+            moment, mass = sums[:, :-1], sums[:, -1:]
+        else:
+            moment, mass = jnp.sum(weights * keys, 1), jnp.sum(weights, 1)
+        shrink = jnp.exp(peak - new_peak)
+        return (new_peak, total * shrink + mass, weighted * shrink + moment), None
+
+    dtype = jnp.result_type(queries, bias_blocks)
+    lowest = jnp.full((queries.shape[0], bias_blocks.shape[2]), float(np.finfo(dtype).min), dtype)
+    start = (lowest, jnp.zeros_like(lowest), jnp.zeros_like(queries, dtype))
+    (peak, total, weighted), _ = lax.scan(absorb, start, (key_blocks, bias_blocks))
+    # A query beyond the reach of every key: density 0 and a displacement that is merely finite.
+    total = jnp.maximum(total, float(np.finfo(dtype).tiny))
+    return peak + jnp.log(total), weighted / total - queries
+
+
+def _squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
+    """(m, dim) and (n, dim) to (m, n); from differences, since |x|^2 - 2xy + |y|^2 cancels."""
+
+    def add(total: jax.Array, coordinate: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + (coordinate[0][:, None] - coordinate[1]) ** 2, None
+
+    return lax.scan(add, jnp.zeros((x.shape[0], y.shape[0]), x.dtype), (x.T, y.T))[0]
