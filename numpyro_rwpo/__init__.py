@@ -2,5 +2,14 @@
 
 from numpyro_rwpo._version import __version__
 from numpyro_rwpo.kernel import RWPO, RWPOState
+from numpyro_rwpo.priors import LaplacePrior, laplace_prior
+from numpyro_rwpo.splitting import splitting_step
 
-__all__ = ["RWPO", "RWPOState", "__version__"]
+__all__ = [
+    "RWPO",
+    "LaplacePrior",
+    "RWPOState",
+    "__version__",
+    "laplace_prior",
+    "splitting_step",
+]

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 from jax.scipy.special import erf
+from jax.typing import ArrayLike
 
 from numpyro_rwpo.ensemble import Ensemble, is_usable
 from numpyro_rwpo.metric import to_position, to_whitened_gradient
@@ -90,9 +91,7 @@ def _drift(
 def leapfrog_step(phase: Phase, step_size: jax.Array, target: Target, metric: Metric) -> Phase:
     """One kick-drift-kick step; ``step_size`` (num_particles, 1)."""
     momentum = phase.momentum - step_size / 2 * phase.force
-    particles, momentum = _drift(
-        phase.ensemble.particles, momentum, step_size, target, metric
-    )
+    particles, momentum = _drift(phase.ensemble.particles, momentum, step_size, target, metric)
     ensemble = Ensemble(particles, *target.value_and_grad(particles))
     force = _force(ensemble, target, metric)
     return Phase(ensemble, momentum - step_size / 2 * force, force)
@@ -103,7 +102,7 @@ def _energy(ensemble: Ensemble, momentum: jax.Array, target: Target) -> jax.Arra
     return ensemble.smooth + target.prior_potential(ensemble.particles) + kinetic
 
 
-def trajectory_steps(trajectory_length: jax.Array, step_size: jax.Array) -> jax.Array:
+def trajectory_steps(trajectory_length: ArrayLike, step_size: jax.Array) -> jax.Array:
     """Number of leapfrog steps of a trajectory, at least one."""
     return jnp.clip(jnp.round(trajectory_length / step_size), 1, MAX_STEPS).astype(int)
 
@@ -114,7 +113,7 @@ def hmc_sweep(
     target: Target,
     metric: Metric,
     step_size: jax.Array,
-    trajectory_length: jax.Array,
+    trajectory_length: ArrayLike,
 ) -> tuple[Ensemble, SweepInfo]:
     """Move every particle once by split HMC with Metropolis acceptance.
 
@@ -174,9 +173,7 @@ class Refresh(NamedTuple):
 def no_refresh(particles: jax.Array) -> Refresh:
     """Before anything was refreshed."""
     count = particles.shape[0]
-    return Refresh(
-        jnp.ones(count, particles.dtype), jnp.zeros(count, bool), jnp.zeros((), int)
-    )
+    return Refresh(jnp.ones(count, particles.dtype), jnp.zeros(count, bool), jnp.zeros((), int))
 
 
 def refresh_ensemble(

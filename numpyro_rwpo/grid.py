@@ -57,9 +57,9 @@ class GridDensity(NamedTuple):
         log_density: At the nodes, (nodes, dim).
         slope: Of the log density in each cell, (nodes + 1, dim).
         heat_slope: The same without the prior's half potential, (nodes + 1, dim).
-        outer_mass: Log of the mass to the left of each cell if that is below a half, else minus the
-            log of the mass to its right, (nodes + 1, dim): the sign says which, and the whole
-            increases from -inf to inf.
+        outer_mass: Log of the mass to the left of each cell, if that is at most the mass to its
+            right, else minus the log of the latter, (nodes + 1, dim). The sign says which, and the
+            whole increases from -inf to inf.
     """
 
     origin: jax.Array
@@ -135,8 +135,9 @@ class GridDensity(NamedTuple):
         # Signed log masses of the nodes, which are the left edges of all cells but the first, and
         # of the points wanted; increasing like `outer_mass`.
         log_masses = _log_masses(self.log_density, self.slope, self.spacing)
-        beyond = -jnp.logaddexp(-self.outer_mass[1:], log_masses[1:])
-        nodes = jnp.where(self.outer_mass[1:] < 0, self.outer_mass[1:], beyond)
+        right = jnp.logaddexp(-self.outer_mass[1:], log_masses[1:])
+        right = jnp.where(right > _LOG_HALF, _log_complement(right), -right)
+        nodes = jnp.where(self.outer_mass[1:] < 0, self.outer_mass[1:], right)
         log_tail = _log_normal_tail(jnp.abs(normal))
         wanted = jnp.where(normal < 0, log_tail, -log_tail)
         cell = jax.vmap(jnp.searchsorted, in_axes=1, out_axes=1)(nodes, wanted)
@@ -290,7 +291,7 @@ def _integrate(
     total, from_left = lax.scan(accumulate, nothing, log_masses)
     _, from_right = lax.scan(accumulate, nothing, log_masses, reverse=True)
     from_left, from_right = from_left - total, from_right - total
-    outer_mass = jnp.where(from_left < _LOG_HALF, from_left, -from_right)
+    outer_mass = jnp.where(from_left <= from_right, from_left, -from_right)
     return GridDensity(origin, spacing, log_density - total, slope, heat_slope, outer_mass)
 
 

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
-
 from numpyro.util import is_prng_key
 
 from numpyro_rwpo.arguments import check_choice, check_num_particles, check_range
@@ -28,10 +27,24 @@ from numpyro_rwpo.correction import Refresh, no_refresh, refresh_ensemble
 from numpyro_rwpo.ensemble import Ensemble, evaluate, potential, unevaluated
 from numpyro_rwpo.start import num_start_evaluations, quasi_newton_start
 from numpyro_rwpo.target import Differentiation, ModelSource, PotentialSource, Source, Target
-from numpyro_rwpo.transport import MAX_TRANSPORT_STEPS, Flow, initial_flow, is_at_rest
-from numpyro_rwpo.transport import transport_step
-from numpyro_rwpo.warmup import Adaptation, Candidates, SweepPair, initial_adaptation
-from numpyro_rwpo.warmup import is_settled, learn_moments, learn_sweeps, replace_stuck, tuning
+from numpyro_rwpo.transport import (
+    MAX_TRANSPORT_STEPS,
+    Flow,
+    initial_flow,
+    is_at_rest,
+    transport_step,
+)
+from numpyro_rwpo.warmup import (
+    Adaptation,
+    Candidates,
+    SweepPair,
+    initial_adaptation,
+    is_settled,
+    learn_moments,
+    learn_sweeps,
+    replace_stuck,
+    tuning,
+)
 
 Carry = TypeVar("Carry")
 
@@ -46,7 +59,8 @@ class RWPOState(NamedTuple):
         potential_energy: minus the log density at ``z``, up to a constant.
         accept_prob: the emitted particle's mean acceptance probability since its last draw.
         num_steps: gradient evaluations: of the emitted particle since its last draw when sampling,
-            of the whole ensemble in this iteration during warm-up. Their sum is the run's total.
+            of the whole ensemble in this iteration during warm-up. Their sum is the run's total,
+            but for particles refreshed last and not emitted before the run ended.
         step_size: leapfrog step size, whitened units.
         rng_key: random key.
         centring: parametrisation of Laplace sites with latent scales, see
@@ -72,7 +86,8 @@ class RWPOState(NamedTuple):
     refresh: Refresh
 
 
-STATE_AXES = RWPOState(*(None if f == "iteration" else 0 for f in RWPOState._fields))
+_AXES: Any = [None if field == "iteration" else 0 for field in RWPOState._fields]
+STATE_AXES = RWPOState(*_AXES)
 BALL = 0.1  # standard deviation of the particles around a start that the user chose
 
 
@@ -97,7 +112,8 @@ def _run_if(active: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> 
     computes must depend on the carry: XLA moves the rest out of the loop, into every iteration.
     """
     return lax.while_loop(
-        lambda state: state[0], lambda state: (jnp.zeros_like(state[0]), body(state[1])),
+        lambda state: state[0],
+        lambda state: (jnp.zeros_like(state[0]), body(state[1])),
         (active, carry),
     )[1]
 
@@ -131,9 +147,7 @@ def iterate(
         ),
         (state.ensemble._replace(particles=particles), state.flow),
     )
-    ensemble = _run_if(
-        is_start | is_transport, lambda e: evaluate(e.particles, target), ensemble
-    )
+    ensemble = _run_if(is_start | is_transport, lambda e: evaluate(e.particles, target), ensemble)
 
     def correct(carry: tuple[Ensemble, Adaptation, Refresh]) -> tuple[Any, ...]:
         before, adaptation, _ = carry
@@ -247,7 +261,7 @@ def initial_state(
 
 
 def num_transport_iterations(num_warmup: int, corrected: bool) -> int:
-    """Iterations of warm-up given to start and transport: a quarter, at most 40; all if uncorrected."""
+    """Warm-up iterations of start and transport: a quarter, at most 40; all if uncorrected."""
     return min(MAX_TRANSPORT_STEPS, num_warmup // 4) if corrected else num_warmup
 
 
@@ -452,7 +466,7 @@ class RWPO(MCMCKernel):
         model_kwargs: dict[str, Any],
     ) -> tuple[Source, jax.Array]:
         """The source and one starting position per chain, (dim,) or (chains, dim)."""
-        if self._model is None:
+        if self._potential_fn is not None:
             if init_params is None:
                 raise ValueError(
                     "Valid value of `init_params` must be provided with `potential_fn`: a pytree "
@@ -465,7 +479,7 @@ class RWPO(MCMCKernel):
                 nonsmooth=self._nonsmooth,
                 differentiation=self._differentiation,
             )
-        else:
+        elif self._model is not None:
             source = ModelSource(
                 rng_key,
                 self._model,

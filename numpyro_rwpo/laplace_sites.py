@@ -66,6 +66,7 @@ def inspect_trace(
 
 
 def is_latent(site: dict[str, Any]) -> bool:
+    """Whether a site of a trace is sampled and not observed."""
     return site["type"] == "sample" and not site["is_observed"]
 
 
@@ -171,7 +172,7 @@ class LaplaceSplit(NamedTuple):
     def standardize(
         self, values: dict[str, Any], centring: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], jax.Array]:
-        """Unconstrained values at centring 0, and the log Jacobian of the map back to ``values``."""
+        """Unconstrained values at centring 0, and the log Jacobian of the map back."""
         model = self.model(centring)
         constrained = constrain_fn(model, args, kwargs, values)
         substituted = handlers.substitute(handlers.seed(model, 0), data=constrained)

@@ -79,9 +79,7 @@ def fisher_preconditioner(moments: Moments) -> Preconditioner:
     if moments.covariance.ndim == 1:
         variance = _positive(moments.covariance)
         gradient_variance = _positive(moments.gradient_covariance)
-        return Preconditioner(
-            (variance / gradient_variance) ** 0.25, variance * gradient_variance
-        )
+        return Preconditioner((variance / gradient_variance) ** 0.25, variance * gradient_variance)
     # Standardised coordinates: Cholesky and eigenvalues must not see the units of the parameters.
     scale = jnp.sqrt(_positive(jnp.diagonal(moments.covariance)))
     correlation = moments.covariance / jnp.outer(scale, scale)

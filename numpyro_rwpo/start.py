@@ -37,20 +37,20 @@ _CURVATURE = 1e-6  # smallest cosine between step and gradient difference that e
 
 
 class History(NamedTuple):
-    """Inverse Hessian of every path, ``H = F F^T`` with ``F = A_count ... A_1 sqrt(initial)``.
+    """Inverse Hessian of every path, ``H = F F^T`` with ``F = A_n ... A_1 sqrt(initial)``.
 
     Attributes:
         steps: s, (num_paths, length, dim).
-        duals: z, (num_paths, length, dim); 0 beyond ``count``.
+        duals: z, (num_paths, length, dim); 0 beyond ``num_factors``.
         initial: scalar initial inverse Hessian, (num_paths,).
-        count: factors in use, (num_paths,).
+        num_factors: factors in use, (num_paths,).
         log_det: log determinant of H, (num_paths,).
     """
 
     steps: jax.Array
     duals: jax.Array
     initial: jax.Array
-    count: jax.Array
+    num_factors: jax.Array
     log_det: jax.Array
 
 
@@ -73,11 +73,11 @@ class Descent(NamedTuple):
 
 
 class Best(NamedTuple):
-    """Best normal approximation of each path so far; H is its history up to ``count``."""
+    """Best normal approximation of each path so far; H has its first factors."""
 
     bound: jax.Array
     position: jax.Array
-    count: jax.Array
+    num_factors: jax.Array
     initial: jax.Array
 
 
@@ -87,7 +87,7 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _newton_direction(gradient: jax.Array, history: History) -> jax.Array:
     """-H g of every path, (num_paths, dim)."""
-    last = history.count.max()
+    last = history.num_factors.max()
 
     def transposed(i: jax.Array, q: jax.Array) -> jax.Array:
         j = last - 1 - i
@@ -104,11 +104,11 @@ def _draws(noise: jax.Array, path: jax.Array, best: Best, history: History) -> j
     """Map white noise (n, dim) to the best normal approximation of ``path`` (n,), F noise + x."""
 
     def factor(j: jax.Array, draws: jax.Array) -> jax.Array:
-        dual = jnp.where((j < best.count)[:, None], history.duals[:, j], 0.0)[path]
+        dual = jnp.where((j < best.num_factors)[:, None], history.duals[:, j], 0.0)[path]
         return draws + history.steps[:, j][path] * _dot(dual, draws)[:, None]
 
     draws = jnp.sqrt(best.initial)[path][:, None] * noise
-    return best.position[path] + lax.fori_loop(0, best.count.max(), factor, draws)
+    return best.position[path] + lax.fori_loop(0, best.num_factors.max(), factor, draws)
 
 
 def _remember(
@@ -121,7 +121,7 @@ def _remember(
 ) -> History:
     """Append a factor to the paths in ``keep``."""
     curvature = _dot(step, difference)
-    first = history.count == 0
+    first = history.num_factors == 0
     scale = curvature / _dot(difference, difference)
     initial = jnp.where(keep & first, scale, history.initial)
     # b: the step is -length H g, but the first factor also rescales the initial H.
@@ -132,12 +132,12 @@ def _remember(
     log_det = before + jnp.log(quadratic) - jnp.log(curvature)
     row = jnp.arange(step.shape[0])
     keep &= jnp.all(jnp.isfinite(dual), -1) & jnp.isfinite(log_det)
-    slot = jnp.where(keep, history.count, history.steps.shape[1])  # out of bounds: dropped
+    slot = jnp.where(keep, history.num_factors, history.steps.shape[1])  # out of bounds: dropped
     return History(
         history.steps.at[row, slot].set(step, mode="drop"),
         history.duals.at[row, slot].set(dual, mode="drop"),
         jnp.where(keep, initial, history.initial),
-        history.count + keep,
+        history.num_factors + keep,
         jnp.where(keep, log_det, history.log_det),
     )
 
@@ -162,7 +162,7 @@ def _descend(descent: Descent, potential_and_grad: PotentialAndGrad) -> Descent:
     gradient = jnp.where(accepted[:, None], gradient, descent.gradient)
     # Before any curvature is known the direction is the gradient: at most one unit along it.
     unit = 1 / jnp.maximum(jnp.sqrt(_dot(gradient, gradient)), 1.0)
-    full = jnp.where(history.count == 0, unit, 1.0)
+    full = jnp.where(history.num_factors == 0, unit, 1.0)
     return Descent(
         position,
         jnp.where(accepted, value, descent.value),
@@ -198,13 +198,13 @@ def _compare(
 ) -> Best:
     """Keep each path's current normal approximation where its evidence lower bound is higher."""
     num_paths = descent.value.size
-    here = Best(best.bound, descent.position, descent.history.count, descent.history.initial)
+    here = Best(best.bound, descent.position, descent.history.num_factors, descent.history.initial)
     draws = _draws(noise, path, here, descent.history)
     value = target.value_and_grad(draws)[0] + target.prior_potential(draws)
     member = path == jnp.arange(num_paths)[:, None]
     value = jnp.where(member, value, 0.0).sum(1) / member.sum(1)
     bound = descent.history.log_det / 2 - value
-    better = jnp.isfinite(bound) & (bound > best.bound) & (here.count > 0)
+    better = jnp.isfinite(bound) & (bound > best.bound) & (here.num_factors > 0)
     here = here._replace(bound=bound)
     return jax.tree.map(
         lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old), here, best
@@ -217,9 +217,7 @@ def num_start_evaluations(num_particles: int) -> int:
     return NUM_ROUNDS * (num_paths * EVALUATIONS_PER_ROUND + num_particles)
 
 
-def quasi_newton_start(
-    particles: jax.Array, target: Target
-) -> tuple[jax.Array, jax.Array]:
+def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array, jax.Array]:
     """Place an ensemble by the best normal approximations along a few BFGS paths.
 
     Args:
@@ -249,7 +247,7 @@ def quasi_newton_start(
         steps=jnp.zeros((num_paths, length, dim), dtype),
         duals=jnp.zeros((num_paths, length, dim), dtype),
         initial=jnp.ones(num_paths, dtype),
-        count=jnp.zeros(num_paths, int),
+        num_factors=jnp.zeros(num_paths, int),
         log_det=jnp.zeros(num_paths, dtype),
     )
     # A path whose value is infinite accepts the first finite point: its own start, at length 0.
@@ -264,7 +262,7 @@ def quasi_newton_start(
     best = Best(
         bound=jnp.full(num_paths, -jnp.inf, dtype),
         position=particles[:num_paths],
-        count=jnp.zeros(num_paths, int),
+        num_factors=jnp.zeros(num_paths, int),
         initial=jnp.zeros(num_paths, dtype),
     )
 

@@ -178,9 +178,7 @@ class ModelSource:
         )
         self._smooth_potential = info.potential_fn
         self._postprocess = info.postprocess_fn
-        self._prototype = jax.tree.map(
-            lambda x: np.zeros(x.shape[1:], x.dtype), info.param_info.z
-        )
+        self._prototype = jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), info.param_info.z)
         self._unravel = ravel_pytree(self._prototype)[1]
         start = jax.vmap(lambda z: ravel_pytree(z)[0])(info.param_info.z)
         self.start = start if batch is rng_key else start[0]
@@ -338,7 +336,7 @@ def _check_latent_sites(trace: dict[str, Any]) -> None:
 
 def ravel_like(values: Any, prototype: Any) -> jax.Array:
     """Flatten ``values`` after checking their structure and shapes against ``prototype``."""
-    if jax.tree.structure(values) != jax.tree.structure(prototype):
+    if not jax.tree.structure(values) == jax.tree.structure(prototype):
         raise ValueError(
             "`init_params` must have the structure of the unconstrained latent values, "
             f"{jax.tree.map(np.shape, prototype)}; got {jax.tree.map(np.shape, values)}."
@@ -374,7 +372,7 @@ def _prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
         return None
     is_leaf = lambda x: x is None or isinstance(x, dist.Distribution)  # noqa: E731
     leaves, structure = jax.tree.flatten(nonsmooth, is_leaf=is_leaf)
-    if structure != jax.tree.structure(prototype) or not all(
+    if not structure == jax.tree.structure(prototype) or not all(
         x is None or is_laplace(x) for x in leaves
     ):
         raise ValueError(
@@ -385,8 +383,8 @@ def _prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
     shapes = [np.shape(x) for x in jax.tree.leaves(prototype)]
     none = SiteParameters(*3 * (jnp.zeros(()),))
     parameters = [none if x is None else distribution_parameters(x) for x in leaves]
-    fields = [
-        jnp.concatenate([jnp.broadcast_to(p[k], s).ravel() for p, s in zip(parameters, shapes, strict=True)])
-        for k in range(3)
+    whole = [
+        SiteParameters(*(jnp.broadcast_to(field, shape).ravel() for field in p))
+        for p, shape in zip(parameters, shapes, strict=True)
     ]
-    return LaplacePrior(*fields)
+    return LaplacePrior(*(jnp.concatenate(fields) for fields in zip(*whole, strict=True)))

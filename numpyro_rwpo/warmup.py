@@ -34,7 +34,7 @@ class Candidates(NamedTuple):
     exact_flow: bool
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """Number of metrics on trial."""
         return self.fisher + self.exact_flow
 
@@ -87,8 +87,8 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
     """Before the first sweep: unit moments and a step size from the dimension alone."""
     dim, dtype = particles.shape[1], particles.dtype
     unit = jnp.eye(dim, dtype=dtype) if candidates.dense else jnp.ones(dim, dtype)
-    log_step = jnp.full(candidates.count, -0.25 * math.log(dim), dtype)
-    correlation = jnp.ones((candidates.count, 2 * dim + 1), dtype)
+    log_step = jnp.full(candidates.number, -0.25 * math.log(dim), dtype)
+    correlation = jnp.ones((candidates.number, 2 * dim + 1), dtype)
     return Adaptation(
         updates=jnp.zeros((), int),
         chosen=jnp.zeros((), int),
@@ -96,18 +96,18 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
         factor=unit,
         log_step=log_step,
         log_step_mean=log_step,
-        num_steps=jnp.ones(candidates.count, dtype),
+        num_steps=jnp.ones(candidates.number, dtype),
         lag_1=correlation,
         lag_2=correlation,
     )
 
 
 def _on_trial(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
-    return (adaptation.updates < TRIAL_UPDATES * candidates.count) & (candidates.count > 1)
+    return (adaptation.updates < TRIAL_UPDATES * candidates.number) & (candidates.number > 1)
 
 
 def _candidate(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
-    turn = adaptation.updates % candidates.count
+    turn = adaptation.updates % candidates.number
     return jnp.where(_on_trial(adaptation, candidates), turn, adaptation.chosen)
 
 
@@ -144,7 +144,7 @@ def tuning(adaptation: Adaptation, candidates: Candidates, warming: jax.Array) -
 
 def is_settled(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
     """Whether warm-up has run long enough for its estimates, scalar."""
-    trial = TRIAL_UPDATES * candidates.count if candidates.count > 1 else 0
+    trial = TRIAL_UPDATES * candidates.number if candidates.number > 1 else 0
     return adaptation.updates >= trial + SETTLING_UPDATES + 2 * _num_sweeps(adaptation)
 
 
@@ -165,9 +165,7 @@ def _statistics(ensemble: Ensemble, target: Target) -> jax.Array:
     return _standardize(jnp.concatenate([clipped, clipped[:, :-1] ** 2], axis=1))
 
 
-def replace_stuck(
-    adaptation: Adaptation, ensemble: Ensemble, refresh: Refresh
-) -> Ensemble:
+def replace_stuck(adaptation: Adaptation, ensemble: Ensemble, refresh: Refresh) -> Ensemble:
     """Move particles that reject everything onto others, early in warm-up only.
 
     Transport can leave a particle far out, where the step size that suits all others is unstable
@@ -186,7 +184,9 @@ def _blend(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(new), old + weight * (new - old), old)
 
 
-def _adapt_step(log_step: jax.Array, accept_prob: jax.Array, aim: float, uses: jax.Array) -> jax.Array:
+def _adapt_step(
+    log_step: jax.Array, accept_prob: jax.Array, aim: float, uses: jax.Array
+) -> jax.Array:
     # The mean acceptance over many particles is hardly noisy: a proportional rule is enough.
     error = accept_prob - aim
     error = jnp.where(error < 0, error / aim, error / (1 - aim))
@@ -213,7 +213,7 @@ def learn_sweeps(
     """Learn step size, memory of the statistics and the better metric from a pair of sweeps."""
     on_trial = _on_trial(adaptation, candidates)
     now = _candidate(adaptation, candidates)
-    uses = jnp.where(on_trial, adaptation.updates // candidates.count, adaptation.updates)
+    uses = jnp.where(on_trial, adaptation.updates // candidates.number, adaptation.updates)
     weight = jnp.maximum(1 / (1.0 + uses), _MEMORY)
 
     accept_prob = pair.refresh.accept_prob.mean()

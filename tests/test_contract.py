@@ -3,6 +3,9 @@
 Shapes, keys and names are compared with `NUTS` on the same model; draw-for-draw statements
 (resuming, thinning, chain methods) hold for `NUTS` too and were tried on it first. Posterior
 moments are compared with closed forms or quadrature (see `helpers`) in Monte Carlo errors.
+
+Compilation takes most of the time, so tests of mechanics share few programs: the same model,
+sizes and number of chains wherever they can. Rarer combinations are marked `slow`.
 """
 
 from __future__ import annotations
@@ -68,12 +71,14 @@ from numpyro.infer.util import potential_energy
 from numpyro_rwpo import RWPO
 
 NUM_PARTICLES = 16
+LONG = 121  # draws of the long run: seven passes and a half; a third of it is a short run
 EXTRA_FIELDS = ("potential_energy", "accept_prob", "num_steps", "step_size")
 STATISTICAL = {"num_warmup": 200, "num_samples": 500, "num_chains": 4}
 
 X, Y = regression_data()
 MEANS_DATA = np.array([0.3, 1.2, -2.5], np.float32)
 MEANS_SCALE = np.float32(0.5)
+MEANS = (MEANS_DATA, MEANS_SCALE)
 
 
 def small(model: Callable[..., None] | None = None, **options: Any) -> RWPO:
@@ -83,7 +88,7 @@ def small(model: Callable[..., None] | None = None, **options: Any) -> RWPO:
 
 def run_means(**options: Any) -> MCMC:
     """Run the three shrunken means, the common subject of the tests of mechanics."""
-    return run_mcmc(small(shrunken_means), MEANS_DATA, MEANS_SCALE, **options)
+    return run_mcmc(small(shrunken_means), *MEANS, **{"num_chains": 2, **options})
 
 
 def theta(mcmc: MCMC) -> np.ndarray:
@@ -112,8 +117,8 @@ def nuts_lasso() -> MCMC:
 
 @pytest.fixture(scope="module")
 def long_run() -> MCMC:
-    """One chain of 80 draws: five passes through the particles."""
-    return run_means(num_samples=80)
+    """Two vectorized chains of 121 draws."""
+    return run_means(num_samples=LONG)
 
 
 # ------------------------------------------------------------------- what a run returns
@@ -263,23 +268,6 @@ class TestFinishedRun:
         np.testing.assert_array_equal(lasso.get_samples()["weights"], before)
 
 
-def test_collecting_and_dropping_single_sites() -> None:
-    """`z.site` collects unconstrained values; `~z.site` drops a site from the samples."""
-    mcmc = run_mcmc(
-        small(lasso_regression),
-        X,
-        y=Y,
-        num_chains=2,
-        extra_fields=("z.noise", "z.weights", "~z.intercept", "~z.mean"),
-    )
-    samples = mcmc.get_samples(group_by_chain=True)
-    fields = mcmc.get_extra_fields(group_by_chain=True)
-    assert set(samples) == {"noise", "weights"}
-    assert set(fields) == {"z.noise", "z.weights", "diverging"}
-    np.testing.assert_allclose(jnp.exp(fields["z.noise"]), samples["noise"], rtol=1e-5)
-    np.testing.assert_array_equal(fields["z.weights"], samples["weights"])
-
-
 # ------------------------------------------------------- chain methods, keys, precision
 
 
@@ -287,51 +275,63 @@ def test_collecting_and_dropping_single_sites() -> None:
 def test_chain_methods_agree_in_double_precision(x64: None) -> None:
     """Vectorized, sequential and `jax.vmap` chains see the same keys, so give the same draws.
 
-    Only the order of sums may differ. Rounding (1e-16) grows along the warm-up, by up to 1e10
-    with NUTS; a different random number would change every draw by more than 1e-3.
+    New-style and old-style keys hold the same bits, so they do too. Only the order of sums may
+    differ: rounding (1e-16) grows along the warm-up, by up to 1e10 with NUTS; another random
+    number would change every draw by more than 1e-3.
     """
 
-    def run(chain_method: Any, progress_bar: bool) -> np.ndarray:
-        kernel = small(shrunken_means)
+    def run(chain_method: Any, rng_key: jax.Array, progress_bar: bool = True) -> MCMC:
         options = {"num_chains": 2, "chain_method": chain_method, "progress_bar": progress_bar}
-        return theta(run_mcmc(kernel, np.array([0.3, 1.2, -2.5]), np.array(0.5), **options))
+        data = (np.array([0.3, 1.2, -2.5]), np.array(0.5))
+        return run_mcmc(small(shrunken_means), *data, key=rng_key, **options)
 
-    vectorized = run("vectorized", True)
+    vectorized = theta(run("vectorized", jax.random.key(0)))
     assert vectorized.shape == (2, 40, 3)
     assert vectorized.dtype == np.float64
     assert np.all(vectorized[0] != vectorized[1])
-    np.testing.assert_allclose(run("sequential", True), vectorized, atol=1e-4)
-    np.testing.assert_allclose(run(jax.vmap, False), vectorized, atol=1e-4)
+    sequential = run("sequential", jax.random.PRNGKey(0))
+    np.testing.assert_allclose(theta(sequential), vectorized, atol=1e-4)
+    assert sequential.last_state.rng_key.shape == (2, 2)
+    mapped = run(jax.vmap, jax.random.key(0), progress_bar=False)
+    np.testing.assert_allclose(theta(mapped), vectorized, atol=1e-4)
 
 
-def test_parallel_chains_are_sequential_chains() -> None:
-    """The same program on two devices or twice on one; single precision."""
-    # The bar stays off: NumPyro compiles a sequential chain with the bar as another program.
-    options = {"num_chains": 2, "progress_bar": False}
-    parallel = run_means(chain_method="parallel", extra_fields=EXTRA_FIELDS, **options)
-    sequential = run_means(chain_method="sequential", extra_fields=EXTRA_FIELDS, **options)
-    assert parallel.last_state.z["theta"].shape == (2, 3)
-    assert theta(parallel).dtype == np.float32
-    np.testing.assert_allclose(theta(parallel), theta(sequential), atol=1e-3)
-    for name, value in parallel.get_extra_fields(group_by_chain=True).items():
+def test_parallel_chains() -> None:
+    """Chains on two devices have the shapes of vectorized ones."""
+    mcmc = run_means(chain_method="parallel", progress_bar=False, extra_fields=EXTRA_FIELDS)
+    assert theta(mcmc).shape == (2, 40, 3)
+    assert theta(mcmc).dtype == np.float32
+    assert np.isfinite(theta(mcmc)).all()
+    assert np.all(theta(mcmc)[0] != theta(mcmc)[1])
+    assert mcmc.last_state.z["theta"].shape == (2, 3)
+    for name, value in mcmc.get_extra_fields(group_by_chain=True).items():
         assert value.shape == (2, 40), name
 
 
+@pytest.mark.slow
+def test_parallel_chains_are_sequential_chains() -> None:
+    """The same program, without the bar, on two devices or twice on one; single precision.
+
+    (Not in double precision: `pmap` under `jax.enable_x64` leaves caches behind that break
+    later single-precision calls in JAX 0.10.)
+    """
+    parallel = run_means(chain_method="parallel", progress_bar=False)
+    sequential = run_means(chain_method="sequential", progress_bar=False)
+    np.testing.assert_allclose(theta(parallel), theta(sequential), atol=1e-3)
+
+
 def test_old_style_keys(long_run: MCMC) -> None:
-    """`jax.random.PRNGKey` arrays give the draws of new-style keys."""
-    old = run_means(num_samples=80, key=jax.random.PRNGKey(0))
-    np.testing.assert_array_equal(theta(old), theta(long_run))
-    assert old.last_state.rng_key.shape == (2,)
-    assert old.last_state.rng_key.dtype == np.uint32
+    """`jax.random.PRNGKey` arrays, one or a batch, give the draws of new-style keys.
 
-
-def test_old_style_keys_for_several_chains() -> None:
-    """Batches of old-style keys, (chains, 2), are not mistaken for more chains."""
-    old = run_means(num_chains=3, key=jax.random.PRNGKey(0))
-    batch = run_means(num_chains=3, key=jax.random.split(jax.random.PRNGKey(0), 3))
-    assert theta(old).shape == (3, 40, 3)
-    np.testing.assert_array_equal(theta(batch), theta(old))
-    assert old.last_state.rng_key.shape == (3, 2)
+    Two chains have keys of shape (2, 2), which could be mistaken for something else.
+    """
+    expected = theta(long_run)[:, :40]
+    mcmc = run_means(key=jax.random.PRNGKey(0))
+    np.testing.assert_allclose(theta(mcmc), expected, atol=1e-4)
+    assert mcmc.last_state.rng_key.shape == (2, 2)
+    assert mcmc.last_state.rng_key.dtype == np.uint32
+    mcmc.run(jax.random.split(jax.random.PRNGKey(0), 2), *MEANS)
+    np.testing.assert_allclose(theta(mcmc), expected, atol=1e-4)
 
 
 # ----------------------------------------------------------------- particles and draws
@@ -339,10 +339,10 @@ def test_old_style_keys_for_several_chains() -> None:
 
 def test_first_pass_shows_every_particle_once(long_run: MCMC) -> None:
     """Draw t is particle t; after the last particle the ensemble has moved on."""
-    draws = theta(long_run)[0]
-    assert_all_distinct(draws[:NUM_PARTICLES])
-    # A particle keeps its place only if every move of a refresh was rejected.
-    assert len(np.unique(draws, axis=0)) > 0.9 * len(draws)
+    for draws in theta(long_run):
+        assert_all_distinct(draws[:NUM_PARTICLES])
+        # A particle keeps its place only if every move of a refresh was rejected.
+        assert len(np.unique(draws, axis=0)) > 0.9 * len(draws)
 
 
 def test_passes_are_nearly_uncorrelated() -> None:
@@ -354,7 +354,7 @@ def test_passes_are_nearly_uncorrelated() -> None:
     """
     kernel = RWPO(shrunken_means, num_particles=64)
     sizes = {"num_warmup": 100, "num_samples": 6 * 64, "num_chains": 4}
-    draws = theta(run_mcmc(kernel, MEANS_DATA, MEANS_SCALE, **sizes))
+    draws = theta(run_mcmc(kernel, *MEANS, **sizes))
     assert_moments({"theta": draws}, shrunken_means_moments(MEANS_DATA, 0.5))
     passes = draws.reshape(4, 6, 64, 3)
     passes = (passes - draws.mean((0, 1))) / draws.std((0, 1))
@@ -365,65 +365,72 @@ def test_passes_are_nearly_uncorrelated() -> None:
 # ------------------------------------------------------ warm-up, resuming and thinning
 
 
-@pytest.mark.parametrize("num_chains", [1, 2])
+@pytest.mark.parametrize("num_chains", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_resuming_continues_the_same_chain(num_chains: int, long_run: MCMC) -> None:
-    """run(40), run(40) and warmup(), run(40) give the draws of one run of 80.
+    """run(40), run(40) and warmup(), run(40) give the draws of one long run.
 
     The first 40 draws end in the middle of the third pass through 16 particles.
     """
-    whole = long_run if num_chains == 1 else run_means(num_chains=2, num_samples=80)
+    whole = long_run if num_chains == 2 else run_means(num_chains=1, num_samples=LONG)
     expected = theta(whole)
-    data = (MEANS_DATA, MEANS_SCALE)
-    mcmc = run_means(num_chains=num_chains, num_samples=40)
+    mcmc = run_means(num_chains=num_chains)
     np.testing.assert_allclose(theta(mcmc), expected[:, :40], atol=1e-4)
     assert mcmc.post_warmup_state is None
 
     mcmc.post_warmup_state = mcmc.last_state
-    mcmc.run(mcmc.post_warmup_state.rng_key, *data)
-    np.testing.assert_allclose(theta(mcmc), expected[:, 40:], atol=1e-4)
+    mcmc.run(mcmc.post_warmup_state.rng_key, *MEANS)
+    np.testing.assert_allclose(theta(mcmc), expected[:, 40:80], atol=1e-4)
 
-    mcmc.warmup(jax.random.key(0), *data)
-    mcmc.run(mcmc.post_warmup_state.rng_key, *data)
+    mcmc.warmup(jax.random.key(0), *MEANS)
+    mcmc.run(mcmc.post_warmup_state.rng_key, *MEANS)
     np.testing.assert_allclose(theta(mcmc), expected[:, :40], atol=1e-4)
 
-    # Another key after the same warm-up: other draws later on, the same adaptation.
-    mcmc.run(jax.random.key(5), *data)
-    assert np.all(theta(mcmc)[:, 2 * NUM_PARTICLES :] != expected[:, 2 * NUM_PARTICLES : 40])
+    # Another key after the same warm-up: other draws, at the latest from the second pass on.
+    mcmc.run(jax.random.key(5), *MEANS)
+    assert np.all(theta(mcmc)[:, NUM_PARTICLES:] != expected[:, NUM_PARTICLES:40])
 
 
 def test_thinning_keeps_every_third_draw(long_run: MCMC) -> None:
-    thinned = run_means(num_samples=80, thinning=3)
-    assert theta(thinned).shape == (1, 26, 3)
-    np.testing.assert_allclose(theta(thinned), theta(long_run)[:, 2 + 80 % 3 :: 3], atol=1e-4)
+    thinned = run_means(num_samples=LONG, thinning=3)
+    assert theta(thinned).shape == (2, 40, 3)
+    np.testing.assert_allclose(theta(thinned), theta(long_run)[:, 2 + LONG % 3 :: 3], atol=1e-4)
 
 
-def test_collecting_the_warmup() -> None:
-    sizes = {"num_warmup": 30, "num_samples": 20, "num_chains": 2}
-    mcmc = MCMC(small(shrunken_means), chain_method="vectorized", progress_bar=False, **sizes)
-    data = (MEANS_DATA, MEANS_SCALE)
-    mcmc.warmup(jax.random.key(0), *data, collect_warmup=True, extra_fields=("potential_energy",))
-    assert theta(mcmc).shape == (2, 30, 3)
-    assert mcmc.get_extra_fields()["potential_energy"].shape == (60,)
+def test_collecting_the_warmup(long_run: MCMC) -> None:
+    mcmc = MCMC(
+        small(shrunken_means),
+        num_warmup=40,
+        num_samples=40,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.warmup(jax.random.key(0), *MEANS, collect_warmup=True, extra_fields=EXTRA_FIELDS)
+    assert theta(mcmc).shape == (2, 40, 3)
     assert np.isfinite(theta(mcmc)).all()
-    mcmc.run(jax.random.key(1), *data)
-    assert theta(mcmc).shape == (2, 20, 3)
+    assert mcmc.get_extra_fields()["potential_energy"].shape == (80,)
+    mcmc.run(mcmc.post_warmup_state.rng_key, *MEANS, extra_fields=EXTRA_FIELDS)
+    np.testing.assert_allclose(theta(mcmc), theta(long_run)[:, :40], atol=1e-4)
 
 
-@pytest.mark.parametrize("num_warmup", [0, 1, 3])
-def test_hardly_any_warmup(num_warmup: int) -> None:
+@pytest.mark.parametrize(
+    ("num_warmup", "num_samples"),
+    [
+        (0, 20),
+        pytest.param(1, 20, marks=pytest.mark.slow),
+        pytest.param(3, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_hardly_any_warmup(num_warmup: int, num_samples: int) -> None:
     """No promise about the draws, but the run gives finite ones in the right shape."""
-    mcmc = run_means(num_warmup=num_warmup, num_samples=NUM_PARTICLES + 4)
-    assert theta(mcmc).shape == (1, NUM_PARTICLES + 4, 3)
+    mcmc = run_means(num_warmup=num_warmup, num_samples=num_samples)
+    assert theta(mcmc).shape == (2, num_samples, 3)
     assert np.isfinite(theta(mcmc)).all()
-
-
-def test_a_single_draw() -> None:
-    assert theta(run_means(num_samples=1)).shape == (1, 1, 3)
 
 
 def test_progress_bar_and_diagnostics(capsys: pytest.CaptureFixture[str]) -> None:
     """With one chain the bar shows the kernel's diagnostics; they name numbers."""
-    mcmc = run_means(num_warmup=20, num_samples=20)
+    mcmc = run_means(num_chains=1)
     shown = capsys.readouterr().err
     assert "sample: 100%" in shown
     text = mcmc.sampler.get_diagnostics_str(mcmc.last_state)
@@ -443,16 +450,25 @@ def test_init_params_are_where_each_chain_starts(starts: tuple[float, float]) ->
     assert np.all(np.sign(draws) == np.sign(starts)[:, None])
 
 
-def test_init_params_of_one_chain() -> None:
-    """One chain takes its values without a leading axis, in unconstrained space."""
+def test_init_params_of_one_chain_and_single_sites() -> None:
+    """One chain takes its values without a leading axis, in unconstrained space.
+
+    `z.site` collects unconstrained values, `~z.site` drops a site from the samples.
+    """
     init_params = {
         "intercept": np.float32(0.1),
         "noise": np.float32(-1.0),  # the logarithm of the site
         "weights": np.zeros(3, np.float32),
     }
-    mcmc = run_mcmc(small(lasso_regression), X, y=Y, init_params=init_params)
-    assert mcmc.get_samples()["weights"].shape == (40, 3)
-    assert np.all(mcmc.get_samples()["noise"] > 0)
+    fields = ("z.noise", "z.weights", "~z.intercept", "~z.mean")
+    mcmc = run_mcmc(small(lasso_regression), X, y=Y, init_params=init_params, extra_fields=fields)
+    samples = mcmc.get_samples(group_by_chain=True)
+    unconstrained = mcmc.get_extra_fields(group_by_chain=True)
+    assert set(samples) == {"noise", "weights"}
+    assert samples["weights"].shape == (1, 40, 3)
+    assert set(unconstrained) == {"z.noise", "z.weights", "diverging"}
+    np.testing.assert_allclose(jnp.exp(unconstrained["z.noise"]), samples["noise"], rtol=1e-5)
+    np.testing.assert_array_equal(unconstrained["z.weights"], samples["weights"])
 
 
 def test_init_to_value_starts_where_uniform_cannot() -> None:
@@ -466,7 +482,7 @@ def test_init_to_value_starts_where_uniform_cannot() -> None:
 def test_init_to_median() -> None:
     """A strategy that samples the prior."""
     kernel = small(shrunken_means, init_strategy=init_to_median(num_samples=5))
-    assert np.isfinite(theta(run_mcmc(kernel, MEANS_DATA, MEANS_SCALE, num_chains=2))).all()
+    assert np.isfinite(theta(run_mcmc(kernel, *MEANS, num_chains=2))).all()
 
 
 # ------------------------------------------------- new data, kernels used more than once
@@ -483,7 +499,7 @@ class _CountedModel:
         shrunken_means(y, scale)
 
 
-@pytest.mark.parametrize("num_chains", [1, 2])
+@pytest.mark.parametrize("num_chains", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_jit_model_args(num_chains: int) -> None:
     """New data of the same shape: right answers, the loop is not traced again.
 
@@ -492,8 +508,7 @@ def test_jit_model_args(num_chains: int) -> None:
     model = _CountedModel()
     mcmc = run_mcmc(
         RWPO(model, num_particles=64),
-        MEANS_DATA,
-        MEANS_SCALE,
+        *MEANS,
         jit_model_args=True,
         num_warmup=100,
         num_samples=400,
@@ -516,7 +531,7 @@ def test_jit_model_args(num_chains: int) -> None:
     # From a post-warm-up state no initialisation is left.
     mcmc.post_warmup_state = mcmc.last_state
     before = model.calls
-    mcmc.run(mcmc.post_warmup_state.rng_key, MEANS_DATA, MEANS_SCALE)
+    mcmc.run(mcmc.post_warmup_state.rng_key, *MEANS)
     assert model.calls == before
 
 
@@ -526,8 +541,8 @@ def test_one_kernel_serves_several_runs() -> None:
     first = run_mcmc(kernel, X, y=Y, num_chains=2, extra_fields=EXTRA_FIELDS)
     before = np.asarray(first.get_samples()["weights"])
 
-    shorter = run_mcmc(kernel, X[:15, :2], y=Y[:15], num_warmup=30)
-    fresh = run_mcmc(small(lasso_regression), X[:15, :2], y=Y[:15], num_warmup=30)
+    shorter = run_mcmc(kernel, X[:15, :2], y=Y[:15])
+    fresh = run_mcmc(small(lasso_regression), X[:15, :2], y=Y[:15])
     assert shorter.get_samples()["weights"].shape == (40, 2)
     np.testing.assert_allclose(
         draw_matrix(shorter.get_samples()), draw_matrix(fresh.get_samples()), atol=1e-4
@@ -574,8 +589,10 @@ POTENTIAL_PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("structure", POTENTIAL_PARAMETERS)
-@pytest.mark.parametrize("num_chains", [1, 2])
+@pytest.mark.parametrize(
+    ("structure", "num_chains"),
+    [("scalar", 1), ("nested", 2), pytest.param("array", 2, marks=pytest.mark.slow)],
+)
 def test_potential_fn_takes_any_pytree(structure: str, num_chains: int) -> None:
     """Draws come back in the structure of `init_params`, with the axes of NUTS in front."""
     parameters = POTENTIAL_PARAMETERS[structure]
@@ -737,6 +754,7 @@ def test_laplace_hierarchies_keep_the_users_sites(capsys: pytest.CaptureFixture[
     assert "_decentered" not in shown
 
 
+@pytest.mark.slow
 def test_latent_scale_takes_the_users_init_params() -> None:
     """`init_params` name the user's sites, also where these are reparametrised inside."""
     init_params = {
@@ -756,30 +774,35 @@ def test_latent_scale_takes_the_users_init_params() -> None:
     np.testing.assert_array_equal(mcmc.get_extra_fields()["z.weights"], samples["weights"])
 
 
-@pytest.mark.parametrize("nonsmooth", [None, ["theta"]])
+@pytest.mark.parametrize(
+    "nonsmooth", [None, pytest.param(["theta"], marks=pytest.mark.slow)], ids=str
+)
 def test_choice_of_the_nonsmooth_part_leaves_the_posterior(nonsmooth: list[str] | None) -> None:
     kernel = RWPO(shrunken_means, nonsmooth=nonsmooth)
-    check_posterior(kernel, shrunken_means_moments(MEANS_DATA, 0.5), MEANS_DATA, MEANS_SCALE)
+    check_posterior(kernel, shrunken_means_moments(MEANS_DATA, 0.5), *MEANS)
 
 
 # -------------------------------------------------------------------------- the options
 
 
 @pytest.mark.parametrize(
-    ("options", "sizes"),
+    "options",
     [
-        ({"attention": "joint", "dense_mass": True}, {}),
-        ({"attention": "marginal", "dense_mass": False}, {}),
-        ({"relative_prox_time": 0.3, "target_accept_prob": 0.9, "num_particles": 100}, {}),
-        ({"inverse_temperature": 4.0}, {}),
+        {"attention": "joint", "dense_mass": True},
+        {"attention": "marginal", "dense_mass": False, "inverse_temperature": 4.0},
+        pytest.param(
+            {"relative_prox_time": 0.3, "target_accept_prob": 0.9, "num_particles": 100},
+            marks=pytest.mark.slow,
+        ),
     ],
+    ids=lambda options: "-".join(options),
 )
-def test_options_leave_the_posterior(options: dict[str, Any], sizes: dict[str, int]) -> None:
+def test_options_leave_the_posterior(options: dict[str, Any]) -> None:
     """Whatever the transport does, the corrected draws are exact; the temperature tempers."""
     mcmc = run_mcmc(
         RWPO(potential_fn=gaussian_potential, **options),
         init_params=np.zeros((4, 2), np.float32),
-        **(STATISTICAL | sizes),
+        **STATISTICAL,
     )
     moments = gaussian_moments(options.get("inverse_temperature", 1.0))
     assert_moments({"x": mcmc.get_samples(group_by_chain=True)}, {"x": moments})
@@ -821,6 +844,7 @@ def test_infinite_undefined_and_steep_potentials() -> None:
     assert np.all(samples["steep"] < 0.5 + 1e-3)
 
 
+@pytest.mark.slow
 def test_hazards_of_a_potential_fn() -> None:
     """The same for a potential that is infinite on one side of zero."""
 
