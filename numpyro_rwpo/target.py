@@ -336,7 +336,8 @@ def _check_latent_sites(trace: dict[str, Any]) -> None:
 
 def ravel_like(values: Any, prototype: Any) -> jax.Array:
     """Flatten ``values`` after checking their structure and shapes against ``prototype``."""
-    if not jax.tree.structure(values) == jax.tree.structure(prototype):
+    structure: Any = jax.tree.structure(prototype)
+    if jax.tree.structure(values) != structure:
         raise ValueError(
             "`init_params` must have the structure of the unconstrained latent values, "
             f"{jax.tree.map(np.shape, prototype)}; got {jax.tree.map(np.shape, values)}."
@@ -372,7 +373,8 @@ def _prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
         return None
     is_leaf = lambda x: x is None or isinstance(x, dist.Distribution)  # noqa: E731
     leaves, structure = jax.tree.flatten(nonsmooth, is_leaf=is_leaf)
-    if not structure == jax.tree.structure(prototype) or not all(
+    expected: Any = jax.tree.structure(prototype)
+    if structure != expected or not all(
         x is None or is_laplace(x) for x in leaves
     ):
         raise ValueError(

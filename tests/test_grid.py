@@ -40,12 +40,6 @@ def ensembles() -> tuple[np.ndarray, LaplacePrior, np.ndarray]:
     return particles, prior, np.array([column[3] for column in columns]) * particles.var(0)
 
 
-def test_cases(x64: None) -> None:
-    """The arrays above have the shapes the tests below take for granted."""
-    particles, prior, prox_time = ensembles()
-    assert particles.shape[1] == prior.location.shape[0] == prox_time.shape[0]
-
-
 @pytest.mark.usefixtures("x64")
 def test_masses_are_integrals() -> None:
     """Gauss-Legendre cell by cell, where the density is an exponential: exact to rounding."""
@@ -146,6 +140,18 @@ def test_inverse_goes_there_and_back(double: bool) -> None:
         assert np.max(error) < (1e-12 if double else 2e-5), np.max(error, 0)
 
 
+@pytest.mark.parametrize("rates", [(1e3, 1e3), (1e3, 1e1), (1.0, 1e4)])
+def test_spike_inside_one_cell(rates: tuple[float, float]) -> None:
+    """A prior much narrower than the grid's spacing: almost all mass next to one node."""
+    particles = np.linspace(-2, 2, 50, dtype=np.float32)[:, None]
+    density = fit(particles, laplace_prior(rates[1], rate_left=rates[0]), 0.1)
+    assert density.spacing[0] > 10 / max(rates)
+    normal = np.linspace(-6, 6, 101, dtype=np.float32)[:, None]
+    x = from_normal(density, normal)
+    # A position is known to a rounding of the spacing, not of the spike.
+    np.testing.assert_allclose(to_normal(density, x), normal, atol=1e-3)
+
+
 def test_single_precision_holds_in_both_tails() -> None:
     particles, prior, prox_time = ensembles()
     particles[:, 4] -= 50  # far from the origin single precision cannot resolve that coordinate
@@ -183,7 +189,7 @@ def test_units_do_not_matter() -> None:
         np.full((6, 2), 1e4),
         np.full((1, 2), -3.0),
         np.repeat([[0.0, 1.0], [1e3, 1.0]], 3, axis=0),
-        np.array([[0.0, 1e-6], [1.0, 2e-6], [1e8, 3e-6]]),
+        np.array([[0.0, 1e-6], [0.5, 2e-6], [1.0, 3e-6], [1.5, 3e-6], [2.0, 3e-6], [1e8, 3e-6]]),
     ],
     ids=["zeros", "far", "one", "duplicates", "outlier"],
 )
@@ -192,13 +198,15 @@ def test_degenerate_particles_give_finite_densities(particles: np.ndarray, doubl
         dtype = np.float64 if double else np.float32
         particles = particles.astype(dtype)
         prior = laplace_prior(np.array([0.0, 1e4]))
-        x = np.concatenate([particles, particles + 1, [[-1e10, 1e10]]]).astype(dtype)
+        near = np.resize(particles, (6, 2))
+        x = np.concatenate([near, near + 1, [[-1e10, 1e10]]]).astype(dtype)
         for prox_time in (1e-12, 0.1, 1e6):
             density = fit(particles, prior, prox_time)
             assert all(np.all(np.isfinite(leaf)) for leaf in density[:-1])
             for method in (log_prob, log_cdf, log_survival, to_normal):
                 assert np.all(np.isfinite(method(density, x))), method
-            assert np.all(np.isfinite(from_normal(density, np.linspace(-9, 9, 12).reshape(6, 2))))
+            normal = np.linspace(-9, 9, 26, dtype=dtype).reshape(13, 2)
+            assert np.all(np.isfinite(from_normal(density, normal)))
 
 
 @pytest.mark.parametrize("double", [False, True])

@@ -41,7 +41,13 @@ def normalizer(y: float, rate: float, step_size: float, beta: float, method: str
 
 
 def reference_step(
-    x: np.ndarray, force: np.ndarray, rate: np.ndarray, h: float, beta: float, kind: str, method: str
+    x: np.ndarray,
+    force: np.ndarray,
+    rate: np.ndarray,
+    h: float,
+    beta: float,
+    kind: str,
+    method: str,
 ) -> np.ndarray:
     """The update written out with loops."""
     y = x - h * force

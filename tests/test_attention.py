@@ -1,0 +1,358 @@
+"""The attention heads: invariants over the registry, then what each head is for.
+
+Statistical bounds state their false-alarm rate; seeds were not picked.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from numpyro_rwpo import streaming
+from numpyro_rwpo.attention import (
+    HEADS,
+    CopulaDensity,
+    MarginalDensity,
+    ProximalDensity,
+    fit_copula,
+    fit_joint,
+    fit_marginal,
+    relative_prox_time,
+)
+from numpyro_rwpo.priors import LaplacePrior, laplace_prior
+from numpyro_rwpo.streaming import streamed_attention
+
+BETA = 1.3
+PRIOR = laplace_prior(np.array([1.5, 0.0], np.float32), np.array([0.2, 0.0], np.float32))
+HEAD_NAMES = pytest.mark.parametrize("head", sorted(HEADS))
+
+
+@partial(jax.jit, static_argnames=("head", "method"))
+def call(
+    head: str, method: str, particles: jax.Array, x: jax.Array, relative: float = 0.1
+) -> jax.Array:
+    """Fit and evaluate in one compiled function, shared by the tests."""
+    prior = jax.tree.map(lambda field: field.astype(particles.dtype), PRIOR)
+    density = HEADS[head](particles, prior, relative_prox_time(particles, relative), BETA)
+    if method == "derivative":
+        return jax.vmap(jax.grad(density.log_prob))(x)
+    return getattr(density, method)(x)
+
+
+def ensemble(num_particles: int = 80, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
+    """Correlated, skewed, two-dimensional."""
+    z = np.random.default_rng(seed).normal(size=(num_particles, 2))
+    z[:, 1] = 0.8 * z[:, 0] + 0.6 * z[:, 1]
+    return np.stack([z[:, 0], 3 * np.sinh(0.7 * z[:, 1]) - 1], 1).astype(dtype)
+
+
+@HEAD_NAMES
+def test_density_integrates_to_one(head: str) -> None:
+    """Midpoint rule on 1500 x 1500 points over the range +- 8 standard deviations."""
+    particles = ensemble(40)
+    axes = [np.linspace(c.min() - 8 * c.std(), c.max() + 8 * c.std(), 1500) for c in particles.T]
+    x = np.stack(np.meshgrid(*axes, indexing="ij"), -1).astype(np.float32)
+    area = (axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0])
+    rows = jax.jit(
+        lambda density, x: jax.lax.map(lambda row: jnp.sum(jnp.exp(density.log_prob(row))), x)
+    )
+    density = HEADS[head](particles, PRIOR, relative_prox_time(particles, 0.1), BETA)
+    total = np.sum(np.asarray(rows(density, x), float)) * area
+    np.testing.assert_allclose(total, 1, atol=1e-3)
+
+
+@pytest.mark.usefixtures("x64")
+@HEAD_NAMES
+def test_score_is_the_gradient_of_the_log_density(head: str) -> None:
+    particles = ensemble(dtype=np.float64)
+    x = np.concatenate([particles, 1.5 * particles + 0.3])
+    score = call(head, "score", particles, x)
+    np.testing.assert_allclose(score, call(head, "derivative", particles, x), rtol=1e-6, atol=1e-8)
+    heat = call(head, "heat_score", particles, x)
+    expected = score + BETA / 2 * PRIOR.subgradient(x)
+    np.testing.assert_allclose(heat, expected, rtol=1e-6, atol=1e-6)
+
+
+@HEAD_NAMES
+def test_samples_come_from_the_density(head: str) -> None:
+    """Kolmogorov-Smirnov tests after mapping draws to independent standard normals.
+
+    Copula and marginal: each coordinate, and (which sees a wrong correlation) sum and difference
+    of the two. Joint: each coordinate against the mixture of the kernels' own distribution
+    functions. Threshold 1e-4, four statistics a head: false alarm below 4e-4. Negative control: the
+    particles' own smoothing left out (5000 draws of the particles themselves) fails.
+    """
+    particles = ensemble()
+    prox_time = relative_prox_time(particles, 0.5)
+    density = HEADS[head](particles, PRIOR, prox_time, BETA)
+    sample = jax.jit(density.sample, static_argnums=1)
+    draws = sample(jax.random.key(1), 5000)
+    assert draws.shape == (5000, 2) and draws.dtype == jnp.float32
+    bare = particles[np.random.default_rng(2).integers(0, 80, 5000)]
+
+    def normals(x: np.ndarray) -> np.ndarray:
+        if head == "joint":
+            levels = jax.vmap(lambda x: jnp.mean(PRIOR.cdf(x, particles, prox_time, BETA), 0))(x)
+            return scipy.stats.norm.ppf(levels)
+        normal = np.asarray(density.grid.to_normal(x))
+        if head == "copula":
+            normal = np.linalg.solve(density.cholesky, normal.T).T
+        turned = np.stack([normal[:, 0] + normal[:, 1], normal[:, 0] - normal[:, 1]], 1)
+        return np.concatenate([normal, turned / np.sqrt(2)], 1)
+
+    def p_value(x: np.ndarray) -> float:
+        columns = np.asarray(normals(x), float).T
+        return min(scipy.stats.kstest(column, "norm").pvalue for column in columns)
+
+    assert p_value(draws) > 1e-4
+    assert p_value(bare) < 1e-4
+
+
+@HEAD_NAMES
+def test_order_of_particles_does_not_matter(head: str) -> None:
+    particles, x = ensemble(), ensemble(30, seed=5)
+    order = np.random.default_rng(6).permutation(len(particles))
+    for method in ("log_prob", "heat_score"):
+        value = call(head, method, particles, x)
+        other = call(head, method, particles[order], x)
+        np.testing.assert_allclose(other, value, rtol=1e-3, atol=1e-3)
+
+
+@HEAD_NAMES
+def test_units_do_not_matter(head: str) -> None:
+    particles, unit = ensemble(), np.array([8.0, 0.125], np.float32)  # exact in binary
+    plain = HEADS[head](particles, PRIOR, relative_prox_time(particles, 0.1), BETA)
+    scaled = particles * unit
+    prior = PRIOR.scaled(1 / unit)
+    other = HEADS[head](scaled, prior, relative_prox_time(scaled, 0.1), BETA)
+    expected = plain.log_prob(particles) - np.sum(np.log(unit))
+    np.testing.assert_allclose(other.log_prob(scaled), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(other.score(scaled) * unit, plain.score(particles), atol=2e-3)
+
+
+@HEAD_NAMES
+def test_single_precision_follows_double(head: str) -> None:
+    particles, x = ensemble(), 2 * ensemble(40, seed=7)
+    results = [call(head, name, particles, x) for name in ("log_prob", "score")]
+    with jax.enable_x64(True):
+        exact = [call(head, name, particles.astype(float), x.astype(float)) for name in
+                 ("log_prob", "score")]  # fmt: skip
+    for result, value in zip(results, exact, strict=True):
+        assert result.dtype == jnp.float32
+        np.testing.assert_allclose(result, value, rtol=1e-3, atol=2e-3)
+
+
+@HEAD_NAMES
+def test_ensembles_batch_and_loop(head: str) -> None:
+    """A few steps of a flow inside while_loop, under vmap, equal each ensemble's own."""
+
+    def flow(particles: jax.Array) -> jax.Array:
+        def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            count, particles = carry
+            density = HEADS[head](particles, PRIOR, relative_prox_time(particles, 0.2), BETA)
+            return count + 1, particles - 0.05 * (particles + density.heat_score(particles))
+
+        return jax.lax.while_loop(lambda carry: carry[0] < 3, step, (0, particles))[1]
+
+    batch = np.stack([ensemble(seed=seed) for seed in range(3)])
+    together = jax.jit(jax.vmap(flow))(batch)
+    np.testing.assert_allclose(together[2], jax.jit(flow)(batch[2]), rtol=1e-3, atol=1e-3)
+
+
+@HEAD_NAMES
+@pytest.mark.parametrize(
+    "particles",
+    [np.zeros((6, 2)), np.repeat([[1.0, 2.0], [1.0, 300.0]], 3, 0), np.full((6, 2), 1e6)],
+    ids=["zeros", "one-column", "far"],
+)
+def test_collapsed_particles_stay_finite(head: str, particles: np.ndarray) -> None:
+    particles = particles.astype(np.float32)
+    x = np.concatenate([particles, particles + 1e-3 * np.ones((6, 2), np.float32)])
+    for method in ("log_prob", "score", "heat_score"):
+        value = call(head, method, particles, x)
+        assert np.all(np.isfinite(value)), method
+
+
+@HEAD_NAMES
+def test_particles_must_be_a_matrix(head: str) -> None:
+    for shape in ((8,), (0, 2), (4, 2, 3)):
+        with pytest.raises(ValueError, match=r"`particles` must have shape .* got "):
+            HEADS[head](np.zeros(shape, np.float32), PRIOR, 0.1)
+
+
+def test_relative_prox_time_is_relative() -> None:
+    particles = np.array([[0.0, 5.0, 0.0, 1e6], [2.0, 5.0, 0.0, 1e6]], np.float32)
+    prox_time = np.asarray(relative_prox_time(particles, 0.1))
+    np.testing.assert_allclose(prox_time[0], 0.1)
+    assert np.all(prox_time > 0) and prox_time[1] < 1e-8 and prox_time[2] < 1e-15
+    # The floor is a number of roundings: below what the coordinate can resolve in any case.
+    assert 1e6 * np.finfo(np.float32).eps < np.sqrt(prox_time[3]) < 1e2 * np.sqrt(0.1)
+
+
+# ----------------------------------------------------------------------------- the softmax
+
+
+def dense_attention(
+    queries: np.ndarray, keys: np.ndarray, log_normalizer: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    logits = -0.5 * ((queries[:, None] - keys) / scale) ** 2
+    if log_normalizer.shape[1] == 1:
+        logits = logits.sum(2, keepdims=True)
+    logits = logits - log_normalizer
+    weights = scipy.special.softmax(logits, 1)
+    return scipy.special.logsumexp(logits, 1), np.sum(weights * keys, 1) - queries
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("block_size", "block_elements"), [(64, 2**21), (7, 2**21), (5, 50)])
+def test_streamed_is_dense(
+    groups: int, block_size: int, block_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_BLOCK_ELEMENTS", block_elements)
+    rng = np.random.default_rng(0)
+    queries, keys = rng.normal(size=(11, 3)) + 100, rng.normal(size=(23, 3)) + 100
+    log_normalizer, scale = rng.normal(size=(23, groups)), np.array([0.3, 1.0, 2.0])
+    attend = jax.jit(partial(streamed_attention, block_size=block_size))
+    log_sum, displacement = attend(queries, keys, log_normalizer, scale)
+    expected = dense_attention(queries, keys, log_normalizer, scale)
+    np.testing.assert_allclose(log_sum, expected[0], rtol=1e-10)
+    np.testing.assert_allclose(displacement, expected[1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_weights_sum_to_one(groups: int) -> None:
+    """The average of a column of equal keys is that key, whatever the weights."""
+    rng = np.random.default_rng(1)
+    queries, keys = rng.normal(size=(40, 3)), rng.normal(size=(30, 3))
+    keys[:, 1] = 7.0
+    arrays = [a.astype(np.float32) for a in (queries, keys, rng.normal(size=(30, groups)))]
+    _, displacement = jax.jit(streamed_attention)(*arrays, 0.5)
+    mean = queries + displacement
+    np.testing.assert_allclose(mean[:, 1], 7, rtol=1e-6)
+    assert np.all((mean > keys.min(0) - 1e-5) & (mean < keys.max(0) + 1e-5))
+
+
+def test_far_queries_are_finite() -> None:
+    keys = np.zeros((4, 2), np.float32)
+    log_sum, displacement = streamed_attention(
+        np.full((1, 2), 1e25, np.float32), keys, np.zeros((4, 1), np.float32), 1e-3
+    )
+    assert np.all(log_sum < -1e30) and np.all(np.isfinite(displacement))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_memory_is_linear(groups: int) -> None:
+    """20,000 particles: the matrix of weights would take 1.6 GB a coordinate. Compiled, not run."""
+    shapes = [jax.ShapeDtypeStruct((20_000, n), jnp.float32) for n in (2, 2, groups)]
+    compiled = jax.jit(lambda *args: streamed_attention(*args, 0.1)).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 64e6
+
+
+def test_joint_takes_a_prox_time_per_coordinate() -> None:
+    particles = ensemble()
+    prox_time = np.array([0.05, 0.8], np.float32)
+    density = fit_joint(particles, PRIOR, prox_time, BETA)
+    kernels = jnp.sum(PRIOR.log_prob(particles[:, None], particles, prox_time, BETA), -1)
+    expected = jax.nn.logsumexp(kernels, 1) - np.log(len(particles))
+    np.testing.assert_allclose(density.log_prob(particles), expected, rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------ the copula
+
+
+def test_more_coordinates_than_particles_are_marginal() -> None:
+    def largest(num_particles: int) -> bool:
+        particles = jnp.asarray(np.random.default_rng(0).normal(size=(num_particles, 70)))
+        prior = laplace_prior(1.0)
+        text = str(jax.make_jaxpr(lambda y: fit_copula(y, prior, 0.1).heat_score(y))(particles))
+        return "[70,70]" in text
+
+    particles = np.random.default_rng(0).normal(size=(69, 70)).astype(np.float32)
+    assert isinstance(fit_copula(particles, laplace_prior(1.0), 0.1), MarginalDensity)
+    assert not largest(69)
+    assert largest(71)  # negative control: the matrix does show up where it is wanted
+
+
+@pytest.mark.parametrize("shape", [(60, 50), (64, 64), (300, 3)])
+def test_correlation_is_positive_definite(shape: tuple[int, int]) -> None:
+    """Also where all coordinates are one and the same, or few distinct particles are left."""
+    base = np.random.default_rng(0).normal(size=shape)
+    few = np.resize(base[:4], shape)
+    same = np.repeat(base[:, :1], shape[1], 1)
+    fit = jax.jit(lambda y: fit_copula(y, laplace_prior(0.0), relative_prox_time(y, 0.1)))
+    for particles in (base, few, same):
+        density = fit(particles.astype(np.float32))
+        assert isinstance(density, CopulaDensity)
+        assert np.all(np.isfinite(density.cholesky)) and np.all(np.isfinite(density.coupling))
+        correlation = density.cholesky @ density.cholesky.T
+        np.testing.assert_allclose(np.diagonal(correlation), 1, atol=1e-5)
+
+
+def test_shrinkage_follows_the_evidence() -> None:
+    """Independent data lose nearly all their chance correlations, strong ones nearly nothing."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(100, 20)).astype(np.float32)
+    common = (0.3 * noise + rng.normal(size=(100, 1))).astype(np.float32)
+
+    def off_diagonal(particles: np.ndarray) -> np.ndarray:
+        density = fit_copula(particles, laplace_prior(0.0), relative_prox_time(particles, 0.1))
+        assert isinstance(density, CopulaDensity)
+        fitted = density.cholesky @ density.cholesky.T
+        return np.asarray(fitted)[np.triu_indices(20, 1)]
+
+    raw = np.corrcoef(noise.T)[np.triu_indices(20, 1)]
+    assert np.sqrt(np.mean(off_diagonal(noise) ** 2)) < 0.3 * np.sqrt(np.mean(raw**2))
+    assert np.mean(off_diagonal(common)) > 0.85  # the population's is 1 / 1.09 = 0.917
+
+
+def efficiency(density: ProximalDensity, log_target: Any, num_draws: int = 4000) -> float:
+    """Effective share of importance draws from ``density``, 1 if it is the target itself."""
+    draws = density.sample(jax.random.key(3), num_draws)
+    log_weights = jax.vmap(log_target)(draws) - density.log_prob(draws)
+    weights = np.exp(log_weights - np.max(log_weights))
+    return float(np.mean(weights) ** 2 / np.mean(weights**2))
+
+
+def lasso_posterior(dim: int) -> tuple[np.ndarray, LaplacePrior, Any]:
+    """Exact draws (by rejection) of exp(-|x|_1) times a correlated normal, and its log density."""
+    covariance = 0.75 + 0.25 * np.eye(dim)
+    rng = np.random.default_rng(8)
+    proposals = rng.multivariate_normal(np.full(dim, 0.6), covariance, size=60_000)
+    draws = proposals[rng.uniform(size=60_000) < np.exp(-np.abs(proposals).sum(1))]
+    precision = np.linalg.inv(covariance)
+
+    def log_target(x: jax.Array) -> jax.Array:
+        return -jnp.sum(jnp.abs(x)) - 0.5 * (x - 0.6) @ precision @ (x - 0.6)
+
+    return draws[:400].astype(np.float32), laplace_prior(1.0), log_target
+
+
+@pytest.mark.parametrize("target", ["normal", "lasso"])
+def test_copula_is_the_better_proposal(target: str) -> None:
+    """400 exact draws in 5 dimensions, pairwise correlation 0.75 or so.
+
+    Marginal is the negative control: what it loses is the correlations alone.
+    """
+    if target == "normal":
+        covariance = 0.75 + 0.25 * np.eye(5)
+        rng = np.random.default_rng(4)
+        particles = rng.multivariate_normal(np.zeros(5), covariance, 400).astype(np.float32)
+        prior, precision = laplace_prior(0.0), np.linalg.inv(covariance)
+
+        def log_target(x: jax.Array) -> jax.Array:
+            return -0.5 * x @ precision @ x
+    else:
+        particles, prior, log_target = lasso_posterior(5)
+        assert len(particles) == 400
+    prox_time = relative_prox_time(particles, 0.1)
+    copula = efficiency(fit_copula(particles, prior, prox_time), log_target)
+    marginal = efficiency(fit_marginal(particles, prior, prox_time), log_target)
+    assert copula > 0.6, copula
+    assert marginal < 0.25, marginal
