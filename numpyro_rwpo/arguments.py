@@ -1,5 +1,7 @@
 """Checks of public arguments: what was wrong, what was received, what to do."""
 
+import numbers
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -24,10 +26,34 @@ def check_num_particles(value: Any) -> None:
     """Raise unless ``value`` is ``None`` or an integer of at least 4."""
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"`num_particles` must be an integer or None; got {value!r}.")
     if value < 4:
         raise ValueError(
             f"`num_particles` must be at least 4; got {value}. The ensemble's moments tune the "
             "sampler; leave it None to have a number picked from the dimension."
+        )
+
+
+def check_target(model: Any, potential_fn: Any) -> None:
+    """Raise unless exactly one of the two is given, and callable."""
+    if (model is None) == (potential_fn is None):
+        raise ValueError(
+            "Exactly one of `model` and `potential_fn` must be given; got "
+            f"{'neither' if model is None else 'both'}."
+        )
+    for name, value in (("model", model), ("potential_fn", potential_fn)):
+        if value is not None and not callable(value):
+            raise TypeError(f"`{name}` must be callable; got {value!r}.")
+
+
+def check_site_names(nonsmooth: Any) -> None:
+    """Raise unless ``nonsmooth`` is ``"auto"``, ``None`` or site names."""
+    if nonsmooth is None or (isinstance(nonsmooth, str) and nonsmooth == "auto"):
+        return
+    is_names = isinstance(nonsmooth, Iterable) and not isinstance(nonsmooth, (str, dict))
+    if not is_names or not all(isinstance(name, str) for name in nonsmooth):
+        raise ValueError(
+            "`nonsmooth` must be 'auto', None or a list of names of Laplace sites when a model is "
+            f"given; got {nonsmooth!r}."
         )

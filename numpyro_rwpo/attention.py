@@ -224,6 +224,7 @@ def fit_joint(
         ValueError: If ``particles`` is not two-dimensional, or empty.
     """
     check_particles(particles)
+    particles = jnp.asarray(particles)
     log_normalizer = prior.log_normalizer(particles, prox_time, inverse_temperature)
     return JointDensity(
         particles,

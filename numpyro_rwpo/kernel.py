@@ -21,10 +21,16 @@ from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_rwpo.arguments import check_choice, check_num_particles, check_range
+from numpyro_rwpo.arguments import (
+    check_choice,
+    check_num_particles,
+    check_range,
+    check_site_names,
+    check_target,
+)
 from numpyro_rwpo.attention import HEADS
 from numpyro_rwpo.correction import Refresh, no_refresh, refresh_ensemble
-from numpyro_rwpo.ensemble import Ensemble, evaluate, potential, unevaluated
+from numpyro_rwpo.ensemble import Ensemble, evaluate, is_usable, potential, unevaluated
 from numpyro_rwpo.start import num_start_evaluations, quasi_newton_start
 from numpyro_rwpo.target import Differentiation, ModelSource, PotentialSource, Source, Target
 from numpyro_rwpo.transport import (
@@ -265,6 +271,18 @@ def num_transport_iterations(num_warmup: int, corrected: bool) -> int:
     return min(MAX_TRANSPORT_STEPS, num_warmup // 4) if corrected else num_warmup
 
 
+def check_start(start: jax.Array, target: Target) -> None:
+    """Refuse a user's start (dim,) or (chains, dim) where potential or gradient is not finite."""
+    smooth, gradient = jax.jit(target.value_and_grad)(jnp.atleast_2d(start))
+    usable = is_usable(smooth, gradient)
+    if not isinstance(usable, jax.core.Tracer) and not usable.all():
+        raise RuntimeError(
+            "Cannot find valid initial parameters: `init_params` must be unconstrained values at "
+            "which the potential and its gradient are finite; got a potential of "
+            f"{smooth}. Start elsewhere, or check the model for nan and inf."
+        )
+
+
 def start_radius(init_strategy: Callable[..., Any], init_params: Any) -> float | None:
     """Half width of the uniform start, ``None`` where the user chose the start."""
     strategy = init_strategy if isinstance(init_strategy, partial) else init_strategy()
@@ -354,11 +372,9 @@ class RWPO(MCMCKernel):
         init_strategy: Callable[..., Any] = init_to_uniform,
         forward_mode_differentiation: bool = False,
     ) -> None:
-        if (model is None) == (potential_fn is None):
-            raise ValueError(
-                "Exactly one of `model` and `potential_fn` must be given; got "
-                f"{'neither' if model is None else 'both'}."
-            )
+        check_target(model, potential_fn)
+        if model is not None:
+            check_site_names(nonsmooth)
         check_num_particles(num_particles)
         check_choice("attention", attention, tuple(HEADS))
         check_choice("correction", correction, ("metropolis", None))
@@ -432,15 +448,14 @@ class RWPO(MCMCKernel):
             key_source, is_batch, init_params, model_args, model_kwargs
         )
         dim = start.shape[-1]
-        num_particles = self._num_particles or default_num_particles(dim)
-        has_prior = source.bind(model_args, model_kwargs).prior is not None
+        num_particles = int(self._num_particles or default_num_particles(dim))
         settings = Settings(
             num_warmup=num_warmup,
             num_transport=num_transport_iterations(num_warmup, self._correction is not None),
             attention=self._attention,
             relative_prox_time=self._relative_prox_time,
             corrected=self._correction is not None,
-            candidates=make_candidates(num_particles, dim, has_prior, self._dense_mass),
+            candidates=make_candidates(num_particles, dim, source.has_prior, self._dense_mass),
             target_accept_prob=self._target_accept_prob,
             inverse_temperature=self._differentiation.inverse_temperature,
         )
@@ -492,7 +507,9 @@ class RWPO(MCMCKernel):
             if init_params is None:
                 return source, source.start
         ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
-        return source, (jax.vmap(ravel) if is_batch else ravel)(init_params)
+        start = (jax.vmap(ravel) if is_batch else ravel)(init_params)
+        check_start(start, source.bind(model_args, model_kwargs))
+        return source, start
 
     def sample(
         self, state: RWPOState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]

@@ -104,7 +104,13 @@ class Differentiation(NamedTuple):
 
 
 class Source(Protocol):
-    """What the kernel needs to know of a posterior before its data."""
+    """What the kernel needs to know of a posterior before its data.
+
+    Attributes:
+        has_prior: whether any coordinate has a Laplace prior with closed forms.
+    """
+
+    has_prior: bool
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target for these model arguments."""
@@ -165,6 +171,10 @@ class ModelSource:
         self._differentiation = differentiation
         inspect_trace(model, model_args, model_kwargs, _check_latent_sites)
         self._split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth)
+        self.has_prior = bool(self._split.fixed or self._split.rewritten)
+        if self.has_prior:
+            parameters = self._split.prior_parameters(model_args, model_kwargs)
+            _check_rates({f"'{name}'": p for name, p in parameters.items()})
         batch = rng_key if not is_prng_key(rng_key) else rng_key[None]
         # A batch also for one chain: NumPyro searches a single start operation by operation.
         info = initialize_model(
@@ -191,7 +201,7 @@ class ModelSource:
             kwargs = {**model_kwargs, "_centring": centring} if split.rewritten else model_kwargs
             return self._smooth_potential(*model_args, **kwargs)(self._unravel(position))
 
-        if not (split.fixed or split.rewritten):
+        if not self.has_prior:
             return self._differentiation.target(smooth, None)
         prior = ravel_prior(split.prior_parameters(model_args, model_kwargs), self._prototype)
         if not split.rewritten:
@@ -284,6 +294,7 @@ class PotentialSource:
                 f"got {shape}. Sum over coordinates and observations."
             )
         self._prior = _prior_from_leaves(nonsmooth, self._prototype)
+        self.has_prior = self._prior is not None
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target; a potential function has no model arguments."""
@@ -334,6 +345,20 @@ def _check_latent_sites(trace: dict[str, Any]) -> None:
         )
 
 
+def _check_rates(parameters: dict[str, SiteParameters]) -> None:
+    """Refuse Laplace scales that are known here and not positive."""
+    for name, (_, left, right) in parameters.items():
+        rates = jnp.stack([left, right])
+        if isinstance(rates, jax.core.Tracer):
+            continue
+        if not np.all(np.isfinite(rates) & (np.asarray(rates) > 0)):
+            raise ValueError(
+                f"The scale of Laplace site {name} must be positive and finite everywhere; "
+                f"got scales between {np.min(1 / rates)} and {np.max(1 / rates)}. Correct the "
+                "scale (and asymmetry) in the model."
+            )
+
+
 def ravel_like(values: Any, prototype: Any) -> jax.Array:
     """Flatten ``values`` after checking their structure and shapes against ``prototype``."""
     structure: Any = jax.tree.structure(prototype)
@@ -374,19 +399,22 @@ def _prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
     is_leaf = lambda x: x is None or isinstance(x, dist.Distribution)  # noqa: E731
     leaves, structure = jax.tree.flatten(nonsmooth, is_leaf=is_leaf)
     expected: Any = jax.tree.structure(prototype)
-    if structure != expected or not all(
-        x is None or is_laplace(x) for x in leaves
-    ):
+    if structure != expected or not all(x is None or is_laplace(x) for x in leaves):
         raise ValueError(
             "With `potential_fn`, `nonsmooth` must be a pytree like `init_params` whose leaves "
             "are Laplace or AsymmetricLaplace distributions or None; got "
             f"{nonsmooth!r} for parameters of shapes {jax.tree.map(np.shape, prototype)}."
         )
-    shapes = [np.shape(x) for x in jax.tree.leaves(prototype)]
     none = SiteParameters(*3 * (jnp.zeros(()),))
-    parameters = [none if x is None else distribution_parameters(x) for x in leaves]
-    whole = [
-        SiteParameters(*(jnp.broadcast_to(field, shape).ravel() for field in p))
-        for p, shape in zip(parameters, shapes, strict=True)
-    ]
+    whole = []
+    for number, (fn, x) in enumerate(zip(leaves, jax.tree.leaves(prototype), strict=True)):
+        parameters = none if fn is None else distribution_parameters(fn)
+        if fn is not None:
+            _check_rates({f"leaf {number} of `nonsmooth`": parameters})
+            if np.broadcast_shapes(fn.shape(), x.shape) != x.shape:
+                raise ValueError(
+                    f"Leaf {number} of `nonsmooth` must broadcast to the shape {x.shape} of its "
+                    f"parameter; got a distribution of shape {fn.shape()}."
+                )
+        whole.append([jnp.broadcast_to(field, x.shape).ravel() for field in parameters])
     return LaplacePrior(*(jnp.concatenate(fields) for fields in zip(*whole, strict=True)))

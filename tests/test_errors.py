@@ -61,7 +61,7 @@ SCALE = np.float32(0.5)
         ({"model": "lasso"}, TypeError, "`model`.*callable.*'lasso'"),
         ({"model": None, "potential_fn": 3.0}, TypeError, "`potential_fn`.*callable.*3.0"),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
+    ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
 )
 def test_constructor(options: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
