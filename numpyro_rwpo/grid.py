@@ -19,7 +19,8 @@ to what the grid can show.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -199,23 +200,12 @@ def fit_grid(
     kernel_time = 0.5 * inverse_temperature * scale**2
     log_normalizer = prior.log_normalizer(nodes, kernel_time, inverse_temperature)
     histogram = _linear_histogram((particles - origin) / coarse)
-    # Linear binning adds 1/6 squared spacing of variance on average: take it off the kernel.
-    curvature = 1 / ((scale / coarse) ** 2 - 1 / 6)
-    log_heat = _log_heat(jnp.log(histogram) - log_normalizer, curvature)
-
-    # The prior in exact multiples of the spacing around its kink, up to a constant.
-    spacing = coarse / _REFINEMENT
-    centred = prior._replace(location=jnp.zeros_like(origin))
-    steps = jnp.arange(-1, _NUM_NODES + 1)[:, None] - _REFINEMENT * kink
-    half = 0.5 * inverse_temperature
-    log_density = log_heat - half * centred.potential(steps * spacing)
-    prior_slope = half * centred.subgradient(steps[:-1] + 0.5)
-    # No tail flatter than one kernel scale: on paper the ends fall off four times faster.
-    slope = jnp.diff(log_density, axis=0) / spacing
-    cell = jnp.arange(_NUM_NODES + 1)[:, None]
-    slope = jnp.where(cell == 0, jnp.maximum(slope, 1 / scale), slope)
-    slope = jnp.where(cell == _NUM_NODES, jnp.minimum(slope, -1 / scale), slope)
-    return _integrate(origin, spacing, log_density, slope, slope + prior_slope)
+    half_prior = prior.tempered(0.5 * inverse_temperature)
+    half_prior = jax.tree.map(lambda field: jnp.broadcast_to(field, origin.shape), half_prior)
+    tables = _each_coordinate(
+        _tables, (jnp.log(histogram) - log_normalizer).T, scale, coarse, kink, half_prior
+    )
+    return _integrate(origin, coarse / _REFINEMENT, *(table.T for table in tables))
 
 
 def _linear_histogram(position: jax.Array) -> jax.Array:
@@ -229,40 +219,79 @@ def _linear_histogram(position: jax.Array) -> jax.Array:
     return jax.ops.segment_sum(shares, index, _NUM_COARSE * dim).reshape(_NUM_COARSE, dim)
 
 
-def _log_heat(log_weight: jax.Array, curvature: jax.Array) -> jax.Array:
-    """Log of the Gaussian smoothing of (coarse, dim) log weights, on the fine grid, (nodes, dim).
+def _each_coordinate(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Map over the leading axis: one after the other on CPUs, where a table then stays in cache.
+
+    The loop has another use there. Without it XLA fuses the tables into the lookups in them, and
+    computes their entries anew for every particle.
+    """
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda one: function(*one), arguments)
+    return jax.vmap(function)(*arguments)
+
+
+def _tables(
+    log_weight: jax.Array,
+    scale: jax.Array,
+    coarse: jax.Array,
+    kink: jax.Array,
+    half_prior: LaplacePrior,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One coordinate's log density up to a constant, slope and heat slope on the fine grid.
+
+    Args:
+        log_weight: Log of the particles' mass over Z at the coarse nodes, (coarse,).
+        scale: Kernel scale s, ().
+        coarse: Spacing of the coarse nodes, ().
+        kink: The prior's location in coarse spacings from node 0, an integer or outside, ().
+        half_prior: The prior times half the inverse temperature.
+
+    Returns:
+        (nodes,), (nodes + 1,) and (nodes + 1,).
+    """
+    log_heat = _log_heat(log_weight, scale / coarse)
+    # The prior in exact multiples of the spacing around its kink, up to a constant.
+    spacing = coarse / _REFINEMENT
+    half_prior = half_prior._replace(location=jnp.zeros_like(spacing))
+    steps = jnp.arange(-1, _NUM_NODES + 1) - _REFINEMENT * kink
+    log_density = log_heat - half_prior.potential(steps * spacing)
+    # No tail flatter than one kernel scale: on paper the ends fall off four times faster.
+    slope = jnp.diff(log_density) / spacing
+    cell = np.arange(_NUM_NODES + 1)
+    slope = jnp.where(cell == 0, jnp.maximum(slope, 1 / scale), slope)
+    slope = jnp.where(cell == _NUM_NODES, jnp.minimum(slope, -1 / scale), slope)
+    return log_density[1:-1], slope, slope + half_prior.subgradient(steps[:-1] + 0.5)
+
+
+def _log_heat(log_weight: jax.Array, scale: jax.Array) -> jax.Array:
+    """Log of the Gaussian smoothing of (coarse,) log weights, on the fine grid, (nodes + 2,).
 
     In logarithms throughout, since the weights 1/Z and the gaps between particles can span any
-    number of decades. One coordinate at a time: its pairs of nodes stay in cache.
+    number of decades. Between coarse nodes cubic interpolation of values and exact slopes; one more
+    node at either end, on a straight line with the two next to it.
+
+    Args:
+        log_weight: (coarse,).
+        scale: Kernel scale in coarse spacings.
     """
+    # Linear binning adds 1/6 squared spacing of variance on average: take it off the kernel.
+    curvature = 1 / (scale**2 - 1 / 6)
     index = np.arange(_NUM_COARSE)
     half_squares = 0.5 * (index[:, None] - index) ** 2
-    sums = np.stack([np.ones(_NUM_COARSE), index], 1)
+    exponent = log_weight - curvature * half_squares.astype(log_weight.dtype)
+    peak = jnp.max(exponent, 1)
+    masses = jnp.exp(exponent - peak[:, None])
+    sums = np.stack([np.ones(_NUM_COARSE), index]).astype(masses.dtype)
+    total, moment = jnp.matmul(sums, masses.T, precision=lax.Precision.HIGHEST)
+    value, slope = peak + jnp.log(total), curvature * (moment / total - index)
 
-    def smooth(coordinate: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        log_weight, curvature = coordinate
-        exponent = log_weight - curvature * half_squares.astype(log_weight.dtype)
-        peak = jnp.max(exponent, 1)
-        masses = jnp.exp(exponent - peak[:, None])
-        total, moment = jnp.matmul(masses, sums.astype(masses.dtype), precision="highest").T
-        return peak + jnp.log(total), curvature * (moment / total - index)
-
-    value, slope = lax.map(smooth, (log_weight.T, curvature))
-    return _hermite(value.T, slope.T)
-
-
-def _hermite(value: jax.Array, slope: jax.Array) -> jax.Array:
-    """Cubic interpolation of values and slopes (per coarse spacing) to the fine grid.
-
-    With one more node at either end, on a straight line with the two next to it.
-    """
-    t = jnp.asarray(np.arange(_REFINEMENT) / _REFINEMENT, value.dtype)[:, None]
+    t = (np.arange(_REFINEMENT) / _REFINEMENT).astype(value.dtype)
     start, rise = value[:-1, None], (value[1:] - value[:-1])[:, None]
     bend_in, bend_out = slope[:-1, None] - rise, slope[1:, None] - rise
     fine = start + t * rise + t * (1 - t) * ((1 - t) * bend_in - t * bend_out)
-    fine = fine.reshape(-1, value.shape[1])
-    last = value[-1:]
-    return jnp.concatenate([2 * fine[:1] - fine[1:2], fine, last, 2 * last - fine[-1:]])
+    fine = fine.reshape(-1)
+    before, after = 2 * fine[:1] - fine[1:2], 2 * value[-1:] - fine[-1:]
+    return jnp.concatenate([before, fine, value[-1:], after])
 
 
 def _integrate(
@@ -272,16 +301,7 @@ def _integrate(
     slope: jax.Array,
     heat_slope: jax.Array,
 ) -> GridDensity:
-    """Normalise, and accumulate the masses from both ends.
-
-    Args:
-        origin: (dim,).
-        spacing: (dim,).
-        log_density: At the nodes and at one more on either side, (nodes + 2, dim).
-        slope: (nodes + 1, dim), outward decay in the first and last.
-        heat_slope: (nodes + 1, dim).
-    """
-    log_density = log_density[1:-1]
+    """Normalise, and accumulate the masses from both ends."""
     log_masses = _log_masses(log_density, slope, spacing)
     nothing = jnp.full_like(log_masses[0], -jnp.inf)
 

@@ -252,7 +252,8 @@ def initial_state(
     return RWPOState(
         iteration=jnp.array(-settings.num_warmup),
         z=start,
-        diverging=jnp.zeros((), bool),
+        # Of the start's own batching: NumPyro's buffers are shaped by the first state.
+        diverging=~jnp.isfinite(start).all(),
         potential_energy=jnp.full((), jnp.inf, dtype),
         accept_prob=jnp.ones((), dtype),
         num_steps=jnp.zeros((), int),

@@ -26,6 +26,7 @@ from numpyro.primitives import Messenger
 
 Model = Callable[..., Any]
 T = TypeVar("T")
+_DIRECT = "_rwpo_direct"
 BASE_SUFFIX = "_decentered"  # NumPyro's own name for the base site of LocScaleReparam
 
 
@@ -50,9 +51,24 @@ class keep_density(Messenger):  # noqa: N801 - handlers are lower case in NumPyr
             msg["fn"] = msg["fn"].mask(self.masks[msg["name"]])
 
 
+class mark_direct(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
+    """Mark the sites that the model itself samples.
+
+    NumPyro's ``scan`` and ``cond`` send the sites inside them once more, with their values:
+    these cannot be rewritten.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Mark a site that comes without a value."""
+        if msg["type"] == "sample" and msg["value"] is None:
+            msg["infer"] = {**msg["infer"], _DIRECT: True}
+
+
 def _trace(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     # init_to_uniform gives values to improper sites too, which cannot be sampled.
-    started = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform())
+    started = handlers.substitute(
+        handlers.seed(mark_direct(model), 0), substitute_fn=init_to_uniform()
+    )
     return handlers.trace(started).get_trace(*args, **kwargs)
 
 
@@ -116,7 +132,11 @@ def _classify(
             name: jax.ShapeDtypeStruct(jnp.shape(site["value"]), jnp.result_type(site["value"]))
             for name, site in latent.items()
         }
-        names = [n for n, s in latent.items() if is_laplace(s["fn"]) and s["scale"] is None]
+        names = [
+            name
+            for name, site in latent.items()
+            if is_laplace(site["fn"]) and site["scale"] is None and _DIRECT in site["infer"]
+        ]
         return names, values
 
     names, values = inspect_trace(model, args, kwargs, read)
@@ -169,20 +189,24 @@ class LaplaceSplit(NamedTuple):
         names = (*self.fixed, *self.base_sites)
         return {name: distribution_parameters(trace[name]["fn"]) for name in names}
 
-    def standardize(
+    def to_user_values(
         self, values: dict[str, Any], centring: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], jax.Array]:
-        """Unconstrained values at centring 0, and the log Jacobian of the map back."""
-        model = self.model(centring)
-        constrained = constrain_fn(model, args, kwargs, values)
-        substituted = handlers.substitute(handlers.seed(model, 0), data=constrained)
-        trace = handlers.trace(substituted).get_trace(*args, **kwargs)
-        values, log_jacobian = dict(values), jnp.zeros(())
-        for name in self.base_sites:
-            base = _base_distribution(trace[name]["fn"])
-            shape = jnp.shape(values[name])
-            values[name] = (values[name] - base.loc) / base.scale
-            log_jacobian += jnp.log(jnp.broadcast_to(base.scale, shape)).sum()
+        """Unconstrained values of the user's sites, and the log Jacobian of the map back."""
+        constrained = constrain_fn(self.model(centring), args, kwargs, values)
+        rewritten = handlers.substitute(handlers.seed(self.model(centring), 0), data=constrained)
+        sites = handlers.trace(rewritten).get_trace(*args, **kwargs)
+        values = self.to_user_sites(values)
+        # Laplace sites are real: their constrained values are the unconstrained ones.
+        values.update({name: sites[name]["value"] for name in self.rewritten})
+        constrained = {name: sites[name]["value"] for name in values}
+        original = handlers.substitute(handlers.seed(self.user_model, 0), data=constrained)
+        trace = handlers.trace(original).get_trace(*args, **kwargs)
+        log_jacobian = jnp.zeros(())
+        for name in self.rewritten:
+            scale = _base_distribution(trace[name]["fn"]).scale
+            log_scale = jnp.log(jnp.broadcast_to(scale, jnp.shape(values[name])))
+            log_jacobian -= (1 - centring) * log_scale.sum()
         return values, log_jacobian
 
     def from_user_values(

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+_OUTLIER = 15.0  # median absolute deviations, 10 standard deviations of a normal
 _JITTER = 1e-6  # on correlation matrices: keeps the Cholesky factor in float32
 
 
@@ -53,8 +54,20 @@ def _covariance(centred: jax.Array, dense: bool) -> jax.Array:
     return centred.T @ centred / count if dense else (centred**2).sum(0) / count
 
 
+def _winsorize(x: jax.Array) -> jax.Array:
+    """Clip each column at several median absolute deviations around its median.
+
+    A few particles on a wall, with gradients of 1e10, must not decide the metric of all others.
+    """
+    median = jnp.median(x, axis=0)
+    deviation = x - median
+    limit = _OUTLIER * jnp.median(jnp.abs(deviation), axis=0)
+    return median + jnp.where(limit > 0, jnp.clip(deviation, -limit, limit), deviation)
+
+
 def ensemble_moments(particles: jax.Array, gradients: jax.Array, dense: bool) -> Moments:
-    """Moments of an ensemble: particles and gradients (num_particles, dim)."""
+    """Moments of an ensemble, outliers clipped: particles and gradients (num_particles, dim)."""
+    particles, gradients = _winsorize(particles), _winsorize(gradients)
     mean = particles.mean(0)
     return Moments(
         mean,

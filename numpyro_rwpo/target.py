@@ -12,6 +12,7 @@ same shape need no new compilation.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
-from numpyro.infer.util import initialize_model
+from numpyro.infer.util import constrain_fn, initialize_model
 from numpyro.util import is_prng_key
 
 from numpyro_rwpo.laplace_sites import (
@@ -223,7 +224,7 @@ class ModelSource:
         values = self._unravel(position)
         if not self._split.rewritten:
             return values, jnp.zeros(())
-        return self._split.standardize(values, centring, model_args, model_kwargs)
+        return self._split.to_user_values(values, centring, model_args, model_kwargs)
 
     def ravel(
         self,
@@ -244,8 +245,15 @@ class ModelSource:
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> Callable[[Any], Any]:
         """Map unconstrained values to the sites of the user's model."""
-        constrain = self._postprocess(*model_args, **model_kwargs)
-        return lambda values: self._split.to_user_sites(constrain(values))
+        if self._split.rewritten:
+            return partial(
+                constrain_fn,
+                self._split.user_model,
+                model_args,
+                model_kwargs,
+                return_deterministic=True,
+            )
+        return self._postprocess(*model_args, **model_kwargs)
 
 
 class PotentialSource:
@@ -392,6 +400,11 @@ def ravel_prior(parameters: dict[str, SiteParameters], prototype: Any) -> Laplac
     return LaplacePrior(field(0), field(1), field(2))
 
 
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    padded = (1,) * (len(to) - len(shape)) + tuple(shape)
+    return len(padded) == len(to) and all(a in (1, b) for a, b in zip(padded, to, strict=True))
+
+
 def _prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
     """The Laplace prior that ``nonsmooth`` describes leaf by leaf."""
     if nonsmooth is None or (isinstance(nonsmooth, str) and nonsmooth == "auto"):
@@ -411,7 +424,7 @@ def _prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
         parameters = none if fn is None else distribution_parameters(fn)
         if fn is not None:
             _check_rates({f"leaf {number} of `nonsmooth`": parameters})
-            if np.broadcast_shapes(fn.shape(), x.shape) != x.shape:
+            if not _broadcasts(fn.shape(), x.shape):
                 raise ValueError(
                     f"Leaf {number} of `nonsmooth` must broadcast to the shape {x.shape} of its "
                     f"parameter; got a distribution of shape {fn.shape()}."

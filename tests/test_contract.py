@@ -271,13 +271,14 @@ class TestFinishedRun:
 # ------------------------------------------------------- chain methods, keys, precision
 
 
-@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # vmap of a whole run
+# NumPyro's loop donates buffers, which XLA cannot always use when a whole run is mapped.
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 def test_chain_methods_agree_in_double_precision(x64: None) -> None:
     """Vectorized, sequential and `jax.vmap` chains see the same keys, so give the same draws.
 
     New-style and old-style keys hold the same bits, so they do too. Only the order of sums may
-    differ: rounding (1e-16) grows along the warm-up, by up to 1e10 with NUTS; another random
-    number would change every draw by more than 1e-3.
+    differ: 3e-11 was measured (1e-3 for NUTS, whose trees amplify rounding more); another random
+    number would change every draw by the posterior sd, here about 1.
     """
 
     def run(chain_method: Any, rng_key: jax.Array, progress_bar: bool = True) -> MCMC:
@@ -290,34 +291,26 @@ def test_chain_methods_agree_in_double_precision(x64: None) -> None:
     assert vectorized.dtype == np.float64
     assert np.all(vectorized[0] != vectorized[1])
     sequential = run("sequential", jax.random.PRNGKey(0))
-    np.testing.assert_allclose(theta(sequential), vectorized, atol=1e-4)
+    np.testing.assert_allclose(theta(sequential), vectorized, atol=1e-6)
     assert sequential.last_state.rng_key.shape == (2, 2)
     mapped = run(jax.vmap, jax.random.key(0), progress_bar=False)
-    np.testing.assert_allclose(theta(mapped), vectorized, atol=1e-4)
+    np.testing.assert_allclose(theta(mapped), vectorized, atol=1e-6)
 
 
-def test_parallel_chains() -> None:
-    """Chains on two devices have the shapes of vectorized ones."""
+def test_parallel_chains(long_run: MCMC) -> None:
+    """Chains on two devices have the shapes and, up to rounding, the draws of vectorized ones.
+
+    In single precision, where one flipped acceptance may change a few draws: hence the median
+    (1e-6 was measured). Not in double: `pmap` under `jax.enable_x64` leaves caches behind that
+    break later single-precision calls in JAX 0.10.
+    """
     mcmc = run_means(chain_method="parallel", progress_bar=False, extra_fields=EXTRA_FIELDS)
     assert theta(mcmc).shape == (2, 40, 3)
     assert theta(mcmc).dtype == np.float32
-    assert np.isfinite(theta(mcmc)).all()
-    assert np.all(theta(mcmc)[0] != theta(mcmc)[1])
+    assert np.median(np.abs(theta(mcmc) - theta(long_run)[:, :40])) < 1e-3
     assert mcmc.last_state.z["theta"].shape == (2, 3)
     for name, value in mcmc.get_extra_fields(group_by_chain=True).items():
         assert value.shape == (2, 40), name
-
-
-@pytest.mark.slow
-def test_parallel_chains_are_sequential_chains() -> None:
-    """The same program, without the bar, on two devices or twice on one; single precision.
-
-    (Not in double precision: `pmap` under `jax.enable_x64` leaves caches behind that break
-    later single-precision calls in JAX 0.10.)
-    """
-    parallel = run_means(chain_method="parallel", progress_bar=False)
-    sequential = run_means(chain_method="sequential", progress_bar=False)
-    np.testing.assert_allclose(theta(parallel), theta(sequential), atol=1e-3)
 
 
 def test_old_style_keys(long_run: MCMC) -> None:
@@ -552,6 +545,7 @@ def test_one_kernel_serves_several_runs() -> None:
     np.testing.assert_allclose(first.get_samples()["weights"], before, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 def test_whole_run_under_vmap_over_data_sets() -> None:
     """Keys, data and everything else are traced; several vectorized chains inside."""
     data = np.stack([MEANS_DATA, MEANS_DATA + 3])
@@ -617,7 +611,8 @@ def test_potential_fn_takes_any_pytree(structure: str, num_chains: int) -> None:
         atol=1e-5,
     )
     assert mcmc.sampler.model is None
-    assert "posterior" in az.from_numpyro(mcmc)
+    if not isinstance(parameters, dict):  # ArviZ takes no dict of nested values
+        assert az.from_numpyro(mcmc)["posterior"]["Param:0"].shape[:2] == (num_chains, 40)
 
 
 def test_potential_fn_posterior_and_postprocess() -> None:

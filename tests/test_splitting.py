@@ -51,7 +51,7 @@ def reference_step(
 ) -> np.ndarray:
     """The update written out with loops."""
     y = x - h * force
-    z = np.array([[normalizer(v, r, h, beta, method) for v, r in zip(row, rate)] for row in y])
+    z = np.array([[normalizer(row[k], rate[k], h, beta, method) for k in (0, 1)] for row in y])
     result = np.empty_like(y)
     for i in range(len(y)):
         weights = np.exp(-beta * (y[i] - y) ** 2 / (4 * h)) / z
