@@ -19,7 +19,6 @@ to what the grid can show.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +54,7 @@ class GridDensity(NamedTuple):
     Attributes:
         origin: Position of node 0, (dim,).
         spacing: Distance between nodes, (dim,).
-        log_density: At the nodes, (nodes, dim).
+        log_density: At each cell's left node, in cell 0 the right one, (nodes + 1, dim).
         slope: Of the log density in each cell, (nodes + 1, dim).
         heat_slope: The same without the prior's half potential, (nodes + 1, dim).
         outer_mass: Log of the mass to the left of each cell, if that is at most the mass to its
@@ -70,19 +69,17 @@ class GridDensity(NamedTuple):
     heat_slope: jax.Array
     outer_mass: jax.Array
 
-    def _locate(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Cell, the node it is measured from, and the distance to that node in spacings."""
+    def _locate(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Cell, and the distance in spacings to the node that `log_density` is about."""
         position = (x - self.origin) / self.spacing
-        num_nodes = self.log_density.shape[0]
-        cell = (jnp.clip(jnp.floor(position), -1, num_nodes - 1) + 1).astype(int)
-        node = jnp.maximum(cell - 1, 0)
-        return cell, node, position - node
+        cell = (jnp.clip(jnp.floor(position), -1, self.slope.shape[0] - 2) + 1).astype(int)
+        return cell, position - jnp.maximum(cell - 1, 0)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """Normalised log density per coordinate, (..., dim)."""
-        cell, node, distance = self._locate(x)
+        cell, distance = self._locate(x)
         rise = _lookup(self.slope, cell) * self.spacing * distance
-        return _lookup(self.log_density, node) + rise
+        return _lookup(self.log_density, cell) + rise
 
     def score(self, x: jax.Array) -> jax.Array:
         """Derivative of :meth:`log_prob`; at a node the slope to its right."""
@@ -94,10 +91,10 @@ class GridDensity(NamedTuple):
 
     def _log_tail(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Whether the mass to the left of ``x`` is the smaller one, and the log of the smaller."""
-        cell, node, distance = self._locate(x)
+        cell, distance = self._locate(x)
         outer_mass = _lookup(self.outer_mass, cell)
         slope = _lookup(self.slope, cell)
-        log_density = _lookup(self.log_density, node)
+        log_density = _lookup(self.log_density, cell)
         is_lower = outer_mass < 0
         is_end = jnp.isinf(outer_mass)
         end = log_density + slope * self.spacing * distance - jnp.log(jnp.abs(slope))
@@ -143,7 +140,6 @@ class GridDensity(NamedTuple):
         wanted = jnp.where(normal < 0, log_tail, -log_tail)
         cell = jax.vmap(jnp.searchsorted, in_axes=1, out_axes=1)(nodes, wanted)
 
-        node = jnp.maximum(cell - 1, 0)
         outer_mass = _lookup(self.outer_mass, cell)
         slope = _lookup(self.slope, cell) * self.spacing
         is_lower = outer_mass < 0
@@ -157,7 +153,8 @@ class GridDensity(NamedTuple):
         # In the tails the same logarithm is linear in the distance to the last node.
         distance = jnp.where(is_lower, depth, 1 - depth)
         distance = jnp.where(jnp.isinf(outer_mass), log_fraction / slope, distance)
-        return (self.origin + self.spacing * (node + distance)).reshape(shape)
+        position = jnp.maximum(cell - 1, 0) + distance
+        return (self.origin + self.spacing * position).reshape(shape)
 
 
 def fit_grid(
@@ -200,12 +197,22 @@ def fit_grid(
     kernel_time = 0.5 * inverse_temperature * scale**2
     log_normalizer = prior.log_normalizer(nodes, kernel_time, inverse_temperature)
     histogram = _linear_histogram((particles - origin) / coarse)
+    log_heat = _log_heat(jnp.log(histogram) - log_normalizer, scale / coarse)
+
+    # The prior in exact multiples of the spacing around its kink, up to a constant.
+    spacing = coarse / _REFINEMENT
     half_prior = prior.tempered(0.5 * inverse_temperature)
-    half_prior = jax.tree.map(lambda field: jnp.broadcast_to(field, origin.shape), half_prior)
-    tables = _each_coordinate(
-        _tables, (jnp.log(histogram) - log_normalizer).T, scale, coarse, kink, half_prior
-    )
-    return _integrate(origin, coarse / _REFINEMENT, *(table.T for table in tables))
+    half_prior = half_prior._replace(location=jnp.zeros_like(origin))
+    steps = jnp.arange(-1, _NUM_NODES + 1)[:, None] - _REFINEMENT * kink
+    log_density = log_heat - half_prior.potential(steps * spacing)
+    prior_slope = half_prior.subgradient(steps[:-1] + 0.5)
+    # No tail flatter than one kernel scale: on paper the ends fall off four times faster.
+    slope = jnp.diff(log_density, axis=0) / spacing
+    cell = jnp.arange(_NUM_NODES + 1)[:, None]
+    slope = jnp.where(cell == 0, jnp.maximum(slope, 1 / scale), slope)
+    slope = jnp.where(cell == _NUM_NODES, jnp.minimum(slope, -1 / scale), slope)
+    first = jnp.where(cell == 0, log_density[1:], log_density[:-1])
+    return _integrate(origin, spacing, first, slope, slope + prior_slope)
 
 
 def _linear_histogram(position: jax.Array) -> jax.Array:
@@ -219,79 +226,49 @@ def _linear_histogram(position: jax.Array) -> jax.Array:
     return jax.ops.segment_sum(shares, index, _NUM_COARSE * dim).reshape(_NUM_COARSE, dim)
 
 
-def _each_coordinate(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Map over the leading axis: one after the other on CPUs, where a table then stays in cache.
-
-    The loop has another use there. Without it XLA fuses the tables into the lookups in them, and
-    computes their entries anew for every particle.
-    """
-    if jax.default_backend() == "cpu":
-        return lax.map(lambda one: function(*one), arguments)
-    return jax.vmap(function)(*arguments)
-
-
-def _tables(
-    log_weight: jax.Array,
-    scale: jax.Array,
-    coarse: jax.Array,
-    kink: jax.Array,
-    half_prior: LaplacePrior,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One coordinate's log density up to a constant, slope and heat slope on the fine grid.
-
-    Args:
-        log_weight: Log of the particles' mass over Z at the coarse nodes, (coarse,).
-        scale: Kernel scale s, ().
-        coarse: Spacing of the coarse nodes, ().
-        kink: The prior's location in coarse spacings from node 0, an integer or outside, ().
-        half_prior: The prior times half the inverse temperature.
-
-    Returns:
-        (nodes,), (nodes + 1,) and (nodes + 1,).
-    """
-    log_heat = _log_heat(log_weight, scale / coarse)
-    # The prior in exact multiples of the spacing around its kink, up to a constant.
-    spacing = coarse / _REFINEMENT
-    half_prior = half_prior._replace(location=jnp.zeros_like(spacing))
-    steps = jnp.arange(-1, _NUM_NODES + 1) - _REFINEMENT * kink
-    log_density = log_heat - half_prior.potential(steps * spacing)
-    # No tail flatter than one kernel scale: on paper the ends fall off four times faster.
-    slope = jnp.diff(log_density) / spacing
-    cell = np.arange(_NUM_NODES + 1)
-    slope = jnp.where(cell == 0, jnp.maximum(slope, 1 / scale), slope)
-    slope = jnp.where(cell == _NUM_NODES, jnp.minimum(slope, -1 / scale), slope)
-    return log_density[1:-1], slope, slope + half_prior.subgradient(steps[:-1] + 0.5)
-
-
 def _log_heat(log_weight: jax.Array, scale: jax.Array) -> jax.Array:
-    """Log of the Gaussian smoothing of (coarse,) log weights, on the fine grid, (nodes + 2,).
+    """Log of the Gaussian smoothing of (coarse, dim) log weights, on the fine grid.
 
     In logarithms throughout, since the weights 1/Z and the gaps between particles can span any
-    number of decades. Between coarse nodes cubic interpolation of values and exact slopes; one more
-    node at either end, on a straight line with the two next to it.
+    number of decades.
 
     Args:
-        log_weight: (coarse,).
-        scale: Kernel scale in coarse spacings.
+        log_weight: Log of the particles' mass over Z at the coarse nodes, (coarse, dim).
+        scale: Kernel scale in coarse spacings, (dim,).
+
+    Returns:
+        The nodes, and one more at either end on a straight line with the two next to it,
+        (nodes + 2, dim).
     """
-    # Linear binning adds 1/6 squared spacing of variance on average: take it off the kernel.
-    curvature = 1 / (scale**2 - 1 / 6)
     index = np.arange(_NUM_COARSE)
     half_squares = 0.5 * (index[:, None] - index) ** 2
-    exponent = log_weight - curvature * half_squares.astype(log_weight.dtype)
-    peak = jnp.max(exponent, 1)
-    masses = jnp.exp(exponent - peak[:, None])
-    sums = np.stack([np.ones(_NUM_COARSE), index]).astype(masses.dtype)
-    total, moment = jnp.matmul(sums, masses.T, precision=lax.Precision.HIGHEST)
-    value, slope = peak + jnp.log(total), curvature * (moment / total - index)
+    sums = np.stack([np.ones(_NUM_COARSE), index], 1)
 
-    t = (np.arange(_REFINEMENT) / _REFINEMENT).astype(value.dtype)
+    def smooth(coordinate: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        log_weight, curvature = coordinate
+        exponent = log_weight - curvature * half_squares.astype(log_weight.dtype)
+        peak = jnp.max(exponent, 1)
+        masses = jnp.exp(exponent - peak[:, None])
+        total, moment = jnp.matmul(masses, sums.astype(masses.dtype), precision="highest").T
+        return peak + jnp.log(total), curvature * (moment / total - index)
+
+    # Linear binning adds 1/6 squared spacing of variance on average: take it off the kernel.
+    coordinates = (log_weight.T, 1 / (scale**2 - 1 / 6))
+    # On a CPU one coordinate at a time, whose pairs of nodes then stay in cache.
+    is_cpu = jax.default_backend() == "cpu"
+    value, slope = lax.map(smooth, coordinates) if is_cpu else jax.vmap(smooth)(coordinates)
+    return _hermite(value.T, slope.T)
+
+
+def _hermite(value: jax.Array, slope: jax.Array) -> jax.Array:
+    """Cubic interpolation of values and slopes (per coarse spacing), as `_log_heat` returns it."""
+    t = jnp.asarray(np.arange(_REFINEMENT) / _REFINEMENT, value.dtype)[:, None]
     start, rise = value[:-1, None], (value[1:] - value[:-1])[:, None]
     bend_in, bend_out = slope[:-1, None] - rise, slope[1:, None] - rise
     fine = start + t * rise + t * (1 - t) * ((1 - t) * bend_in - t * bend_out)
-    fine = fine.reshape(-1)
-    before, after = 2 * fine[:1] - fine[1:2], 2 * value[-1:] - fine[-1:]
-    return jnp.concatenate([before, fine, value[-1:], after])
+    fine = fine.reshape(-1, value.shape[1])
+    last = value[-1:]
+    return jnp.concatenate([2 * fine[:1] - fine[1:2], fine, last, 2 * last - fine[-1:]])
 
 
 def _integrate(
@@ -305,11 +282,15 @@ def _integrate(
     log_masses = _log_masses(log_density, slope, spacing)
     nothing = jnp.full_like(log_masses[0], -jnp.inf)
 
-    def accumulate(sum_: jax.Array, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.logaddexp(sum_, mass), sum_
+    def accumulate(sum_: jax.Array, cell: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
+        log_mass, *tables = cell
+        return jnp.logaddexp(sum_, log_mass), (sum_, *tables)
 
-    total, from_left = lax.scan(accumulate, nothing, log_masses)
-    _, from_right = lax.scan(accumulate, nothing, log_masses, reverse=True)
+    # The tables ride along. As results of a loop XLA cannot fuse them into the lookups in them,
+    # where their entries would be computed anew for every particle.
+    cells = (log_masses, log_density, slope, heat_slope)
+    total, (from_left, log_density, slope, heat_slope) = lax.scan(accumulate, nothing, cells)
+    _, (from_right,) = lax.scan(accumulate, nothing, (log_masses,), reverse=True)
     from_left, from_right = from_left - total, from_right - total
     outer_mass = jnp.where(from_left <= from_right, from_left, -from_right)
     return GridDensity(origin, spacing, log_density - total, slope, heat_slope, outer_mass)
@@ -320,8 +301,7 @@ def _log_masses(log_density: jax.Array, slope: jax.Array, spacing: jax.Array) ->
     cell = jnp.arange(slope.shape[0])[:, None]
     is_end = (cell == 0) | (cell == slope.shape[0] - 1)
     width = jnp.log(spacing) + _log_mean_exp(slope * spacing)
-    first = jnp.concatenate([log_density[:1], log_density])
-    return first + jnp.where(is_end, -jnp.log(jnp.abs(slope)), width)
+    return log_density + jnp.where(is_end, -jnp.log(jnp.abs(slope)), width)
 
 
 def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:

@@ -45,7 +45,7 @@ def test_masses_are_integrals() -> None:
     """Gauss-Legendre cell by cell, where the density is an exponential: exact to rounding."""
     density = fit(*ensembles())
     roots, weights = np.polynomial.legendre.leggauss(20)
-    num_nodes = density.log_density.shape[0]
+    num_nodes = density.log_density.shape[0] - 1
     nodes = density.origin + density.spacing * np.arange(num_nodes)[:, None]
     # Tails of at least one per kernel scale: 400 spacings hold all but exp(-100).
     edges = [nodes[:1] - density.spacing * np.arange(400, 0, -1)[:, None], nodes]
