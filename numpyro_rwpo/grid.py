@@ -132,7 +132,8 @@ class GridDensity(NamedTuple):
         normal, shape = normal.reshape(-1, self.origin.shape[0]), normal.shape
         # Signed log masses of the nodes, which are the left edges of all cells but the first, and
         # of the points wanted; increasing like `outer_mass`.
-        log_masses = _log_masses(self.log_density, self.slope, self.spacing)
+        is_end = jnp.isinf(self.outer_mass)
+        log_masses = _log_mass(self.log_density, self.slope, self.spacing, is_end)
         right = jnp.logaddexp(-self.outer_mass[1:], log_masses[1:])
         right = jnp.where(right > _LOG_HALF, _log_complement(right), -right)
         nodes = jnp.where(self.outer_mass[1:] < 0, self.outer_mass[1:], right)
@@ -206,13 +207,7 @@ def fit_grid(
     steps = jnp.arange(-1, _NUM_NODES + 1)[:, None] - _REFINEMENT * kink
     log_density = log_heat - half_prior.potential(steps * spacing)
     prior_slope = half_prior.subgradient(steps[:-1] + 0.5)
-    # No tail flatter than one kernel scale: on paper the ends fall off four times faster.
-    slope = jnp.diff(log_density, axis=0) / spacing
-    cell = jnp.arange(_NUM_NODES + 1)[:, None]
-    slope = jnp.where(cell == 0, jnp.maximum(slope, 1 / scale), slope)
-    slope = jnp.where(cell == _NUM_NODES, jnp.minimum(slope, -1 / scale), slope)
-    first = jnp.where(cell == 0, log_density[1:], log_density[:-1])
-    return _integrate(origin, spacing, first, slope, slope + prior_slope)
+    return _integrate(origin, spacing, log_density, prior_slope, 1 / scale)
 
 
 def _linear_histogram(position: jax.Array) -> jax.Array:
@@ -275,31 +270,51 @@ def _integrate(
     origin: jax.Array,
     spacing: jax.Array,
     log_density: jax.Array,
-    slope: jax.Array,
-    heat_slope: jax.Array,
+    prior_slope: jax.Array,
+    least_decay: jax.Array,
 ) -> GridDensity:
-    """Normalise, and accumulate the masses from both ends."""
-    log_masses = _log_masses(log_density, slope, spacing)
-    nothing = jnp.full_like(log_masses[0], -jnp.inf)
+    """Find slopes and masses, cell by cell, and normalise.
 
-    def accumulate(sum_: jax.Array, cell: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
-        log_mass, *tables = cell
-        return jnp.logaddexp(sum_, log_mass), (sum_, *tables)
+    In a loop over the cells for a second reason: tables that come out of one cannot be fused into
+    the lookups in them, where XLA would compute their entries anew for every particle.
 
-    # The tables ride along. As results of a loop XLA cannot fuse them into the lookups in them,
-    # where their entries would be computed anew for every particle.
-    cells = (log_masses, log_density, slope, heat_slope)
-    total, (from_left, log_density, slope, heat_slope) = lax.scan(accumulate, nothing, cells)
-    _, (from_right,) = lax.scan(accumulate, nothing, (log_masses,), reverse=True)
+    Args:
+        origin: (dim,).
+        spacing: (dim,).
+        log_density: At the nodes and one more at either end, up to a constant, (nodes + 2, dim).
+        prior_slope: What to add to a slope to get rid of the prior, (nodes + 1, dim).
+        least_decay: No tail falls off more slowly. On paper they do so four times faster, (dim,).
+    """
+    num_cells = prior_slope.shape[0]
+    left, right = log_density[:-1], log_density[1:]
+
+    def add_cell(sum_: jax.Array, cell: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
+        index, left, right, prior_slope = cell
+        is_first, is_last = index == 0, index == num_cells - 1
+        slope = (right - left) / spacing
+        slope = jnp.where(is_first, jnp.maximum(slope, least_decay), slope)
+        slope = jnp.where(is_last, jnp.minimum(slope, -least_decay), slope)
+        start = jnp.where(is_first, right, left)
+        log_mass = _log_mass(start, slope, spacing, is_first | is_last)
+        table = (start, slope, slope + prior_slope, sum_, log_mass)
+        return jnp.logaddexp(sum_, log_mass), table
+
+    nothing = jnp.full_like(origin, -jnp.inf)
+    cells = (jnp.arange(num_cells), left, right, prior_slope)
+    total, (start, slope, heat_slope, from_left, log_mass) = lax.scan(add_cell, nothing, cells)
+
+    def add_mass(sum_: jax.Array, log_mass: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.logaddexp(sum_, log_mass), sum_
+
+    _, from_right = lax.scan(add_mass, nothing, log_mass, reverse=True)
     from_left, from_right = from_left - total, from_right - total
     outer_mass = jnp.where(from_left <= from_right, from_left, -from_right)
-    return GridDensity(origin, spacing, log_density - total, slope, heat_slope, outer_mass)
+    return GridDensity(origin, spacing, start - total, slope, heat_slope, outer_mass)
 
 
-def _log_masses(log_density: jax.Array, slope: jax.Array, spacing: jax.Array) -> jax.Array:
-    """Log mass of every cell, (nodes + 1, dim)."""
-    cell = jnp.arange(slope.shape[0])[:, None]
-    is_end = (cell == 0) | (cell == slope.shape[0] - 1)
+def _log_mass(
+    log_density: jax.Array, slope: jax.Array, spacing: jax.Array, is_end: jax.Array
+) -> jax.Array:
     width = jnp.log(spacing) + _log_mean_exp(slope * spacing)
     return log_density + jnp.where(is_end, -jnp.log(jnp.abs(slope)), width)
 
