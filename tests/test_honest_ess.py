@@ -41,7 +41,7 @@ def true_means():
     return {"theta": np.array([mean(y) for y in OBSERVED]), "x": np.ones(NUM_NORMAL)}
 
 
-@pytest.mark.parametrize("passes", [8, 2])
+@pytest.mark.parametrize("passes", [8, pytest.param(2, marks=pytest.mark.slow)])
 def test_z_scores_have_unit_variance(passes):
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(NUM_NORMAL, NUM_NORMAL)))[0]
     precision = (basis * np.geomspace(1, 100, NUM_NORMAL)) @ basis.T
