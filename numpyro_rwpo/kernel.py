@@ -172,7 +172,7 @@ def iterate(
             learnt = learn_sweeps(
                 adaptation, pair, target, settings.candidates, settings.target_accept_prob
             )
-            return replace_stuck(adaptation, after, refresh), learnt
+            return replace_stuck(adaptation, after, refresh, target), learnt
 
         after, adaptation = lax.cond(is_warmup, learn, lambda c: c, (after, adaptation))
         return after, adaptation, refresh

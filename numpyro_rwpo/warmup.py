@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rwpo.correction import Metric, Refresh
+from numpyro_rwpo.correction import DIVERGENCE_THRESHOLD, Metric, Refresh
 from numpyro_rwpo.ensemble import Ensemble, gradient, potential
 from numpyro_rwpo.metric import Moments, ensemble_moments, fisher_preconditioner, variances
 from numpyro_rwpo.target import Target
@@ -165,15 +165,20 @@ def _statistics(ensemble: Ensemble, target: Target) -> jax.Array:
     return _standardize(jnp.concatenate([clipped, clipped[:, :-1] ** 2], axis=1))
 
 
-def replace_stuck(adaptation: Adaptation, ensemble: Ensemble, refresh: Refresh) -> Ensemble:
+def replace_stuck(
+    adaptation: Adaptation, ensemble: Ensemble, refresh: Refresh, target: Target
+) -> Ensemble:
     """Move particles that reject everything onto others, early in warm-up only.
 
     Transport can leave a particle far out, where the step size that suits all others is unstable
-    and nothing is ever accepted. Later in warm-up, and in sampling, no particle is touched.
+    and nothing is ever accepted. Later in warm-up only particles that no run would ever visit are
+    moved, more than 1000 units of potential above the median; in sampling, none.
     """
     accept_prob = refresh.accept_prob
     stuck = (accept_prob < _STUCK) & (accept_prob.mean() > 0.5)
     stuck &= adaptation.updates < REPLACEMENT_UPDATES
+    height = potential(ensemble, target)
+    stuck |= height - jnp.median(height) > DIVERGENCE_THRESHOLD
     order = jnp.argsort(stuck, stable=True)
     index = jnp.arange(accept_prob.size)
     source = jnp.where(stuck, order[index % jnp.maximum((~stuck).sum(), 1)], index)
