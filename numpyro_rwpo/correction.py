@@ -25,6 +25,7 @@ from numpyro_rwpo.target import Target
 
 TRAJECTORY_LENGTH = math.pi / 2  # a quarter turn: a Gaussian forgets its start
 MAX_STEPS = 256  # of one trajectory
+MAX_SWEEPS = 32  # of one refresh, between two draws of a particle
 DIVERGENCE_THRESHOLD = 1000.0  # energy error, as in NUTS
 STEP_JITTER = 0.25  # largest relative jitter of a particle's step size
 
@@ -178,17 +179,31 @@ def no_refresh(particles: jax.Array) -> Refresh:
 
 def refresh_ensemble(
     rng_key: jax.Array,
+    refresh_id: jax.Array,
     ensemble: Ensemble,
     target: Target,
     metric: Metric,
     step_size: jax.Array,
     num_sweeps: jax.Array,
 ) -> tuple[Ensemble, Ensemble, Refresh]:
-    """Sweep ``num_sweeps`` times; the ensemble, the ensemble one sweep earlier, what was done."""
+    """Sweep ``num_sweeps`` times, at most ``MAX_SWEEPS``.
+
+    Args:
+        rng_key: one key for all refreshes.
+        refresh_id: scalar integer that tells this refresh from all others under the same key.
+        ensemble: evaluated particles.
+        target: the posterior.
+        metric: the frozen metric.
+        step_size: scalar, whitened units.
+        num_sweeps: scalar.
+
+    Returns:
+        The ensemble, the ensemble one sweep earlier, and what was done.
+    """
 
     def sweep(carry: tuple[jax.Array, Ensemble, Ensemble, Refresh]) -> tuple[Any, ...]:
         done, _, current, total = carry
-        key = random.fold_in(rng_key, done)
+        key = random.fold_in(rng_key, MAX_SWEEPS * refresh_id + done)
         moved, info = hmc_sweep(key, current, target, metric, step_size, TRAJECTORY_LENGTH)
         total = Refresh(
             total.accept_prob + info.accept_prob / num_sweeps,

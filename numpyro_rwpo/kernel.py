@@ -68,7 +68,7 @@ class RWPOState(NamedTuple):
             of the whole ensemble in this iteration during warm-up. Their sum is the run's total,
             but for particles refreshed last and not emitted before the run ended.
         step_size: leapfrog step size, whitened units.
-        rng_key: random key.
+        rng_key: random key; each refresh folds its iteration into it.
         centring: parametrisation of Laplace sites with latent scales, see
             :mod:`numpyro_rwpo.laplace_sites`.
         ensemble: the particles, evaluated.
@@ -114,57 +114,55 @@ def _run_if(active: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> 
     """Run ``body`` once where ``active``.
 
     A loop of no or one trip and not ``lax.cond``, because XLA passes a loop's carry through in
-    place: the iterations that only emit a particle must not copy the ensemble. What ``body``
-    computes must depend on the carry: XLA moves the rest out of the loop, into every iteration.
+    place: the iterations that only emit a particle must not copy the ensemble. The barrier keeps
+    what ``body`` computes from ``carry`` inside; what it computes from other arrays alone XLA may
+    move out of the loop, into every iteration.
     """
-    return lax.while_loop(
-        lambda state: state[0],
-        lambda state: (jnp.zeros_like(state[0]), body(state[1])),
-        (active, carry),
-    )[1]
+
+    def once(state: tuple[jax.Array, Carry]) -> tuple[jax.Array, Carry]:
+        active, carry = lax.optimization_barrier(state)
+        return jnp.zeros_like(active), body(carry)
+
+    return lax.while_loop(lambda state: state[0], once, (active, carry))[1]
 
 
 def iterate(
     state: RWPOState, target: Target, settings: Settings, emit: Callable[..., Any]
 ) -> RWPOState:
     """One NumPyro iteration of one ensemble: advance its phase, then emit the next particle."""
-    rng_key, key_refresh = random.split(state.rng_key)
     num_particles = state.ensemble.particles.shape[0]
     elapsed = state.iteration + settings.num_warmup
     is_warmup = state.iteration < 0
     index = jnp.mod(state.iteration, num_particles)
 
-    is_start = elapsed == 0
-    is_transport = ~is_start & (elapsed < settings.num_transport) & ~is_at_rest(state.flow)
+    is_start = is_warmup & (elapsed == 0)
     particles, centring = _run_if(
-        is_start & is_warmup,
+        is_start,
         lambda carry: quasi_newton_start(carry[0], target),
         (state.ensemble.particles, state.centring),
     )
     target = target._replace(centring=centring)
-    ensemble, flow = _run_if(
-        is_transport,
-        lambda carry: transport_step(
-            *carry,
-            target,
-            attention=settings.attention,
-            relative_time=settings.relative_prox_time,
-            dense=settings.candidates.dense,
-        ),
-        (state.ensemble._replace(particles=particles), state.flow),
+    is_ahead = state.flow.is_ahead
+    ensemble = _run_if(
+        is_ahead,
+        lambda e: evaluate(e.particles, target),
+        state.ensemble._replace(particles=particles),
     )
-    ensemble = _run_if(is_start | is_transport, lambda e: evaluate(e.particles, target), ensemble)
+    flow = state.flow._replace(is_ahead=jnp.zeros_like(is_ahead))
+
+    is_transport = is_warmup & (elapsed < settings.num_transport) & ~is_at_rest(flow)
+    is_adapting = is_warmup & (elapsed >= settings.num_transport) & settings.corrected
+    is_adapting &= ~is_settled(state.adaptation, settings.candidates)
+    ensemble, adaptation = _run_if(
+        is_transport | is_adapting,
+        lambda carry: (carry[0], learn_moments(carry[1], carry[0], target, settings.candidates)),
+        (ensemble, state.adaptation),
+    )
 
     def correct(carry: tuple[Ensemble, Adaptation, Refresh]) -> tuple[Any, ...]:
         before, adaptation, _ = carry
-        adaptation = lax.cond(
-            is_warmup,
-            lambda a: learn_moments(a, before, target, settings.candidates),
-            lambda a: a,
-            adaptation,
-        )
         tuned = tuning(adaptation, settings.candidates, is_warmup)
-        after, between, refresh = refresh_ensemble(key_refresh, before, target, *tuned)
+        after, between, refresh = refresh_ensemble(state.rng_key, elapsed, before, target, *tuned)
 
         def learn(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
             after, adaptation = carry
@@ -177,30 +175,41 @@ def iterate(
         after, adaptation = lax.cond(is_warmup, learn, lambda c: c, (after, adaptation))
         return after, adaptation, refresh
 
-    is_adapting = (elapsed >= settings.num_transport) & ~is_settled(
-        state.adaptation, settings.candidates
-    )
-    is_correction = settings.corrected & jnp.where(is_warmup, is_adapting, index == 0)
+    is_refresh = ~is_warmup & (index == 0) & settings.corrected
+    is_correction = is_adapting | is_refresh
     ensemble, adaptation, refresh = _run_if(
-        is_correction, correct, (ensemble, state.adaptation, state.refresh)
+        is_correction, correct, (ensemble, adaptation, state.refresh)
     )
 
     spent = (
-        jnp.where(is_start & is_warmup, num_start_evaluations(num_particles), 0)
-        + num_particles * (is_start | is_transport)
+        jnp.where(is_start, num_start_evaluations(num_particles), 0)
+        + num_particles * is_ahead
         + num_particles * refresh.num_steps * is_correction
     )
     emitted = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, False), ensemble)
     z, log_jacobian = emit(emitted.particles, centring)
+    potential_energy = potential(emitted, target) / settings.inverse_temperature - log_jacobian
+
+    # Last, so that what is emitted has the potential that was evaluated.
+    ensemble, flow = _run_if(
+        is_transport,
+        lambda carry: transport_step(
+            *carry,
+            adaptation.preconditioner,
+            target,
+            attention=settings.attention,
+            relative_time=settings.relative_prox_time,
+        ),
+        (ensemble, flow),
+    )
     return state._replace(
         iteration=state.iteration + 1,
         z=z,
         diverging=refresh.diverging[index],
-        potential_energy=potential(emitted, target) / settings.inverse_temperature - log_jacobian,
+        potential_energy=potential_energy,
         accept_prob=refresh.accept_prob[index],
         num_steps=jnp.where(is_warmup, spent, refresh.num_steps),
         step_size=jnp.exp(adaptation.log_step_mean[adaptation.chosen]),
-        rng_key=rng_key,
         centring=centring,
         ensemble=ensemble,
         flow=flow,
@@ -229,12 +238,10 @@ def sample(
 
 def initial_state(
     rng_key: jax.Array,
-    key_spread: jax.Array,
     start: jax.Array,
-    *,
-    settings: Settings,
     num_particles: int,
     radius: float | None,
+    settings: Settings,
 ) -> RWPOState:
     """State before the first iteration: particle 0 at ``start`` (dim,), the others spread.
 
@@ -242,12 +249,15 @@ def initial_state(
     as NumPyro's ``init_to_uniform`` does.
     """
     dtype = start.dtype
-    shape = (num_particles, start.size)
+    rng_key, key_spread = random.split(rng_key)
+    # Flat random numbers: XLA takes several times as long to compile those of two axes.
+    size = num_particles * start.size
     if radius is None:
-        spread = start + BALL * random.normal(key_spread, shape, dtype)
+        spread = BALL * random.normal(key_spread, (size,), dtype)
     else:
-        spread = random.uniform(key_spread, shape, dtype, -radius, radius)
-    particles = spread.at[0].set(start)
+        spread = random.uniform(key_spread, (size,), dtype, -radius, radius)
+    spread = spread.reshape(num_particles, start.size)
+    particles = (spread if radius is not None else start + spread).at[0].set(start)
     adaptation = initial_adaptation(particles, settings.candidates)
     return RWPOState(
         iteration=jnp.array(-settings.num_warmup),
@@ -265,6 +275,23 @@ def initial_state(
         adaptation=adaptation,
         refresh=no_refresh(particles),
     )
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4), static_argnames="is_batch")
+def initial_states(rng_key: jax.Array, start: jax.Array, *static: Any, is_batch: bool) -> RWPOState:
+    """:func:`initial_state` of one ensemble or of a batch, as one compiled program."""
+
+    def initial(rng_key: jax.Array, start: jax.Array) -> RWPOState:
+        return initial_state(rng_key, start, *static)
+
+    return (jax.vmap(initial, out_axes=STATE_AXES) if is_batch else initial)(rng_key, start)
+
+
+@partial(jax.jit, static_argnames="is_batch")
+def split_keys(rng_key: jax.Array, is_batch: bool) -> tuple[jax.Array, jax.Array]:
+    """Two keys from one, or two batches of keys from one."""
+    keys = jax.vmap(random.split)(rng_key) if is_batch else random.split(rng_key)
+    return (keys[:, 0], keys[:, 1]) if is_batch else (keys[0], keys[1])
 
 
 def num_transport_iterations(num_warmup: int, corrected: bool) -> int:
@@ -441,9 +468,7 @@ class RWPO(MCMCKernel):
         """
         model_kwargs = {} if model_kwargs is None else model_kwargs
         is_batch = not is_prng_key(rng_key)
-        split = jax.vmap(partial(random.split, num=3)) if is_batch else partial(random.split, num=3)
-        keys = jnp.moveaxis(split(rng_key), 1, 0) if is_batch else split(rng_key)
-        rng_key, key_source, key_spread = keys
+        rng_key, key_source = split_keys(rng_key, is_batch=is_batch)
 
         source, start = self._make_source(
             key_source, is_batch, init_params, model_args, model_kwargs
@@ -461,12 +486,7 @@ class RWPO(MCMCKernel):
             inverse_temperature=self._differentiation.inverse_temperature,
         )
         radius = start_radius(self._init_strategy, init_params)
-        initial = partial(
-            initial_state, settings=settings, num_particles=num_particles, radius=radius
-        )
-        state = (jax.vmap(initial, out_axes=STATE_AXES) if is_batch else initial)(
-            rng_key, key_spread, start
-        )
+        state = initial_states(rng_key, start, num_particles, radius, settings, is_batch=is_batch)
         self._source = source
         self._sample_fn = partial(sample, source=source, settings=settings, is_batch=is_batch)
         emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)

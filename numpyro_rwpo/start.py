@@ -16,7 +16,7 @@ determinant grows by :math:`s^\top b / s^\top y`, and no matrix is ever factoris
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -193,28 +193,26 @@ def _smoothed_potential(target: Target) -> PotentialAndGrad:
     return value_and_grad
 
 
-def _compare(
-    noise: jax.Array, path: jax.Array, best: Best, descent: Descent, target: Target
-) -> Best:
-    """Keep each path's current normal approximation where its evidence lower bound is higher."""
-    num_paths = descent.value.size
-    here = Best(best.bound, descent.position, descent.history.num_factors, descent.history.initial)
-    draws = _draws(noise, path, here, descent.history)
-    value = target.value_and_grad(draws)[0] + target.prior_potential(draws)
-    member = path == jnp.arange(num_paths)[:, None]
-    value = jnp.where(member, value, 0.0).sum(1) / member.sum(1)
-    bound = descent.history.log_det / 2 - value
-    better = jnp.isfinite(bound) & (bound > best.bound) & (here.num_factors > 0)
-    here = here._replace(bound=bound)
+def _keep_better(best: Best, here: Best) -> Best:
+    """Keep each path's normal approximation ``here`` where its evidence lower bound is higher."""
+    better = jnp.isfinite(here.bound) & (here.bound > best.bound) & (here.num_factors > 0)
     return jax.tree.map(
         lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old), here, best
     )
 
 
+def _share_out(bound: jax.Array, num_particles: int) -> jax.Array:
+    """A path for each particle, (num_particles,), in proportion to the paths' evidence."""
+    num_paths = bound.size
+    share = jnp.tril(jnp.ones((num_paths, num_paths), bound.dtype)) @ jax.nn.softmax(bound)
+    rank = (jnp.arange(num_particles) + 0.5) / num_particles
+    return jnp.minimum((share < rank[:, None]).sum(1), num_paths - 1)
+
+
 def num_start_evaluations(num_particles: int) -> int:
     """Gradient evaluations of one start, those of the comparisons included."""
     num_paths = min(NUM_PATHS, num_particles)
-    return NUM_ROUNDS * (num_paths * EVALUATIONS_PER_ROUND + num_particles)
+    return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + (NUM_ROUNDS + 1) * num_particles
 
 
 def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array, jax.Array]:
@@ -240,8 +238,6 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
         centring = jnp.arange(num_paths) % 2.0
     smoothed = _smoothed_potential(target._replace(centring=centring))
     noise = (particles - particles.mean(0)) / jnp.maximum(particles.std(0), _SMALLEST_SPREAD)
-    every_path = jnp.arange(num_particles) % num_paths
-    drawn = target._replace(centring=centring[every_path])
 
     history = History(
         steps=jnp.zeros((num_paths, length, dim), dtype),
@@ -266,22 +262,37 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
         initial=jnp.zeros(num_paths, dtype),
     )
 
-    def one_round(_: jax.Array, carry: tuple[Descent, Best]) -> tuple[Descent, Best]:
-        descent, best = carry
-        descent = lax.fori_loop(
-            0, EVALUATIONS_PER_ROUND, lambda _, d: _descend(d, smoothed), descent
-        )
-        return descent, _compare(noise, every_path, best, descent, drawn)
-
-    descent, best = lax.fori_loop(0, NUM_ROUNDS, one_round, (descent, best))
-    bound = best.bound
     is_same = centring == centring[:, None]
-    evidence = jax.nn.logsumexp(jnp.where(is_same, bound, -jnp.inf), axis=1)
-    chosen = centring[jnp.argmax(evidence)]
-    bound = jnp.where(centring == chosen, bound, -jnp.inf)
-    share = jnp.tril(jnp.ones((num_paths, num_paths), dtype)) @ jax.nn.softmax(bound)
-    rank = (jnp.arange(num_particles) + 0.5) / num_particles
-    path = (share < rank[:, None]).sum(1)
-    draws = _draws(noise, jnp.minimum(path, num_paths - 1), best, descent.history)
+    every_path = jnp.arange(num_particles) % num_paths
+
+    def one_round(i: jax.Array, carry: tuple[Descent, Best, Any, Any]) -> tuple[Any, ...]:
+        """Descend and compare; after the last comparison, draw the particles."""
+        descent, best, _, _ = carry
+        is_last = i == NUM_ROUNDS
+        descent = lax.fori_loop(
+            0,
+            jnp.where(is_last, 0, EVALUATIONS_PER_ROUND),
+            lambda _, d: _descend(d, smoothed),
+            descent,
+        )
+        evidence = jax.nn.logsumexp(jnp.where(is_same, best.bound, -jnp.inf), axis=1)
+        chosen = centring[jnp.argmax(evidence)]
+        final_path = _share_out(jnp.where(centring == chosen, best.bound, -jnp.inf), num_particles)
+        path = jnp.where(is_last, final_path, every_path)
+
+        history = descent.history
+        here = Best(best.bound, descent.position, history.num_factors, history.initial)
+        source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
+        draws = _draws(noise, path, source, history)
+        drawn = target._replace(centring=centring[path])
+        value = drawn.value_and_grad(draws)[0] + drawn.prior_potential(draws)
+        member = path == jnp.arange(num_paths)[:, None]
+        value = jnp.where(member, value, 0.0).sum(1) / member.sum(1)
+        here = here._replace(bound=jnp.where(is_last, -jnp.inf, history.log_det / 2 - value))
+        return descent, _keep_better(best, here), draws, chosen
+
+    _, best, draws, chosen = lax.fori_loop(
+        0, NUM_ROUNDS + 1, one_round, (descent, best, particles, centring[0])
+    )
     found = jnp.any(jnp.isfinite(best.bound))
     return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)

@@ -14,19 +14,15 @@ References: Tan, Osher and Li, arXiv:2308.14945; Han, Osher and Li, arXiv:2502.1
 attention); Tan, Osher and Li, arXiv:2509.01685 (preconditioning).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from numpyro_rwpo.attention import HEADS, relative_prox_time
-from numpyro_rwpo.ensemble import Ensemble, gradient
-from numpyro_rwpo.metric import (
-    ensemble_moments,
-    fisher_preconditioner,
-    to_position,
-    to_whitened_gradient,
-)
+from numpyro_rwpo.ensemble import Ensemble
+from numpyro_rwpo.metric import Preconditioner, to_position, to_whitened_gradient
 from numpyro_rwpo.priors import LaplacePrior
 from numpyro_rwpo.target import Target
 
@@ -34,7 +30,7 @@ MAX_TRANSPORT_STEPS = 40
 _PATIENCE = 6  # steps without a smaller residual before the flow is at rest
 _STIFFNESS = 1.5  # largest stable step of the heat part, in units of the relative prox time
 _WIDE_STEP = 0.5  # step along directions in which the ensemble is more than twice too wide
-_OUTLIER = 10.0  # whitened gradients are clipped at this multiple of their median norm
+_OUTLIER = 10.0  # velocities are clipped at this multiple of the median speed
 _LONGEST_MOVE = 3.0  # of a particle in one step, in root-mean-square radii of the ensemble
 
 
@@ -42,20 +38,23 @@ class Flow(NamedTuple):
     """Progress of the transport.
 
     Attributes:
-        residual: smallest root-mean-square velocity so far, whitened units per coordinate.
+        residual: smallest speed so far of the median particle, whitened units, root mean square
+            over coordinates.
         stalled: steps since the residual last fell.
         steps: steps taken.
+        is_ahead: whether the particles have moved since they were evaluated.
     """
 
     residual: jax.Array
     stalled: jax.Array
     steps: jax.Array
+    is_ahead: jax.Array
 
 
 def initial_flow(dtype: jnp.dtype) -> Flow:
-    """A flow that has not moved."""
+    """A flow that has not moved, of particles that were never evaluated."""
     zero = jnp.zeros((), int)
-    return Flow(jnp.full((), jnp.inf, dtype), zero, zero)
+    return Flow(jnp.full((), jnp.inf, dtype), zero, zero, jnp.ones((), bool))
 
 
 def is_at_rest(flow: Flow) -> jax.Array:
@@ -68,24 +67,29 @@ def _no_prior(dim: int, dtype: jnp.dtype) -> LaplacePrior:
     return LaplacePrior(zero, zero, zero)
 
 
+def _at_most(limit: jax.Array, norm: jax.Array) -> jax.Array:
+    """What to multiply vectors with to shorten those whose ``norm`` exceeds ``limit``."""
+    return jnp.minimum(1.0, limit / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+
+
 def transport_step(
     ensemble: Ensemble,
     flow: Flow,
+    preconditioner: Preconditioner,
     target: Target,
     *,
     attention: str,
     relative_time: float,
-    dense: bool,
 ) -> tuple[Ensemble, Flow]:
     """Move the ensemble one step along the flow.
 
     Args:
         ensemble: evaluated particles (num_particles, dim).
         flow: progress so far.
+        preconditioner: the metric of this ensemble's moments.
         target: the posterior.
         attention: name of the attention head.
         relative_time: prox time in units of each coordinate's variance.
-        dense: whether the preconditioner is dense.
 
     Returns:
         The ensemble with its particles moved, potentials and gradients still the old ones, and the
@@ -93,19 +97,15 @@ def transport_step(
     """
     particles = ensemble.particles
     num_particles, dim = particles.shape
-    force = gradient(ensemble, target)
-    moments = ensemble_moments(particles, force, dense)
-    factor, spectrum = fisher_preconditioner(moments)
-
+    factor, spectrum = preconditioner
     prior = target.prior or _no_prior(dim, particles.dtype)
     prox_time = relative_prox_time(particles, relative_time)
     density = HEADS[attention](particles, prior, prox_time)
     explicit = ensemble.gradient + prior.moreau_gradient(particles, prox_time) / 2
-    velocity = to_whitened_gradient(factor, explicit)
-    norm = jnp.linalg.norm(velocity, axis=1, keepdims=True)
-    limit = _OUTLIER * jnp.median(norm)
-    velocity = velocity * jnp.minimum(1.0, limit / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-    velocity = velocity + to_whitened_gradient(factor, density.heat_score(particles))
+    velocity = to_whitened_gradient(factor, explicit + density.heat_score(particles))
+    speed = jnp.linalg.norm(velocity, axis=1, keepdims=True)
+    typical = jnp.sort(speed[:, 0])[num_particles // 2]
+    velocity = velocity * _at_most(_OUTLIER * typical, speed)
 
     # sqrt(m): the ensemble's variance over the target's along each direction. Too narrow: at most
     # double it; too wide: the heat part is weak there and allows a longer step.
@@ -114,14 +114,14 @@ def transport_step(
     move = -step_size * velocity
     # In whitened coordinates the ensemble's mean squared radius is the sum of its widths.
     longest = _LONGEST_MOVE * jnp.sqrt(width.sum())
-    length = jnp.linalg.norm(move, axis=1, keepdims=True)
-    move = move * jnp.minimum(1.0, longest / jnp.maximum(length, jnp.finfo(length.dtype).tiny))
+    move = move * _at_most(longest, jnp.linalg.norm(move, axis=1, keepdims=True))
 
-    residual = jnp.median(jnp.sqrt((velocity**2).mean(1)))
+    residual = typical / math.sqrt(dim)
     fell = residual < 0.98 * flow.residual
     progress = Flow(
-        jnp.minimum(flow.residual, residual),
-        jnp.where(fell, 0, flow.stalled + 1),
-        flow.steps + 1,
+        residual=jnp.minimum(flow.residual, residual),
+        stalled=jnp.where(fell, 0, flow.stalled + 1),
+        steps=flow.steps + 1,
+        is_ahead=jnp.ones_like(flow.is_ahead),
     )
     return ensemble._replace(particles=particles + to_position(factor, move)), progress

@@ -11,12 +11,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rwpo.correction import DIVERGENCE_THRESHOLD, Metric, Refresh
+from numpyro_rwpo.correction import DIVERGENCE_THRESHOLD, MAX_SWEEPS, Metric, Refresh
 from numpyro_rwpo.ensemble import Ensemble, gradient, potential
-from numpyro_rwpo.metric import Moments, ensemble_moments, fisher_preconditioner, variances
+from numpyro_rwpo.metric import (
+    Moments,
+    Preconditioner,
+    ensemble_moments,
+    fisher_preconditioner,
+    variances,
+)
 from numpyro_rwpo.target import Target
 
-MAX_SWEEPS = 32  # between two draws of a particle
 TRIAL_UPDATES = 6  # of each candidate metric, which take turns
 SETTLING_UPDATES = 14  # with the chosen metric, before adaptation may end
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
@@ -46,7 +51,7 @@ class Adaptation(NamedTuple):
         updates: warm-up updates of the correction so far, each from a pair of sweeps.
         chosen: index of the candidate metric in use after the trial.
         moments: running moments of the ensemble.
-        factor: factor of the Fisher metric of these moments, (dim, dim) or (dim,).
+        preconditioner: the Fisher metric of these moments.
         log_step: log step size of each candidate, (candidates,).
         log_step_mean: its running mean, what sampling will use, (candidates,).
         num_steps: running mean of leapfrog steps a sweep, (candidates,).
@@ -58,7 +63,7 @@ class Adaptation(NamedTuple):
     updates: jax.Array
     chosen: jax.Array
     moments: Moments
-    factor: jax.Array
+    preconditioner: Preconditioner
     log_step: jax.Array
     log_step_mean: jax.Array
     num_steps: jax.Array
@@ -93,7 +98,7 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
         updates=jnp.zeros((), int),
         chosen=jnp.zeros((), int),
         moments=Moments(jnp.zeros(dim, dtype), unit, unit),
-        factor=unit,
+        preconditioner=Preconditioner(unit, jnp.ones(dim, dtype)),
         log_step=log_step,
         log_step_mean=log_step,
         num_steps=jnp.ones(candidates.number, dtype),
@@ -117,7 +122,7 @@ def _metric(adaptation: Adaptation, candidate: jax.Array, candidates: Candidates
     exact = candidate == candidates.fisher  # the exact flow comes last
     if not candidates.exact_flow:
         exact = jnp.zeros((), bool)
-    return Metric(jnp.where(exact, diagonal, adaptation.factor), scale, exact)
+    return Metric(jnp.where(exact, diagonal, adaptation.preconditioner.factor), scale, exact)
 
 
 def _num_sweeps(adaptation: Adaptation) -> jax.Array:
@@ -149,20 +154,21 @@ def is_settled(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
 
 
 def _standardize(x: jax.Array) -> jax.Array:
-    """Centre and scale over particles (axis 0); 0 where all are equal."""
-    centred = x - x.mean(0)
-    spread = jnp.sqrt((centred**2).mean(0))
+    """Centre and scale over particles (axis -2); 0 where all are equal."""
+    centred = x - x.mean(-2, keepdims=True)
+    spread = jnp.sqrt((centred**2).mean(-2, keepdims=True))
     return jnp.where(spread > 0, centred / jnp.where(spread > 0, spread, 1.0), 0.0)
 
 
-def _statistics(ensemble: Ensemble, target: Target) -> jax.Array:
-    """Positions, squared deviations and potential, standardised over particles, (n, 2 dim + 1).
+def _statistics(ensembles: Ensemble, target: Target) -> jax.Array:
+    """Positions, squared deviations and potential of ensembles, (..., n, dim), over particles.
 
-    Clipped at three standard deviations, so that a single straggler does not speak for them all.
+    Standardised, and clipped at three standard deviations, so that a single straggler does not
+    speak for them all. The result has shape (..., n, 2 dim + 1).
     """
-    raw = jnp.concatenate([ensemble.particles, potential(ensemble, target)[:, None]], axis=1)
+    raw = jnp.concatenate([ensembles.particles, potential(ensembles, target)[..., None]], axis=-1)
     clipped = jnp.clip(_standardize(raw), -_CLIP, _CLIP)
-    return _standardize(jnp.concatenate([clipped, clipped[:, :-1] ** 2], axis=1))
+    return _standardize(jnp.concatenate([clipped, clipped[..., :-1] ** 2], axis=-1))
 
 
 def replace_stuck(
@@ -178,7 +184,8 @@ def replace_stuck(
     stuck = (accept_prob < _STUCK) & (accept_prob.mean() > 0.5)
     stuck &= adaptation.updates < REPLACEMENT_UPDATES
     height = potential(ensemble, target)
-    stuck |= height - jnp.median(height) > DIVERGENCE_THRESHOLD
+    median = jnp.sort(height)[height.size // 2]
+    stuck |= height - median > DIVERGENCE_THRESHOLD
     order = jnp.argsort(stuck, stable=True)
     index = jnp.arange(accept_prob.size)
     source = jnp.where(stuck, order[index % jnp.maximum((~stuck).sum(), 1)], index)
@@ -201,11 +208,14 @@ def _adapt_step(
 def learn_moments(
     adaptation: Adaptation, ensemble: Ensemble, target: Target, candidates: Candidates
 ) -> Adaptation:
-    """Blend the moments of an ensemble into the running ones; the first replace them."""
+    """Blend the moments of an ensemble into the running ones.
+
+    Before the first sweep (in transport, that is) they replace them.
+    """
     new = ensemble_moments(ensemble.particles, gradient(ensemble, target), candidates.dense)
     memory = jnp.maximum(1 / (1.0 + adaptation.updates), _MEMORY)
     moments = jax.tree.map(lambda o, n: _blend(o, n, memory), adaptation.moments, new)
-    return adaptation._replace(moments=moments, factor=fisher_preconditioner(moments).factor)
+    return adaptation._replace(moments=moments, preconditioner=fisher_preconditioner(moments))
 
 
 def learn_sweeps(
@@ -224,9 +234,8 @@ def learn_sweeps(
     accept_prob = pair.refresh.accept_prob.mean()
     log_step = _adapt_step(adaptation.log_step[now], accept_prob, target_accept_prob, uses)
     log_step_mean = _blend(adaptation.log_step_mean[now], log_step, jnp.maximum(weight, 0.15))
-    before, between, after = (
-        _statistics(e, target) for e in (pair.before, pair.between, pair.after)
-    )
+    ensembles = jax.tree.map(lambda *x: jnp.stack(x), pair.before, pair.between, pair.after)
+    before, between, after = _statistics(ensembles, target)
     lag_1 = ((before * between).mean(0) + (between * after).mean(0)) / 2
     lag_2 = (before * after).mean(0)
     steps = _blend(adaptation.num_steps[now], pair.refresh.num_steps / 2, weight)

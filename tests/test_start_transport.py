@@ -7,7 +7,8 @@ import pytest
 from jax import lax, random
 
 from numpyro_rwpo.attention import HEADS
-from numpyro_rwpo.ensemble import evaluate
+from numpyro_rwpo.ensemble import evaluate, gradient
+from numpyro_rwpo.metric import ensemble_moments, fisher_preconditioner
 from numpyro_rwpo.priors import LaplacePrior
 from numpyro_rwpo.start import quasi_newton_start
 from numpyro_rwpo.target import Differentiation
@@ -86,8 +87,14 @@ def test_evaluation_moves_particles_off_forbidden_ground():
 def flow(target, particles, steps, attention="copula", dense=True):
     def body(_, carry):
         ensemble, progress = carry
+        moments = ensemble_moments(ensemble.particles, gradient(ensemble, target), dense)
         ensemble, progress = transport_step(
-            ensemble, progress, target, attention=attention, relative_time=0.1, dense=dense
+            ensemble,
+            progress,
+            fisher_preconditioner(moments),
+            target,
+            attention=attention,
+            relative_time=0.1,
         )
         return evaluate(ensemble.particles, target), progress
 
