@@ -6,6 +6,10 @@ the map is volume preserving and reversible, and plain Metropolis acceptance lea
 :math:`\exp(-f-g)` invariant. With a dense metric the flow has no closed form; the drift is then
 :math:`x + \epsilon A p` and the kicks contain a subgradient of g.
 
+Where a normal density with the running moments of the ensemble is close enough to the posterior,
+sweeps with independent draws from it as proposals come before the Hamiltonian ones: one gradient
+each, and a particle that accepts has forgotten its past.
+
 References: Shahbaba, Lan, Johnson and Neal (2014), split HMC; Pakman and Paninski (2014), exact
 HMC for piecewise potentials.
 """
@@ -19,8 +23,8 @@ from jax import lax, random
 from jax.scipy.special import erf
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.ensemble import Ensemble, is_usable
-from numpyro_rwpo.metric import to_position, to_whitened_gradient
+from numpyro_rwpo.ensemble import Ensemble, is_usable, potential
+from numpyro_rwpo.metric import to_position, to_whitened, to_whitened_gradient
 from numpyro_rwpo.target import Target
 
 TRAJECTORY_LENGTH = math.pi / 2  # a quarter turn: a Gaussian forgets its start
@@ -42,6 +46,42 @@ class Metric(NamedTuple):
     factor: jax.Array
     scale: jax.Array
     exact_flow: jax.Array
+
+
+class Reference(NamedTuple):
+    """A normal density close to the posterior, for independent proposals.
+
+    Attributes:
+        mean: (dim,).
+        factor: A, the covariance being A A^T, (dim, dim), or (dim,) when diagonal.
+        inverse: the inverse of A, in the same form.
+    """
+
+    mean: jax.Array
+    factor: jax.Array
+    inverse: jax.Array
+
+    def potential(self, particles: jax.Array) -> jax.Array:
+        """Minus the log density up to a constant, (n, dim) -> (n,)."""
+        return (to_whitened(self.inverse, particles - self.mean) ** 2).sum(-1) / 2
+
+
+class Tuning(NamedTuple):
+    """What a refresh needs to know; frozen before sampling.
+
+    Attributes:
+        metric: for the Hamiltonian sweeps.
+        reference: for the independent proposals.
+        step_size: scalar, whitened units.
+        num_independent: sweeps with independent proposals, scalar; they come first.
+        num_hamiltonian: Hamiltonian sweeps, scalar.
+    """
+
+    metric: Metric
+    reference: Reference
+    step_size: jax.Array
+    num_independent: jax.Array
+    num_hamiltonian: jax.Array
 
 
 class SweepInfo(NamedTuple):
@@ -89,63 +129,87 @@ def _drift(
     )
 
 
-def leapfrog_step(phase: Phase, step_size: jax.Array, target: Target, metric: Metric) -> Phase:
+class Jump(NamedTuple):
+    """Where a sweep puts the particles instead of letting them drift, if it does.
+
+    Attributes:
+        is_taken: scalar.
+        particles: independent draws from the reference, (num_particles, dim).
+    """
+
+    is_taken: jax.Array
+    particles: jax.Array
+
+
+def leapfrog_step(
+    phase: Phase, step_size: jax.Array, target: Target, metric: Metric, jump: Jump | None = None
+) -> Phase:
     """One kick-drift-kick step; ``step_size`` (num_particles, 1)."""
     momentum = phase.momentum - step_size / 2 * phase.force
     particles, momentum = _drift(phase.ensemble.particles, momentum, step_size, target, metric)
+    if jump is not None:
+        particles = jnp.where(jump.is_taken, jump.particles, particles)
     ensemble = Ensemble(particles, *target.value_and_grad(particles))
     force = _force(ensemble, target, metric)
     return Phase(ensemble, momentum - step_size / 2 * force, force)
 
 
-def _energy(ensemble: Ensemble, momentum: jax.Array, target: Target) -> jax.Array:
-    kinetic = (momentum**2).sum(-1) / 2
-    return ensemble.smooth + target.prior_potential(ensemble.particles) + kinetic
-
-
-def trajectory_steps(trajectory_length: ArrayLike, step_size: jax.Array) -> jax.Array:
+def trajectory_steps(step_size: jax.Array) -> jax.Array:
     """Number of leapfrog steps of a trajectory, at least one."""
-    return jnp.clip(jnp.round(trajectory_length / step_size), 1, MAX_STEPS).astype(int)
+    return jnp.clip(jnp.round(TRAJECTORY_LENGTH / step_size), 1, MAX_STEPS).astype(int)
 
 
-def hmc_sweep(
+def sweep(
     rng_key: jax.Array,
     ensemble: Ensemble,
     target: Target,
-    metric: Metric,
-    step_size: jax.Array,
-    trajectory_length: ArrayLike,
+    tuning: Tuning,
+    is_independent: ArrayLike = False,
 ) -> tuple[Ensemble, SweepInfo]:
-    """Move every particle once by split HMC with Metropolis acceptance.
+    """Move every particle once, with Metropolis acceptance.
+
+    By split HMC; or, where ``is_independent``, to a draw from the reference. The latter shares the
+    code: it is one step whose drift is a jump, and since the jump is driven by the momentum p, the
+    particle's own density under the reference is what the momentum's is after the reverse jump.
 
     Args:
         rng_key: one key.
         ensemble: particles with their smooth potential and gradient.
         target: the posterior.
-        metric: the frozen metric.
-        step_size: scalar, whitened units; each particle's is jittered by up to 25 %.
-        trajectory_length: scalar, whitened units (pi/2 is a quarter turn in a Gaussian).
+        tuning: frozen; each particle's step size is jittered by up to 25 %.
+        is_independent: scalar.
 
     Returns:
         The moved ensemble, and acceptance, divergences and number of steps.
     """
     particles = ensemble.particles
     num_particles, dim = particles.shape
+    metric, reference, step_size = tuning.metric, tuning.reference, tuning.step_size
     # One call for all randomness, flat: each call and each axis costs XLA a while to compile.
     noise = random.normal(rng_key, (num_particles * (dim + 2),), particles.dtype)
     noise = noise.reshape(num_particles, dim + 2)
     momentum, jitter = noise[:, :dim], 1 + STEP_JITTER * jnp.tanh(noise[:, dim, None])
     uniform = (1 + erf(noise[:, dim + 1] * math.sqrt(0.5))) / 2
-    num_steps = trajectory_steps(trajectory_length, step_size)
+    num_steps = jnp.where(is_independent, 1, trajectory_steps(step_size))
+    jump = Jump(
+        jnp.asarray(is_independent), reference.mean + to_position(reference.factor, momentum)
+    )
     start = Phase(ensemble, momentum, _force(ensemble, target, metric))
     _, end = lax.while_loop(
         lambda carry: carry[0] < num_steps,
-        lambda carry: (carry[0] + 1, leapfrog_step(carry[1], step_size * jitter, target, metric)),
+        lambda carry: (
+            carry[0] + 1,
+            leapfrog_step(carry[1], step_size * jitter, target, metric, jump),
+        ),
         (jnp.zeros_like(num_steps), start),
     )
-    end_energy = _energy(end.ensemble, end.momentum, target)
-    energy_error = end_energy - _energy(ensemble, momentum, target)
-    valid = is_usable(end_energy, end.ensemble.gradient)
+    kinetic = (momentum**2).sum(-1) / 2
+    end_kinetic = jnp.where(
+        is_independent, reference.potential(particles), (end.momentum**2).sum(-1) / 2
+    )
+    end_potential = potential(end.ensemble, target)
+    energy_error = end_potential + end_kinetic - potential(ensemble, target) - kinetic
+    valid = is_usable(end_potential, end.ensemble.gradient) & ~jnp.isnan(energy_error)
     accept_prob = jnp.where(valid, jnp.exp(-jnp.maximum(energy_error, 0.0)), 0.0)
     is_accepted = uniform < accept_prob
     moved = jax.tree.map(
@@ -153,7 +217,7 @@ def hmc_sweep(
         end.ensemble,
         ensemble,
     )
-    diverging = ~valid | (energy_error > DIVERGENCE_THRESHOLD)
+    diverging = ~jnp.asarray(is_independent) & (~valid | (energy_error > DIVERGENCE_THRESHOLD))
     return moved, SweepInfo(accept_prob, diverging, num_steps)
 
 
@@ -161,8 +225,8 @@ class Refresh(NamedTuple):
     """What the sweeps of one refresh did to each particle.
 
     Attributes:
-        accept_prob: mean acceptance probability, (num_particles,).
-        diverging: whether any sweep diverged, (num_particles,).
+        accept_prob: mean acceptance probability of the Hamiltonian sweeps, (num_particles,).
+        diverging: whether any of them diverged, (num_particles,).
         num_steps: gradient evaluations of each particle, scalar.
     """
 
@@ -178,35 +242,30 @@ def no_refresh(particles: jax.Array) -> Refresh:
 
 
 def refresh_ensemble(
-    rng_key: jax.Array,
-    refresh_id: jax.Array,
-    ensemble: Ensemble,
-    target: Target,
-    metric: Metric,
-    step_size: jax.Array,
-    num_sweeps: jax.Array,
+    rng_key: jax.Array, refresh_id: jax.Array, ensemble: Ensemble, target: Target, tuning: Tuning
 ) -> tuple[Ensemble, Ensemble, Refresh]:
-    """Sweep ``num_sweeps`` times, at most ``MAX_SWEEPS``.
+    """Sweep as often as ``tuning`` says, at most ``MAX_SWEEPS`` times.
 
     Args:
         rng_key: one key for all refreshes.
         refresh_id: scalar integer that tells this refresh from all others under the same key.
         ensemble: evaluated particles.
         target: the posterior.
-        metric: the frozen metric.
-        step_size: scalar, whitened units.
-        num_sweeps: scalar.
+        tuning: metric, step size and number of sweeps.
 
     Returns:
         The ensemble, the ensemble one sweep earlier, and what was done.
     """
+    num_sweeps = tuning.num_independent + tuning.num_hamiltonian
 
-    def sweep(carry: tuple[jax.Array, Ensemble, Ensemble, Refresh]) -> tuple[Any, ...]:
+    def one_sweep(carry: tuple[jax.Array, Ensemble, Ensemble, Refresh]) -> tuple[Any, ...]:
         done, _, current, total = carry
         key = random.fold_in(rng_key, MAX_SWEEPS * refresh_id + done)
-        moved, info = hmc_sweep(key, current, target, metric, step_size, TRAJECTORY_LENGTH)
+        is_independent = done < tuning.num_independent
+        moved, info = sweep(key, current, target, tuning, is_independent)
+        share = jnp.where(is_independent, 0.0, 1 / jnp.maximum(tuning.num_hamiltonian, 1))
         total = Refresh(
-            total.accept_prob + info.accept_prob / num_sweeps,
+            total.accept_prob + info.accept_prob * share,
             total.diverging | info.diverging,
             total.num_steps + info.num_steps,
         )
@@ -216,7 +275,7 @@ def refresh_ensemble(
     start = nothing._replace(accept_prob=jnp.zeros_like(nothing.accept_prob))
     _, previous, ensemble, total = lax.while_loop(
         lambda carry: carry[0] < num_sweeps,
-        sweep,
+        one_sweep,
         (jnp.zeros((), int), ensemble, ensemble, start),
     )
     return ensemble, previous, total

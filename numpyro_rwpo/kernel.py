@@ -162,7 +162,7 @@ def iterate(
     def correct(carry: tuple[Ensemble, Adaptation, Refresh]) -> tuple[Any, ...]:
         before, adaptation, _ = carry
         tuned = tuning(adaptation, settings.candidates, is_warmup)
-        after, between, refresh = refresh_ensemble(state.rng_key, elapsed, before, target, *tuned)
+        after, between, refresh = refresh_ensemble(state.rng_key, elapsed, before, target, tuned)
 
         def learn(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
             after, adaptation = carry

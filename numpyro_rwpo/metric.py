@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
 
 _OUTLIER = 15.0  # half interquartile ranges, 10 standard deviations of a normal
 _JITTER = 1e-6  # on correlation matrices: keeps the Cholesky factor in float32
@@ -42,10 +43,12 @@ class Preconditioner(NamedTuple):
 
     Attributes:
         factor: A with G = A A^T, (dim, dim), or (dim,) when diagonal.
+        inverse: the inverse of A, in the same form.
         spectrum: m, squared ratio of the ensemble's variance to the metric's per column, (dim,).
     """
 
     factor: jax.Array
+    inverse: jax.Array
     spectrum: jax.Array
 
 
@@ -96,7 +99,8 @@ def fisher_preconditioner(moments: Moments) -> Preconditioner:
     if moments.covariance.ndim == 1:
         variance = _positive(moments.covariance)
         gradient_variance = _positive(moments.gradient_covariance)
-        return Preconditioner((variance / gradient_variance) ** 0.25, variance * gradient_variance)
+        factor = (variance / gradient_variance) ** 0.25
+        return Preconditioner(factor, 1 / factor, variance * gradient_variance)
     # Standardised coordinates: Cholesky and eigenvalues must not see the units of the parameters.
     scale = jnp.sqrt(_positive(jnp.diagonal(moments.covariance)))
     correlation = moments.covariance / jnp.outer(scale, scale)
@@ -105,15 +109,24 @@ def fisher_preconditioner(moments: Moments) -> Preconditioner:
     spectrum, rotation = jnp.linalg.eigh((m + m.T) / 2)
     spectrum = jnp.maximum(_positive(spectrum), _JITTER * jnp.max(spectrum))
     factor = scale[:, None] * (lower @ rotation) * spectrum**-0.25
-    usable = jnp.all(jnp.isfinite(factor))
+    whitening = solve_triangular(lower, rotation, lower=True, trans="T").T / scale
+    inverse = spectrum[:, None] ** 0.25 * whitening
+    usable = jnp.all(jnp.isfinite(factor)) & jnp.all(jnp.isfinite(inverse))
     return Preconditioner(
-        jnp.where(usable, factor, jnp.diag(scale)), jnp.where(usable, spectrum, 1.0)
+        jnp.where(usable, factor, jnp.diag(scale)),
+        jnp.where(usable, inverse, jnp.diag(1 / scale)),
+        jnp.where(usable, spectrum, 1.0),
     )
 
 
 def to_position(factor: jax.Array, whitened: jax.Array) -> jax.Array:
     """Map whitened vectors (..., dim) to position units: A w."""
     return whitened * factor if factor.ndim == 1 else whitened @ factor.T
+
+
+def to_whitened(inverse: jax.Array, position: jax.Array) -> jax.Array:
+    """Map vectors in position units (..., dim) to whitened coordinates: w = A^-1 x."""
+    return position * inverse if inverse.ndim == 1 else position @ inverse.T
 
 
 def to_whitened_gradient(factor: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -97,7 +97,7 @@ def transport_step(
     """
     particles = ensemble.particles
     num_particles, dim = particles.shape
-    factor, spectrum = preconditioner
+    factor, width = preconditioner.factor, jnp.sqrt(preconditioner.spectrum)
     prior = target.prior or _no_prior(dim, particles.dtype)
     prox_time = relative_prox_time(particles, relative_time)
     density = HEADS[attention](particles, prior, prox_time)
@@ -107,9 +107,8 @@ def transport_step(
     typical = jnp.sort(speed[:, 0])[num_particles // 2]
     velocity = velocity * _at_most(_OUTLIER * typical, speed)
 
-    # sqrt(m): the ensemble's variance over the target's along each direction. Too narrow: at most
-    # double it; too wide: the heat part is weak there and allows a longer step.
-    width = jnp.sqrt(spectrum)
+    # The width sqrt(m) is the ensemble's variance over the target's along each direction. Too
+    # narrow: at most double it; too wide: the heat part is weak there and allows a longer step.
     step_size = jnp.where(width > 2.0, _WIDE_STEP, jnp.minimum(_STIFFNESS * relative_time, width))
     move = -step_size * velocity
     # In whitened coordinates the ensemble's mean squared radius is the sum of its widths.

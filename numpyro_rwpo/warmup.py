@@ -11,7 +11,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rwpo.correction import DIVERGENCE_THRESHOLD, MAX_SWEEPS, Metric, Refresh
+from numpyro_rwpo.correction import (
+    DIVERGENCE_THRESHOLD,
+    MAX_SWEEPS,
+    Metric,
+    Reference,
+    Refresh,
+    Tuning,
+)
 from numpyro_rwpo.ensemble import Ensemble, gradient, potential
 from numpyro_rwpo.metric import (
     Moments,
@@ -23,7 +30,9 @@ from numpyro_rwpo.metric import (
 from numpyro_rwpo.target import Target
 
 TRIAL_UPDATES = 6  # of each candidate metric, which take turns
-SETTLING_UPDATES = 14  # with the chosen metric, before adaptation may end
+SETTLING_UPDATES = 18  # after the trial, before adaptation may end
+INDEPENDENT_EVERY = 4  # updates, after the trial, one tries independent proposals
+MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
 REPLACEMENT_UPDATES = 12  # in which stuck particles are moved onto others
 _STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
@@ -45,18 +54,21 @@ class Candidates(NamedTuple):
 
 
 class Adaptation(NamedTuple):
-    """Running estimates of one ensemble; arrays over candidates have shape (candidates, ...).
+    """Running estimates of one ensemble.
+
+    Arrays over kinds of sweep have shape (kinds, ...): one Hamiltonian kind for each candidate
+    metric, and independent proposals last.
 
     Attributes:
         updates: warm-up updates of the correction so far, each from a pair of sweeps.
         chosen: index of the candidate metric in use after the trial.
         moments: running moments of the ensemble.
         preconditioner: the Fisher metric of these moments.
-        log_step: log step size of each candidate, (candidates,).
-        log_step_mean: its running mean, what sampling will use, (candidates,).
-        num_steps: running mean of leapfrog steps a sweep, (candidates,).
+        log_step: log step size of each Hamiltonian kind, (kinds,).
+        log_step_mean: its running mean, what sampling will use, (kinds,).
+        num_steps: running mean of gradient evaluations a sweep, (kinds,).
         lag_1: autocorrelation of the statistics after one sweep, across particles,
-            (candidates, 2 dim + 1).
+            (kinds, 2 dim + 1).
         lag_2: the same after two sweeps.
     """
 
@@ -69,14 +81,6 @@ class Adaptation(NamedTuple):
     num_steps: jax.Array
     lag_1: jax.Array
     lag_2: jax.Array
-
-
-class Tuning(NamedTuple):
-    """What a sweep needs: metric and step size, and the sweeps between two draws of a particle."""
-
-    metric: Metric
-    step_size: jax.Array
-    num_sweeps: jax.Array
 
 
 class SweepPair(NamedTuple):
@@ -92,16 +96,17 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
     """Before the first sweep: unit moments and a step size from the dimension alone."""
     dim, dtype = particles.shape[1], particles.dtype
     unit = jnp.eye(dim, dtype=dtype) if candidates.dense else jnp.ones(dim, dtype)
-    log_step = jnp.full(candidates.number, -0.25 * math.log(dim), dtype)
-    correlation = jnp.ones((candidates.number, 2 * dim + 1), dtype)
+    num_kinds = candidates.number + 1
+    log_step = jnp.full(num_kinds, -0.25 * math.log(dim), dtype)
+    correlation = jnp.ones((num_kinds, 2 * dim + 1), dtype)
     return Adaptation(
         updates=jnp.zeros((), int),
         chosen=jnp.zeros((), int),
         moments=Moments(jnp.zeros(dim, dtype), unit, unit),
-        preconditioner=Preconditioner(unit, jnp.ones(dim, dtype)),
+        preconditioner=Preconditioner(unit, unit, jnp.ones(dim, dtype)),
         log_step=log_step,
         log_step_mean=log_step,
-        num_steps=jnp.ones(candidates.number, dtype),
+        num_steps=jnp.ones(num_kinds, dtype),
         lag_1=correlation,
         lag_2=correlation,
     )
@@ -111,46 +116,72 @@ def _on_trial(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
     return (adaptation.updates < TRIAL_UPDATES * candidates.number) & (candidates.number > 1)
 
 
-def _candidate(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
+def _is_independent_turn(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
+    is_turn = adaptation.updates % INDEPENDENT_EVERY == INDEPENDENT_EVERY - 1
+    return is_turn & ~_on_trial(adaptation, candidates)
+
+
+def _hamiltonian_kind(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
     turn = adaptation.updates % candidates.number
     return jnp.where(_on_trial(adaptation, candidates), turn, adaptation.chosen)
 
 
-def _metric(adaptation: Adaptation, candidate: jax.Array, candidates: Candidates) -> Metric:
+def _metric(adaptation: Adaptation, kind: jax.Array, candidates: Candidates) -> Metric:
     scale = jnp.sqrt(variances(adaptation.moments))
     diagonal = jnp.diag(scale) if candidates.dense else scale
-    exact = candidate == candidates.fisher  # the exact flow comes last
+    exact = kind == candidates.fisher  # the exact flow comes last
     if not candidates.exact_flow:
         exact = jnp.zeros((), bool)
     return Metric(jnp.where(exact, diagonal, adaptation.preconditioner.factor), scale, exact)
 
 
-def _num_sweeps(adaptation: Adaptation) -> jax.Array:
-    """Sweeps after which no statistic of a particle remembers more than a tenth of itself.
+def _sweeps_needed(adaptation: Adaptation, num_independent: jax.Array) -> jax.Array:
+    """Hamiltonian sweeps after which no statistic of a particle remembers more than a tenth.
 
-    A statistic that mixes fast and slow directions decays as w r^k; r is the ratio of its lag-2 to
-    its lag-1 correlation, which lag 1 alone would underestimate.
+    At least one, after ``num_independent`` (n,) independent ones; (n,). A statistic that mixes
+    fast and slow directions decays as w r^k under Hamiltonian sweeps; r is the ratio of its lag-2
+    to its lag-1 correlation, which lag 1 alone would underestimate.
     """
-    lag_1 = jnp.clip(adaptation.lag_1[adaptation.chosen], 1e-3, 0.999)
-    lag_2 = jnp.clip(adaptation.lag_2[adaptation.chosen], 1e-3, 0.999)
-    rate = jnp.clip(jnp.maximum(lag_2 / lag_1, lag_1), 1e-3, 0.999)
-    weight = lag_1 / rate
-    needed = jnp.log(_RESIDUAL_CORRELATION / weight) / jnp.log(rate)
-    return jnp.clip(jnp.ceil(needed.max()), 1, MAX_SWEEPS).astype(int)
+    lag_1 = jnp.clip(adaptation.lag_1, 1e-3, 0.999)
+    lag_2 = jnp.clip(adaptation.lag_2, 1e-3, 0.999)
+    slow, fast = lag_1[adaptation.chosen], lag_2[adaptation.chosen]
+    rate = jnp.clip(jnp.maximum(fast / slow, slow), 1e-3, 0.999)
+    left = (slow / rate) * lag_1[-1] ** num_independent[:, None]
+    needed = jnp.log(_RESIDUAL_CORRELATION / left) / jnp.log(rate)
+    return jnp.clip(jnp.ceil(needed.max(-1)), 1, MAX_SWEEPS - MAX_INDEPENDENT).astype(int)
 
 
-def tuning(adaptation: Adaptation, candidates: Candidates, warming: jax.Array) -> Tuning:
-    """The tuning of the next sweep: on trial during warm-up, the settled one after it."""
-    candidate = jnp.where(warming, _candidate(adaptation, candidates), adaptation.chosen)
-    log_step = jnp.where(warming, adaptation.log_step, adaptation.log_step_mean)[candidate]
-    metric = _metric(adaptation, candidate, candidates)
-    return Tuning(metric, jnp.exp(log_step), jnp.where(warming, 2, _num_sweeps(adaptation)))
+def _num_sweeps(adaptation: Adaptation) -> tuple[jax.Array, jax.Array]:
+    """The cheapest numbers of independent and Hamiltonian sweeps."""
+    num_independent = jnp.arange(MAX_INDEPENDENT + 1)
+    num_hamiltonian = _sweeps_needed(adaptation, num_independent)
+    cost = num_independent + num_hamiltonian * adaptation.num_steps[adaptation.chosen]
+    best = jnp.argmin(cost)
+    return best, num_hamiltonian[best]
+
+
+def tuning(adaptation: Adaptation, candidates: Candidates, is_warmup: jax.Array) -> Tuning:
+    """The tuning of the next refresh: the settled one, in warm-up a pair of one kind of sweep."""
+    kind = _hamiltonian_kind(adaptation, candidates)
+    kind = jnp.where(is_warmup, kind, adaptation.chosen)
+    log_step = jnp.where(is_warmup, adaptation.log_step, adaptation.log_step_mean)[kind]
+    num_independent, num_hamiltonian = _num_sweeps(adaptation)
+    pair = 2 * _is_independent_turn(adaptation, candidates)
+    preconditioner = adaptation.preconditioner
+    return Tuning(
+        metric=_metric(adaptation, kind, candidates),
+        reference=Reference(adaptation.moments.mean, preconditioner.factor, preconditioner.inverse),
+        step_size=jnp.exp(log_step),
+        num_independent=jnp.where(is_warmup, pair, num_independent),
+        num_hamiltonian=jnp.where(is_warmup, 2 - pair, num_hamiltonian),
+    )
 
 
 def is_settled(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
     """Whether warm-up has run long enough for its estimates, scalar."""
     trial = TRIAL_UPDATES * candidates.number if candidates.number > 1 else 0
-    return adaptation.updates >= trial + SETTLING_UPDATES + 2 * _num_sweeps(adaptation)
+    needed = _sweeps_needed(adaptation, jnp.zeros(1, int))[0]
+    return adaptation.updates >= trial + SETTLING_UPDATES + 2 * needed
 
 
 def _standardize(x: jax.Array) -> jax.Array:
@@ -227,8 +258,10 @@ def learn_sweeps(
 ) -> Adaptation:
     """Learn step size, memory of the statistics and the better metric from a pair of sweeps."""
     on_trial = _on_trial(adaptation, candidates)
-    now = _candidate(adaptation, candidates)
+    is_independent = _is_independent_turn(adaptation, candidates)
+    now = jnp.where(is_independent, candidates.number, _hamiltonian_kind(adaptation, candidates))
     uses = jnp.where(on_trial, adaptation.updates // candidates.number, adaptation.updates)
+    uses = jnp.where(is_independent, adaptation.updates // INDEPENDENT_EVERY, uses)
     weight = jnp.maximum(1 / (1.0 + uses), _MEMORY)
 
     accept_prob = pair.refresh.accept_prob.mean()
@@ -248,7 +281,7 @@ def learn_sweeps(
         lag_2=adaptation.lag_2.at[now].set(_blend(adaptation.lag_2[now], lag_2, weight)),
     )
     dim = pair.after.particles.shape[1]
-    gain_per_gradient = (1 - learnt.lag_1[:, :dim]).min(1) / learnt.num_steps
+    gain_per_gradient = (1 - learnt.lag_1[:-1, :dim]).min(1) / learnt.num_steps[:-1]
     return learnt._replace(
         chosen=jnp.where(on_trial, jnp.argmax(gain_per_gradient), adaptation.chosen)
     )

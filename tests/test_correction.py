@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from jax import random
 
-from numpyro_rwpo.correction import Metric, Phase, _force, hmc_sweep, leapfrog_step
+from numpyro_rwpo.correction import (
+    Metric,
+    Phase,
+    Reference,
+    Tuning,
+    _force,
+    leapfrog_step,
+    sweep,
+)
 from numpyro_rwpo.ensemble import Ensemble
 from numpyro_rwpo.priors import LaplacePrior
 from numpyro_rwpo.target import Differentiation
@@ -36,6 +44,14 @@ def make_metric(exact):
         return Metric(jnp.diag(scale), scale, jnp.ones((), bool))
     factor = jnp.asarray(np.linalg.cholesky(np.linalg.inv(PRECISION)))
     return Metric(factor, jnp.ones(DIM), jnp.zeros((), bool))
+
+
+def make_tuning(exact, step_size):
+    """Any reference will do for a Metropolis-corrected proposal; this one is off the target."""
+    factor = jnp.asarray([[0.7, 0.0, 0.0], [-0.2, 0.6, 0.0], [0.0, 0.3, 1.0]])
+    reference = Reference(jnp.array([0.3, 0.2, 0.6]), factor, jnp.linalg.inv(factor))
+    one = jnp.ones((), int)
+    return Tuning(make_metric(exact), reference, jnp.asarray(step_size), one, one)
 
 
 def one_step(target, metric, x, p, step_size):
@@ -85,19 +101,19 @@ def largest_z(draws, others):
     return np.abs((a.mean(0) - b.mean(0)) / error).max()
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_sweeps_leave_the_target_invariant(exact):
+@pytest.mark.parametrize(
+    ("exact", "is_independent"), [(True, False), (False, False), (False, True)]
+)
+def test_sweeps_leave_the_target_invariant(exact, is_independent):
     """11 moments of moved exact draws against fresh ones; a false alarm at 4.5 errors: 1e-4."""
     draws, fresh = exact_draws(random.key(0), 400_000), exact_draws(random.key(1), 400_000)
 
     def moved(target):
-        metric = make_metric(exact)
         ensemble = Ensemble(draws, *target.value_and_grad(draws))
+        tuning = make_tuning(exact, 0.7)
         infos = []
         for k in range(3):
-            ensemble, info = hmc_sweep(
-                random.key(k + 2), ensemble, target, metric, jnp.asarray(0.7), 1.5
-            )
+            ensemble, info = sweep(random.key(k + 2), ensemble, target, tuning, is_independent)
             infos.append(info)
         return ensemble.particles, infos
 
@@ -117,9 +133,7 @@ def test_small_steps_are_accepted(exact):
     ensemble = Ensemble(draws, *target.value_and_grad(draws))
 
     def rejected(step_size):
-        _, info = hmc_sweep(
-            random.key(1), ensemble, target, make_metric(exact), jnp.asarray(step_size), 1.0
-        )
+        _, info = sweep(random.key(1), ensemble, target, make_tuning(exact, step_size))
         return 1 - float(info.accept_prob.mean())
 
     assert rejected(0.05) < rejected(0.5) / (30 if exact else 5)
@@ -132,7 +146,12 @@ def test_non_finite_potentials_are_rejected_and_flagged():
     target = Differentiation(1.0, False).target(smooth, None)
     x = jnp.zeros((200, DIM))
     ensemble = Ensemble(x, *target.value_and_grad(x))
-    metric = make_metric(False)
-    moved, info = hmc_sweep(random.key(0), ensemble, target, metric, jnp.asarray(0.8), 1.5)
-    assert np.all(np.isfinite(moved.particles)) and np.all(moved.particles[:, 0] <= 0.5)
-    assert info.diverging.any() and np.all(info.accept_prob[info.diverging] == 0)
+    for is_independent in (False, True):
+        moved, info = sweep(
+            random.key(0), ensemble, target, make_tuning(False, 0.8), is_independent
+        )
+        assert np.all(np.isfinite(moved.particles)) and np.all(moved.particles[:, 0] <= 0.5)
+        assert (info.accept_prob == 0).any()
+        assert np.all(info.accept_prob[info.diverging] == 0)
+        # A proposal that lands on bad ground says nothing about the integrator.
+        assert info.diverging.any() != is_independent

@@ -22,7 +22,10 @@ def test_gaussian_target(units):
     particles = (rng.normal(size=(64, DIM)) @ spread.T * units).astype(np.float32)
     gradients = (particles @ precision).astype(np.float32)
     moments = ensemble_moments(jnp.asarray(particles), jnp.asarray(gradients), True)
-    factor = np.asarray(fisher_preconditioner(moments).factor, np.float64) / units[:, None]
+    preconditioner = fisher_preconditioner(moments)
+    factor = np.asarray(preconditioner.factor, np.float64) / units[:, None]
+    inverse = np.asarray(preconditioner.inverse, np.float64) * units
+    np.testing.assert_allclose(inverse @ factor, np.eye(DIM), atol=1e-3)
     # Single precision through a condition number of 100.
     whitened = factor @ factor.T @ (precision * np.outer(units, units))
     np.testing.assert_allclose(whitened, np.eye(DIM), atol=2e-2)
