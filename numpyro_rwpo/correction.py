@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax, random
-from jax.scipy.special import erf
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.ensemble import Ensemble, is_usable, potential
@@ -186,10 +185,12 @@ def sweep(
     num_particles, dim = particles.shape
     metric, reference, step_size = tuning.metric, tuning.reference, tuning.step_size
     # One call for all randomness, flat: each call and each axis costs XLA a while to compile.
-    noise = random.normal(rng_key, (num_particles * (dim + 2),), particles.dtype)
+    low = jnp.nextafter(jnp.array(-1.0, particles.dtype), jnp.array(0.0, particles.dtype))
+    noise = random.uniform(rng_key, (num_particles * (dim + 2),), particles.dtype, low, 1.0)
     noise = noise.reshape(num_particles, dim + 2)
-    momentum, jitter = noise[:, :dim], 1 + STEP_JITTER * jnp.tanh(noise[:, dim, None])
-    uniform = (1 + erf(noise[:, dim + 1] * math.sqrt(0.5))) / 2
+    momentum = math.sqrt(2) * lax.erf_inv(noise[:, :dim])
+    jitter = 1 + STEP_JITTER * noise[:, dim, None]
+    uniform = (1 + noise[:, dim + 1]) / 2
     num_steps = jnp.where(is_independent, 1, trajectory_steps(step_size))
     jump = Jump(
         jnp.asarray(is_independent), reference.mean + to_position(reference.factor, momentum)

@@ -181,8 +181,10 @@ def fit_grid(
     """
     prox_time = jnp.broadcast_to(jnp.asarray(prox_time, particles.dtype), particles.shape[1:])
     lowest, highest = jnp.min(particles, 0), jnp.max(particles, 0)
-    lowest = jnp.minimum(lowest, prior.prox(lowest, prox_time))
-    highest = jnp.maximum(highest, prior.prox(highest, prox_time))
+    # The prior's proximal points of the two, where they lie further out.
+    below = jnp.maximum(lowest - prox_time * prior.rate_right, prior.location)
+    above = jnp.minimum(highest + prox_time * prior.rate_left, prior.location)
+    lowest, highest = jnp.minimum(lowest, below), jnp.maximum(highest, above)
     scale = jnp.sqrt(2 * prox_time / inverse_temperature)
     magnitude = jnp.maximum(jnp.abs(lowest), jnp.abs(highest))
     rounding = 32 * float(np.finfo(particles.dtype).eps) * magnitude
@@ -193,6 +195,7 @@ def fit_grid(
     is_inside = (kink >= 0) & (kink <= _NUM_COARSE - 1)
     origin = jnp.where(is_inside, prior.location - kink * coarse, origin)
     kink = jnp.clip(kink, -1, _NUM_COARSE)
+    origin, coarse, kink, scale = _computed_once(origin, coarse, kink, scale)
 
     nodes = origin + coarse * jnp.arange(_NUM_COARSE)[:, None]
     kernel_time = 0.5 * inverse_temperature * scale**2
@@ -208,6 +211,15 @@ def fit_grid(
     log_density = log_heat - half_prior.potential(steps * spacing)
     prior_slope = half_prior.subgradient(steps[:-1] + 0.5)
     return _integrate(origin, spacing, log_density, prior_slope, 1 / scale)
+
+
+def _computed_once(*rows: jax.Array) -> jax.Array:
+    """The rows, as the product of a unit matrix with them.
+
+    XLA fuses everything but a product into all its uses, to be compiled and computed again there.
+    """
+    table = jnp.stack(rows)
+    return jnp.matmul(jnp.eye(len(rows), dtype=table.dtype), table, precision="highest")
 
 
 def _linear_histogram(position: jax.Array) -> jax.Array:

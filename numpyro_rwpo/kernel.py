@@ -110,6 +110,16 @@ class Settings(NamedTuple):
     inverse_temperature: float
 
 
+class Chain(NamedTuple):
+    """The part of a chain's state that its phases change; see :class:`RWPOState`."""
+
+    ensemble: Ensemble
+    centring: jax.Array
+    flow: Flow
+    adaptation: Adaptation
+    refresh: Refresh
+
+
 def _run_if(active: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> Carry:
     """Run ``body`` once where ``active``.
 
@@ -131,90 +141,105 @@ def iterate(
 ) -> RWPOState:
     """One NumPyro iteration of one ensemble: advance its phase, then emit the next particle."""
     num_particles = state.ensemble.particles.shape[0]
-    elapsed = state.iteration + settings.num_warmup
+    warmup_passes = math.ceil(settings.num_warmup / num_particles)
+    index = lax.rem(state.iteration + warmup_passes * num_particles, num_particles)
     is_warmup = state.iteration < 0
-    index = jnp.mod(state.iteration, num_particles)
+    elapsed = state.iteration + settings.num_warmup
+    update = elapsed - settings.num_transport  # of the adaptation
 
-    is_start = is_warmup & (elapsed == 0)
-    particles, centring = _run_if(
-        is_start,
-        lambda carry: quasi_newton_start(carry[0], target),
-        (state.ensemble.particles, state.centring),
-    )
-    target = target._replace(centring=centring)
-    is_ahead = state.flow.is_ahead
-    ensemble = _run_if(
-        is_ahead,
-        lambda e: evaluate(e.particles, target),
-        state.ensemble._replace(particles=particles),
-    )
-    flow = state.flow._replace(is_ahead=jnp.zeros_like(is_ahead))
+    # These are the same for all chains, so they stay branches where chains are vectorized.
+    is_start = elapsed == 0
+    is_flow_phase = is_warmup & ~is_start & (update < 0)
+    is_adaptation_phase = is_warmup & (update >= 0) & settings.corrected
+    is_refresh = ~is_warmup & (index == 0) & settings.corrected
 
-    is_transport = is_warmup & (elapsed < settings.num_transport) & ~is_at_rest(flow)
-    is_adapting = is_warmup & (elapsed >= settings.num_transport) & settings.corrected
-    is_adapting &= ~is_settled(state.adaptation, settings.candidates)
-    ensemble, adaptation = _run_if(
-        is_transport | is_adapting,
-        lambda carry: (carry[0], learn_moments(carry[1], carry[0], target, settings.candidates)),
-        (ensemble, state.adaptation),
-    )
+    def place(carry: Chain) -> Chain:
+        """Start or transport."""
+        ensemble, centring, flow = carry.ensemble, carry.centring, carry.flow
+        particles, centring = lax.cond(
+            is_start & is_warmup,
+            lambda x, c: quasi_newton_start(x, target),
+            lambda x, c: (x, c),
+            ensemble.particles,
+            centring,
+        )
+        placed = target._replace(centring=centring)
+        ensemble, flow = lax.cond(
+            is_flow_phase,
+            lambda e, f: transport_step(
+                e,
+                f,
+                carry.adaptation.preconditioner,
+                placed,
+                attention=settings.attention,
+                relative_time=settings.relative_prox_time,
+            ),
+            lambda e, f: (e, f),
+            ensemble._replace(particles=particles),
+            flow,
+        )
+        ensemble = evaluate(ensemble.particles, placed)
+        return carry._replace(ensemble=ensemble, centring=centring, flow=flow)
 
-    def correct(carry: tuple[Ensemble, Adaptation, Refresh]) -> tuple[Any, ...]:
-        before, adaptation, _ = carry
-        tuned = tuning(adaptation, settings.candidates, is_warmup)
-        after, between, refresh = refresh_ensemble(state.rng_key, elapsed, before, target, tuned)
+    def correct(carry: Chain) -> Chain:
+        """Refresh and, in warm-up, learn from it."""
+        before, adaptation = carry.ensemble, carry.adaptation
+        placed = target._replace(centring=carry.centring)
+        tuned = tuning(adaptation, update, settings.candidates, is_warmup)
+        after, between, refresh = refresh_ensemble(state.rng_key, elapsed, before, placed, tuned)
 
-        def learn(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
-            after, adaptation = carry
+        def learn(after: Ensemble, adaptation: Adaptation) -> tuple[Ensemble, Adaptation]:
             pair = SweepPair(before, between, after, refresh)
             learnt = learn_sweeps(
-                adaptation, pair, target, settings.candidates, settings.target_accept_prob
+                adaptation, update, pair, placed, settings.candidates, settings.target_accept_prob
             )
-            return replace_stuck(adaptation, after, refresh, target), learnt
+            return replace_stuck(update, after, refresh, placed), learnt
 
-        after, adaptation = lax.cond(is_warmup, learn, lambda c: c, (after, adaptation))
-        return after, adaptation, refresh
+        after, adaptation = lax.cond(is_warmup, learn, lambda *same: same, after, adaptation)
+        return carry._replace(ensemble=after, adaptation=adaptation, refresh=refresh)
 
-    is_refresh = ~is_warmup & (index == 0) & settings.corrected
-    is_correction = is_adapting | is_refresh
-    ensemble, adaptation, refresh = _run_if(
-        is_correction, correct, (ensemble, adaptation, state.refresh)
-    )
+    def advance(carry: Chain) -> Chain:
+        adaptation = lax.cond(
+            is_flow_phase | is_adaptation_phase,
+            lambda a: learn_moments(
+                a,
+                update,
+                carry.ensemble,
+                target._replace(centring=carry.centring),
+                settings.candidates,
+            ),
+            lambda a: a,
+            carry.adaptation,
+        )
+        carry = carry._replace(adaptation=adaptation)
+        carry = lax.cond(is_start | is_flow_phase, place, lambda c: c, carry)
+        return lax.cond(is_adaptation_phase | is_refresh, correct, lambda c: c, carry)
 
+    is_flowing = is_flow_phase & ~is_at_rest(state.flow)
+    is_adapting = is_adaptation_phase & ~is_settled(state.adaptation, update, settings.candidates)
+    active = is_start | is_flowing | is_adapting | is_refresh
+    chain = Chain(state.ensemble, state.centring, state.flow, state.adaptation, state.refresh)
+    chain = _run_if(active, advance, chain)
+
+    is_sweep = is_adapting | is_refresh
     spent = (
-        jnp.where(is_start, num_start_evaluations(num_particles), 0)
-        + num_particles * is_ahead
-        + num_particles * refresh.num_steps * is_correction
+        jnp.where(is_start & is_warmup, num_start_evaluations(num_particles), 0)
+        + num_particles * (is_start | is_flowing)
+        + num_particles * chain.refresh.num_steps * is_sweep
     )
-    emitted = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, False), ensemble)
-    z, log_jacobian = emit(emitted.particles, centring)
-    potential_energy = potential(emitted, target) / settings.inverse_temperature - log_jacobian
-
-    # Last, so that what is emitted has the potential that was evaluated.
-    ensemble, flow = _run_if(
-        is_transport,
-        lambda carry: transport_step(
-            *carry,
-            adaptation.preconditioner,
-            target,
-            attention=settings.attention,
-            relative_time=settings.relative_prox_time,
-        ),
-        (ensemble, flow),
-    )
+    emitted = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, False), chain.ensemble)
+    z, log_jacobian = emit(emitted.particles, chain.centring)
+    whole = potential(emitted, target._replace(centring=chain.centring))
+    log_step_size = chain.adaptation.log_step_mean[chain.adaptation.chosen]
     return state._replace(
         iteration=state.iteration + 1,
         z=z,
-        diverging=refresh.diverging[index],
-        potential_energy=potential_energy,
-        accept_prob=refresh.accept_prob[index],
-        num_steps=jnp.where(is_warmup, spent, refresh.num_steps),
-        step_size=jnp.exp(adaptation.log_step_mean[adaptation.chosen]),
-        centring=centring,
-        ensemble=ensemble,
-        flow=flow,
-        adaptation=adaptation,
-        refresh=refresh,
+        diverging=chain.refresh.diverging[index],
+        potential_energy=whole / settings.inverse_temperature - log_jacobian,
+        accept_prob=chain.refresh.accept_prob[index],
+        num_steps=jnp.where(is_warmup, spent, chain.refresh.num_steps),
+        step_size=jnp.exp(log_step_size),
+        **chain._asdict(),
     )
 
 

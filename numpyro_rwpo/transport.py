@@ -42,19 +42,17 @@ class Flow(NamedTuple):
             over coordinates.
         stalled: steps since the residual last fell.
         steps: steps taken.
-        is_ahead: whether the particles have moved since they were evaluated.
     """
 
     residual: jax.Array
     stalled: jax.Array
     steps: jax.Array
-    is_ahead: jax.Array
 
 
 def initial_flow(dtype: jnp.dtype) -> Flow:
-    """A flow that has not moved, of particles that were never evaluated."""
+    """A flow that has not moved."""
     zero = jnp.zeros((), int)
-    return Flow(jnp.full((), jnp.inf, dtype), zero, zero, jnp.ones((), bool))
+    return Flow(jnp.full((), jnp.inf, dtype), zero, zero)
 
 
 def is_at_rest(flow: Flow) -> jax.Array:
@@ -121,6 +119,5 @@ def transport_step(
         residual=jnp.minimum(flow.residual, residual),
         stalled=jnp.where(fell, 0, flow.stalled + 1),
         steps=flow.steps + 1,
-        is_ahead=jnp.ones_like(flow.is_ahead),
     )
     return ensemble._replace(particles=particles + to_position(factor, move)), progress

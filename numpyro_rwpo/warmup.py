@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from numpyro_rwpo.correction import (
     DIVERGENCE_THRESHOLD,
@@ -60,7 +61,6 @@ class Adaptation(NamedTuple):
     metric, and independent proposals last.
 
     Attributes:
-        updates: warm-up updates of the correction so far, each from a pair of sweeps.
         chosen: index of the candidate metric in use after the trial.
         moments: running moments of the ensemble.
         preconditioner: the Fisher metric of these moments.
@@ -72,7 +72,6 @@ class Adaptation(NamedTuple):
         lag_2: the same after two sweeps.
     """
 
-    updates: jax.Array
     chosen: jax.Array
     moments: Moments
     preconditioner: Preconditioner
@@ -100,7 +99,6 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
     log_step = jnp.full(num_kinds, -0.25 * math.log(dim), dtype)
     correlation = jnp.ones((num_kinds, 2 * dim + 1), dtype)
     return Adaptation(
-        updates=jnp.zeros((), int),
         chosen=jnp.zeros((), int),
         moments=Moments(jnp.zeros(dim, dtype), unit, unit),
         preconditioner=Preconditioner(unit, unit, jnp.ones(dim, dtype)),
@@ -112,18 +110,20 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
     )
 
 
-def _on_trial(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
-    return (adaptation.updates < TRIAL_UPDATES * candidates.number) & (candidates.number > 1)
+def _on_trial(update: jax.Array, candidates: Candidates) -> jax.Array:
+    return (update < TRIAL_UPDATES * candidates.number) & (candidates.number > 1)
 
 
-def _is_independent_turn(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
-    is_turn = adaptation.updates % INDEPENDENT_EVERY == INDEPENDENT_EVERY - 1
-    return is_turn & ~_on_trial(adaptation, candidates)
+def _is_independent_turn(update: jax.Array, candidates: Candidates) -> jax.Array:
+    is_turn = lax.rem(update, INDEPENDENT_EVERY) == INDEPENDENT_EVERY - 1
+    return is_turn & ~_on_trial(update, candidates)
 
 
-def _hamiltonian_kind(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
-    turn = adaptation.updates % candidates.number
-    return jnp.where(_on_trial(adaptation, candidates), turn, adaptation.chosen)
+def _hamiltonian_kind(
+    adaptation: Adaptation, update: jax.Array, candidates: Candidates
+) -> jax.Array:
+    turn = lax.rem(update, candidates.number)
+    return jnp.where(_on_trial(update, candidates), turn, adaptation.chosen)
 
 
 def _metric(adaptation: Adaptation, kind: jax.Array, candidates: Candidates) -> Metric:
@@ -160,13 +160,15 @@ def _num_sweeps(adaptation: Adaptation) -> tuple[jax.Array, jax.Array]:
     return best, num_hamiltonian[best]
 
 
-def tuning(adaptation: Adaptation, candidates: Candidates, is_warmup: jax.Array) -> Tuning:
+def tuning(
+    adaptation: Adaptation, update: jax.Array, candidates: Candidates, is_warmup: jax.Array
+) -> Tuning:
     """The tuning of the next refresh: the settled one, in warm-up a pair of one kind of sweep."""
-    kind = _hamiltonian_kind(adaptation, candidates)
+    kind = _hamiltonian_kind(adaptation, update, candidates)
     kind = jnp.where(is_warmup, kind, adaptation.chosen)
     log_step = jnp.where(is_warmup, adaptation.log_step, adaptation.log_step_mean)[kind]
     num_independent, num_hamiltonian = _num_sweeps(adaptation)
-    pair = 2 * _is_independent_turn(adaptation, candidates)
+    pair = 2 * _is_independent_turn(update, candidates)
     preconditioner = adaptation.preconditioner
     return Tuning(
         metric=_metric(adaptation, kind, candidates),
@@ -177,11 +179,11 @@ def tuning(adaptation: Adaptation, candidates: Candidates, is_warmup: jax.Array)
     )
 
 
-def is_settled(adaptation: Adaptation, candidates: Candidates) -> jax.Array:
+def is_settled(adaptation: Adaptation, update: jax.Array, candidates: Candidates) -> jax.Array:
     """Whether warm-up has run long enough for its estimates, scalar."""
     trial = TRIAL_UPDATES * candidates.number if candidates.number > 1 else 0
     needed = _sweeps_needed(adaptation, jnp.zeros(1, int))[0]
-    return adaptation.updates >= trial + SETTLING_UPDATES + 2 * needed
+    return update >= trial + SETTLING_UPDATES + 2 * needed
 
 
 def _standardize(x: jax.Array) -> jax.Array:
@@ -203,7 +205,7 @@ def _statistics(ensembles: Ensemble, target: Target) -> jax.Array:
 
 
 def replace_stuck(
-    adaptation: Adaptation, ensemble: Ensemble, refresh: Refresh, target: Target
+    update: jax.Array, ensemble: Ensemble, refresh: Refresh, target: Target
 ) -> Ensemble:
     """Move particles that reject everything onto others, early in warm-up only.
 
@@ -213,7 +215,7 @@ def replace_stuck(
     """
     accept_prob = refresh.accept_prob
     stuck = (accept_prob < _STUCK) & (accept_prob.mean() > 0.5)
-    stuck &= adaptation.updates < REPLACEMENT_UPDATES
+    stuck &= update < REPLACEMENT_UPDATES
     height = potential(ensemble, target)
     median = jnp.sort(height)[height.size // 2]
     stuck |= height - median > DIVERGENCE_THRESHOLD
@@ -237,31 +239,40 @@ def _adapt_step(
 
 
 def learn_moments(
-    adaptation: Adaptation, ensemble: Ensemble, target: Target, candidates: Candidates
+    adaptation: Adaptation,
+    update: jax.Array,
+    ensemble: Ensemble,
+    target: Target,
+    candidates: Candidates,
 ) -> Adaptation:
     """Blend the moments of an ensemble into the running ones.
 
-    Before the first sweep (in transport, that is) they replace them.
+    Up to update 0 (in transport, where they are negative) they replace them.
     """
     new = ensemble_moments(ensemble.particles, gradient(ensemble, target), candidates.dense)
-    memory = jnp.maximum(1 / (1.0 + adaptation.updates), _MEMORY)
+    memory = jnp.maximum(1 / (1.0 + jnp.maximum(update, 0)), _MEMORY)
     moments = jax.tree.map(lambda o, n: _blend(o, n, memory), adaptation.moments, new)
     return adaptation._replace(moments=moments, preconditioner=fisher_preconditioner(moments))
 
 
 def learn_sweeps(
     adaptation: Adaptation,
+    update: jax.Array,
     pair: SweepPair,
     target: Target,
     candidates: Candidates,
     target_accept_prob: float,
 ) -> Adaptation:
-    """Learn step size, memory of the statistics and the better metric from a pair of sweeps."""
-    on_trial = _on_trial(adaptation, candidates)
-    is_independent = _is_independent_turn(adaptation, candidates)
-    now = jnp.where(is_independent, candidates.number, _hamiltonian_kind(adaptation, candidates))
-    uses = jnp.where(on_trial, adaptation.updates // candidates.number, adaptation.updates)
-    uses = jnp.where(is_independent, adaptation.updates // INDEPENDENT_EVERY, uses)
+    """Learn step size, memory of the statistics and the better metric from a pair of sweeps.
+
+    Updates count from 0; each takes one pair.
+    """
+    on_trial = _on_trial(update, candidates)
+    is_independent = _is_independent_turn(update, candidates)
+    hamiltonian = _hamiltonian_kind(adaptation, update, candidates)
+    now = jnp.where(is_independent, candidates.number, hamiltonian)
+    uses = jnp.where(on_trial, update // candidates.number, update)
+    uses = jnp.where(is_independent, update // INDEPENDENT_EVERY, uses)
     weight = jnp.maximum(1 / (1.0 + uses), _MEMORY)
 
     accept_prob = pair.refresh.accept_prob.mean()
@@ -273,7 +284,6 @@ def learn_sweeps(
     lag_2 = (before * after).mean(0)
     steps = _blend(adaptation.num_steps[now], pair.refresh.num_steps / 2, weight)
     learnt = adaptation._replace(
-        updates=adaptation.updates + 1,
         log_step=adaptation.log_step.at[now].set(log_step),
         log_step_mean=adaptation.log_step_mean.at[now].set(log_step_mean),
         num_steps=adaptation.num_steps.at[now].set(steps),
