@@ -86,8 +86,17 @@ class GridDensity(NamedTuple):
         return _lookup(self.slope, self._locate(x)[0])
 
     def heat_score(self, x: jax.Array) -> jax.Array:
-        """:meth:`score` without the prior: plus half the inverse temperature times its slope."""
-        return _lookup(self.heat_slope, self._locate(x)[0])
+        """:meth:`score` without the prior: plus half the inverse temperature times its slope.
+
+        Interpolated between the middles of the cells: where a score is constant, particles that
+        follow it do not keep apart.
+        """
+        position = (x - self.origin) / self.spacing + 0.5
+        left = jnp.clip(jnp.floor(position), 0, self.slope.shape[0] - 2)
+        share = jnp.clip(position - left, 0, 1)
+        cell = left.astype(int)
+        below, above = _lookup(self.heat_slope, cell), _lookup(self.heat_slope, cell + 1)
+        return below + share * (above - below)
 
     def _log_tail(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Whether the mass to the left of ``x`` is the smaller one, and the log of the smaller."""

@@ -32,7 +32,14 @@ from numpyro_rwpo.attention import HEADS
 from numpyro_rwpo.correction import Refresh, no_refresh, refresh_ensemble
 from numpyro_rwpo.ensemble import Ensemble, evaluate, is_usable, potential, unevaluated
 from numpyro_rwpo.start import num_start_evaluations, quasi_newton_start
-from numpyro_rwpo.target import Differentiation, ModelSource, PotentialSource, Source, Target
+from numpyro_rwpo.target import (
+    Differentiation,
+    ModelSource,
+    PotentialSource,
+    Source,
+    Target,
+    has_loop,
+)
 from numpyro_rwpo.transport import (
     MAX_TRANSPORT_STEPS,
     Flow,
@@ -344,13 +351,15 @@ def start_radius(init_strategy: Callable[..., Any], init_params: Any) -> float |
     return float(strategy.keywords.get("radius", 2.0))
 
 
-def default_num_particles(dim: int) -> int:
+def default_num_particles(dim: int, has_loop: bool) -> int:
     """Particles of an ensemble when the user gives no number: enough for its covariance.
 
     A power of two from 4 dim, at least 64 and at most 256: beyond that a draw costs the same and
-    warm-up more.
+    warm-up more. Half of that, at most 64, where the gradient runs through a loop and every
+    particle has its price.
     """
-    return int(min(max(64, 2 ** math.ceil(math.log2(4 * dim))), 256))
+    wanted = 2 ** math.ceil(math.log2(4 * dim))
+    return min(max(32, wanted // 2), 64) if has_loop else min(max(64, wanted), 256)
 
 
 def make_candidates(
@@ -379,7 +388,7 @@ class RWPO(MCMCKernel):
         potential_fn: instead of a model: minus the log density of any pytree, up to a constant;
             ``MCMC.run`` then needs ``init_params``.
         num_particles: particles of an ensemble, at least 4; ``None`` picks a number from the
-            dimension (64 to 256).
+            dimension (64 to 256; half, at most 64, where the gradient runs through a loop).
         attention: ``"copula"``, ``"marginal"`` or ``"joint"``: how transport fits the density of
             the particles. ``"joint"`` is the paper's and serves few dimensions with several modes.
         relative_prox_time: bandwidth of the attention, in units of each coordinate's variance.
@@ -499,7 +508,10 @@ class RWPO(MCMCKernel):
             key_source, is_batch, init_params, model_args, model_kwargs
         )
         dim = start.shape[-1]
-        num_particles = int(self._num_particles or default_num_particles(dim))
+        num_particles = self._num_particles
+        if num_particles is None:
+            target = source.bind(model_args, model_kwargs)
+            num_particles = default_num_particles(dim, has_loop(target, dim, start.dtype))
         settings = Settings(
             num_warmup=num_warmup,
             num_transport=num_transport_iterations(num_warmup, self._correction is not None),

@@ -78,6 +78,22 @@ class Target(NamedTuple):
         return self.prior.subgradient(particles)
 
 
+def has_loop(target: Target, dim: int, dtype: Any) -> bool:
+    """Whether the gradient runs through a loop (scan, ODE solver), which no batch can speed up."""
+    shapes = jax.ShapeDtypeStruct((1, dim), dtype), jax.ShapeDtypeStruct((1,), dtype)
+    return _mentions_loop(jax.make_jaxpr(target.smooth)(*shapes).jaxpr)
+
+
+def _mentions_loop(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("scan", "while"):
+            return True
+        inner = (getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values())))
+        if any(hasattr(x, "eqns") and _mentions_loop(x) for x in inner):
+            return True
+    return False
+
+
 class Differentiation(NamedTuple):
     """How the smooth potential is tempered and differentiated."""
 

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Both must be set before anything imports matplotlib or starts a JAX backend.
+# All must be set before anything imports matplotlib or starts a JAX backend. Most of a test's time
+# is compilation, which takes XLA half as long when it does not optimise what it generates.
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import numpyro
