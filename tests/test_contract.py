@@ -82,8 +82,13 @@ MEANS = (MEANS_DATA, MEANS_SCALE)
 
 
 def small(model: Callable[..., None] | None = None, **options: Any) -> RWPO:
-    """A kernel with few particles, for tests of mechanics."""
-    return RWPO(model, **{"num_particles": NUM_PARTICLES, **options})
+    """A kernel with few particles, for tests of mechanics.
+
+    Without a dense metric and copula, which the tests of posteriors have, half of a test's time
+    is saved: compilation.
+    """
+    light = {"num_particles": NUM_PARTICLES, "attention": "marginal", "dense_mass": False}
+    return RWPO(model, **{**light, **options})
 
 
 def run_means(**options: Any) -> MCMC:
@@ -443,6 +448,7 @@ def test_init_params_are_where_each_chain_starts(starts: tuple[float, float]) ->
     assert np.all(np.sign(draws) == np.sign(starts)[:, None])
 
 
+@pytest.mark.slow
 def test_init_params_of_one_chain_and_single_sites() -> None:
     """One chain takes its values without a leading axis, in unconstrained space.
 
@@ -545,6 +551,7 @@ def test_one_kernel_serves_several_runs() -> None:
     np.testing.assert_allclose(first.get_samples()["weights"], before, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 def test_whole_run_under_vmap_over_data_sets() -> None:
     """Keys, data and everything else are traced; several vectorized chains inside."""
@@ -770,7 +777,9 @@ def test_latent_scale_takes_the_users_init_params() -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsmooth", [None, pytest.param(["theta"], marks=pytest.mark.slow)], ids=str
+    "nonsmooth",
+    [pytest.param(choice, marks=pytest.mark.slow) for choice in (None, ["theta"])],
+    ids=str,
 )
 def test_choice_of_the_nonsmooth_part_leaves_the_posterior(nonsmooth: list[str] | None) -> None:
     kernel = RWPO(shrunken_means, nonsmooth=nonsmooth)
@@ -783,8 +792,11 @@ def test_choice_of_the_nonsmooth_part_leaves_the_posterior(nonsmooth: list[str] 
 @pytest.mark.parametrize(
     "options",
     [
-        {"attention": "joint", "dense_mass": True},
-        {"attention": "marginal", "dense_mass": False, "inverse_temperature": 4.0},
+        {"attention": "joint", "dense_mass": True, "inverse_temperature": 4.0},
+        pytest.param(
+            {"attention": "marginal", "dense_mass": False, "inverse_temperature": 0.5},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"relative_prox_time": 0.3, "target_accept_prob": 0.9, "num_particles": 100},
             marks=pytest.mark.slow,

@@ -19,7 +19,7 @@ from numpyro_rwpo import RWPO
 from tests.data.posteriordb.compare import compare
 from tests.data.posteriordb.models import POSTERIORS, load_data
 
-FAST = {"diabetes_lasso", "l1_logistic_d50", "eight_schools-eight_schools_noncentered"}
+FAST = {"diabetes_lasso", "eight_schools-eight_schools_noncentered"}
 
 MAX_MEAN_ERROR = 0.1  # in reference standard deviations
 SD_RATIO_RANGE = (0.9, 1.1)
