@@ -144,10 +144,10 @@ def _sweeps_needed(adaptation: Adaptation, num_independent: jax.Array) -> jax.Ar
     """
     lag_1 = jnp.clip(adaptation.lag_1, 1e-3, 0.999)
     lag_2 = jnp.clip(adaptation.lag_2, 1e-3, 0.999)
-    slow, fast = lag_1[adaptation.chosen], lag_2[adaptation.chosen]
-    rate = jnp.clip(jnp.maximum(fast / slow, slow), 1e-3, 0.999)
-    left = (slow / rate) * lag_1[-1] ** num_independent[:, None]
-    needed = jnp.log(_RESIDUAL_CORRELATION / left) / jnp.log(rate)
+    once, twice = lag_1[adaptation.chosen], lag_2[adaptation.chosen]
+    rate = jnp.clip(jnp.maximum(twice / once, once), 1e-3, 0.999)
+    weight = (once / rate) * lag_1[-1] ** num_independent[:, None]
+    needed = jnp.log(_RESIDUAL_CORRELATION / weight) / jnp.log(rate)
     return jnp.clip(jnp.ceil(needed.max(-1)), 1, MAX_SWEEPS - MAX_INDEPENDENT).astype(int)
 
 
