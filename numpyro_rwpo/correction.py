@@ -28,7 +28,7 @@ from numpyro_rwpo.target import Target
 
 TRAJECTORY_LENGTH = math.pi / 2  # a quarter turn: a Gaussian forgets its start
 MAX_STEPS = 256  # of one trajectory
-MAX_SWEEPS = 32  # of one refresh, between two draws of a particle
+MAX_SWEEPS = 128  # of one refresh, between two draws of a particle
 DIVERGENCE_THRESHOLD = 1000.0  # energy error, as in NUTS
 STEP_JITTER = 0.25  # largest relative jitter of a particle's step size
 

@@ -37,6 +37,7 @@ MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
 REPLACEMENT_UPDATES = 12  # in which stuck particles are moved onto others
 _STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
+_STEADY = 0.1  # distance of the log step size from its mean at which it counts as settled
 _CLIP = 3.0
 _MEMORY = 0.08  # weight of the newest sweep in the running moments, once there are enough
 
@@ -183,7 +184,9 @@ def is_settled(adaptation: Adaptation, update: jax.Array, candidates: Candidates
     """Whether warm-up has run long enough for its estimates, scalar."""
     trial = TRIAL_UPDATES * candidates.number if candidates.number > 1 else 0
     needed = _sweeps_needed(adaptation, jnp.zeros(1, int))[0]
-    return update >= trial + SETTLING_UPDATES + 2 * needed
+    # A step size that still moves has left its running mean behind.
+    ahead = jnp.abs(adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
+    return (update >= trial + SETTLING_UPDATES + 2 * needed) & (ahead < _STEADY)
 
 
 def _standardize(x: jax.Array) -> jax.Array:
@@ -235,7 +238,7 @@ def _adapt_step(
     # The mean acceptance over many particles is hardly noisy: a proportional rule is enough.
     error = accept_prob - aim
     error = jnp.where(error < 0, error / aim, error / (1 - aim))
-    return log_step + jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.1) * error
+    return log_step + jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
 
 
 def learn_moments(
