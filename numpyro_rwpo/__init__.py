@@ -2,9 +2,10 @@
 
 from numpyro_rwpo._version import __version__
 from numpyro_rwpo.attention import fit_copula, fit_joint, fit_marginal
-from numpyro_rwpo.kernel import RWPO, RWPOState
+from numpyro_rwpo.kernel import RWPO
 from numpyro_rwpo.priors import LaplacePrior, laplace_prior
 from numpyro_rwpo.splitting import splitting_step
+from numpyro_rwpo.state import RWPOState
 
 __all__ = [
     "RWPO",

@@ -11,7 +11,7 @@ sweeps with independent draws from it as proposals come before the Hamiltonian o
 each, and a particle that accepts has forgotten its past.
 
 References: Shahbaba, Lan, Johnson and Neal (2014), split HMC; Pakman and Paninski (2014), exact
-HMC for piecewise potentials.
+HMC for piecewise potentials; Tierney (1994), Markov chains for exploring posterior distributions.
 """
 
 import math
@@ -169,7 +169,8 @@ def sweep(
 
     By split HMC; or, where ``is_independent``, to a draw from the reference. The latter shares the
     code: it is one step whose drift is a jump, and since the jump is driven by the momentum p, the
-    particle's own density under the reference is what the momentum's is after the reverse jump.
+    particle's own density under the reference is what the momentum's is after the reverse jump
+    (the independence sampler of Tierney, 1994, sec. 2.3.3).
 
     Args:
         rng_key: one key.

@@ -1,4 +1,4 @@
-"""``RWPO``, the NumPyro kernel: argument checks, the state, and which phase comes when.
+"""``RWPO``, the NumPyro kernel: argument checks, and which phase comes when.
 
 One NumPyro chain is one independent ensemble of particles; draw t is particle t. A chain's life:
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax, random
+from jax import lax
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
@@ -29,9 +29,17 @@ from numpyro_rwpo.arguments import (
     check_target,
 )
 from numpyro_rwpo.attention import HEADS
-from numpyro_rwpo.correction import Refresh, no_refresh, refresh_ensemble
-from numpyro_rwpo.ensemble import Ensemble, evaluate, is_usable, potential, unevaluated
-from numpyro_rwpo.start import num_start_evaluations, quasi_newton_start
+from numpyro_rwpo.correction import Refresh, refresh_ensemble
+from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
+from numpyro_rwpo.settings import (
+    Settings,
+    default_num_particles,
+    make_candidates,
+    num_transport_iterations,
+    start_radius,
+)
+from numpyro_rwpo.start import check_start, num_start_evaluations, quasi_newton_start
+from numpyro_rwpo.state import STATE_AXES, RWPOState, initial_states, split_keys
 from numpyro_rwpo.target import (
     Differentiation,
     ModelSource,
@@ -40,18 +48,10 @@ from numpyro_rwpo.target import (
     Target,
     has_loop,
 )
-from numpyro_rwpo.transport import (
-    MAX_TRANSPORT_STEPS,
-    Flow,
-    initial_flow,
-    is_at_rest,
-    transport_step,
-)
+from numpyro_rwpo.transport import Flow, is_at_rest, transport_step
 from numpyro_rwpo.warmup import (
     Adaptation,
-    Candidates,
     SweepPair,
-    initial_adaptation,
     is_settled,
     learn_moments,
     learn_sweeps,
@@ -60,61 +60,6 @@ from numpyro_rwpo.warmup import (
 )
 
 Carry = TypeVar("Carry")
-
-
-class RWPOState(NamedTuple):
-    """State of one ensemble (with a leading chain axis when chains are vectorized).
-
-    Attributes:
-        iteration: NumPyro iteration, negative during warm-up, 0 at the first draw; never batched.
-        z: the emitted particle, unconstrained, in the user's structure.
-        diverging: whether the emitted particle diverged since its last draw.
-        potential_energy: minus the log density at ``z``, up to a constant.
-        accept_prob: the emitted particle's mean acceptance probability since its last draw.
-        num_steps: gradient evaluations: of the emitted particle since its last draw when sampling,
-            of the whole ensemble in this iteration during warm-up. Their sum is the run's total,
-            but for particles refreshed last and not emitted before the run ended.
-        step_size: leapfrog step size, whitened units.
-        rng_key: random key; each refresh folds its iteration into it.
-        centring: parametrisation of Laplace sites with latent scales, see
-            :mod:`numpyro_rwpo.laplace_sites`.
-        ensemble: the particles, evaluated.
-        flow: progress of the transport.
-        adaptation: estimates of warm-up, frozen after it.
-        refresh: what the last refresh did to each particle.
-    """
-
-    iteration: jax.Array
-    z: Any
-    diverging: jax.Array
-    potential_energy: jax.Array
-    accept_prob: jax.Array
-    num_steps: jax.Array
-    step_size: jax.Array
-    rng_key: jax.Array
-    centring: jax.Array
-    ensemble: Ensemble
-    flow: Flow
-    adaptation: Adaptation
-    refresh: Refresh
-
-
-_AXES: Any = [None if field == "iteration" else 0 for field in RWPOState._fields]
-STATE_AXES = RWPOState(*_AXES)
-BALL = 0.1  # standard deviation of the particles around a start that the user chose
-
-
-class Settings(NamedTuple):
-    """Static settings of one run, resolved from the constructor's arguments."""
-
-    num_warmup: int
-    num_transport: int
-    attention: str
-    relative_prox_time: float
-    corrected: bool
-    candidates: Candidates
-    target_accept_prob: float
-    inverse_temperature: float
 
 
 class Chain(NamedTuple):
@@ -266,113 +211,6 @@ def sample(
     # `iteration` stays unbatched: what depends on it alone stays a real branch for all chains.
     step = jax.vmap(step, in_axes=(STATE_AXES,), out_axes=STATE_AXES) if is_batch else step
     return step(state)
-
-
-def initial_state(
-    rng_key: jax.Array,
-    start: jax.Array,
-    num_particles: int,
-    radius: float | None,
-    settings: Settings,
-) -> RWPOState:
-    """State before the first iteration: particle 0 at ``start`` (dim,), the others spread.
-
-    Without a ``radius`` they are spread in a ball around it, else within +- radius of the origin,
-    as NumPyro's ``init_to_uniform`` does.
-    """
-    dtype = start.dtype
-    rng_key, key_spread = random.split(rng_key)
-    # Flat random numbers: XLA takes several times as long to compile those of two axes.
-    size = num_particles * start.size
-    if radius is None:
-        spread = BALL * random.normal(key_spread, (size,), dtype)
-    else:
-        spread = random.uniform(key_spread, (size,), dtype, -radius, radius)
-    spread = spread.reshape(num_particles, start.size)
-    particles = (spread if radius is not None else start + spread).at[0].set(start)
-    adaptation = initial_adaptation(particles, settings.candidates)
-    return RWPOState(
-        iteration=jnp.array(-settings.num_warmup),
-        z=start,
-        # Of the start's own batching: NumPyro's buffers are shaped by the first state.
-        diverging=~jnp.isfinite(start).all(),
-        potential_energy=jnp.full((), jnp.inf, dtype),
-        accept_prob=jnp.ones((), dtype),
-        num_steps=jnp.zeros((), int),
-        step_size=jnp.exp(adaptation.log_step_mean[0]),
-        rng_key=rng_key,
-        centring=jnp.zeros(()),
-        ensemble=unevaluated(particles),
-        flow=initial_flow(dtype),
-        adaptation=adaptation,
-        refresh=no_refresh(particles),
-    )
-
-
-@partial(jax.jit, static_argnums=(2, 3, 4), static_argnames="is_batch")
-def initial_states(rng_key: jax.Array, start: jax.Array, *static: Any, is_batch: bool) -> RWPOState:
-    """:func:`initial_state` of one ensemble or of a batch, as one compiled program."""
-
-    def initial(rng_key: jax.Array, start: jax.Array) -> RWPOState:
-        return initial_state(rng_key, start, *static)
-
-    return (jax.vmap(initial, out_axes=STATE_AXES) if is_batch else initial)(rng_key, start)
-
-
-@partial(jax.jit, static_argnames="is_batch")
-def split_keys(rng_key: jax.Array, is_batch: bool) -> tuple[jax.Array, jax.Array]:
-    """Two keys from one, or two batches of keys from one."""
-    keys = jax.vmap(random.split)(rng_key) if is_batch else random.split(rng_key)
-    return (keys[:, 0], keys[:, 1]) if is_batch else (keys[0], keys[1])
-
-
-def num_transport_iterations(num_warmup: int, corrected: bool) -> int:
-    """Warm-up iterations of start and transport: a quarter, at most 40; all if uncorrected."""
-    return min(MAX_TRANSPORT_STEPS, num_warmup // 4) if corrected else num_warmup
-
-
-def check_start(start: jax.Array, target: Target) -> None:
-    """Refuse a user's start (dim,) or (chains, dim) where potential or gradient is not finite."""
-    smooth, gradient = jax.jit(target.value_and_grad)(jnp.atleast_2d(start))
-    usable = is_usable(smooth, gradient)
-    if not isinstance(usable, jax.core.Tracer) and not usable.all():
-        raise RuntimeError(
-            "Cannot find valid initial parameters: `init_params` must be unconstrained values at "
-            "which the potential and its gradient are finite; got a potential of "
-            f"{smooth}. Start elsewhere, or check the model for nan and inf."
-        )
-
-
-def start_radius(init_strategy: Callable[..., Any], init_params: Any) -> float | None:
-    """Half width of the uniform start, ``None`` where the user chose the start."""
-    strategy = init_strategy if isinstance(init_strategy, partial) else init_strategy()
-    if init_params is not None or strategy.func is not init_to_uniform:
-        return None
-    return float(strategy.keywords.get("radius", 2.0))
-
-
-def default_num_particles(dim: int, has_loop: bool) -> int:
-    """Particles of an ensemble when the user gives no number: enough for its covariance.
-
-    A power of two from 4 dim, at least 64 and at most 256: beyond that a draw costs the same and
-    warm-up more. Half of that, at most 64, where the gradient runs through a loop and every
-    particle has its price.
-    """
-    wanted = 2 ** math.ceil(math.log2(4 * dim))
-    return min(max(32, wanted // 2), 64) if has_loop else min(max(64, wanted), 256)
-
-
-def make_candidates(
-    num_particles: int, dim: int, has_prior: bool, dense_mass: bool | str
-) -> Candidates:
-    """Metrics that warm-up may choose from.
-
-    The exact flow of the prior needs a diagonal metric. A dense one needs at least two particles
-    a dimension, unless the user insists.
-    """
-    dense = dense_mass is True or (dense_mass == "auto" and 2 * dim <= num_particles)
-    exact_flow = has_prior and dense_mass is not True
-    return Candidates(dense=dense, fisher=dense or not exact_flow, exact_flow=exact_flow)
 
 
 class RWPO(MCMCKernel):

@@ -16,7 +16,7 @@ determinant grows by :math:`s^\top b / s^\top y`, and no matrix is ever factoris
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -265,8 +265,14 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
     is_same = centring == centring[:, None]
     every_path = jnp.arange(num_particles) % num_paths
 
-    def one_round(i: jax.Array, carry: tuple[Descent, Best, Any, Any]) -> tuple[Any, ...]:
-        """Descend and compare; after the last comparison, draw the particles."""
+    Carry = tuple[Descent, Best, jax.Array, jax.Array]
+
+    def one_round(i: jax.Array, carry: Carry) -> Carry:
+        """Descend and compare; after the last comparison, draw the particles.
+
+        The final draws take one more round, whose comparison is not used, so that draws and the
+        gradient behind them are compiled in one place.
+        """
         descent, best, _, _ = carry
         is_last = i == NUM_ROUNDS
         descent = lax.fori_loop(
@@ -296,3 +302,15 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
     )
     found = jnp.any(jnp.isfinite(best.bound))
     return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)
+
+
+def check_start(start: jax.Array, target: Target) -> None:
+    """Refuse a user's start (dim,) or (chains, dim) where potential or gradient is not finite."""
+    smooth, gradient = jax.jit(target.value_and_grad)(jnp.atleast_2d(start))
+    usable = is_usable(smooth, gradient)
+    if not isinstance(usable, jax.core.Tracer) and not usable.all():
+        raise RuntimeError(
+            "Cannot find valid initial parameters: `init_params` must be unconstrained values at "
+            "which the potential and its gradient are finite; got a potential of "
+            f"{smooth}. Start elsewhere, or check the model for nan and inf."
+        )

@@ -102,7 +102,7 @@ def transport_step(
     explicit = ensemble.gradient + prior.moreau_gradient(particles, prox_time) / 2
     velocity = to_whitened_gradient(factor, explicit + density.heat_score(particles))
     speed = jnp.linalg.norm(velocity, axis=1, keepdims=True)
-    typical = jnp.sort(speed[:, 0])[num_particles // 2]
+    typical = jnp.median(speed)
     velocity = velocity * _at_most(_OUTLIER * typical, speed)
 
     # The width sqrt(m) is the ensemble's variance over the target's along each direction. Too

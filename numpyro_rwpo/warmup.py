@@ -220,8 +220,7 @@ def replace_stuck(
     stuck = (accept_prob < _STUCK) & (accept_prob.mean() > 0.5)
     stuck &= update < REPLACEMENT_UPDATES
     height = potential(ensemble, target)
-    median = jnp.sort(height)[height.size // 2]
-    stuck |= height - median > DIVERGENCE_THRESHOLD
+    stuck |= height - jnp.median(height) > DIVERGENCE_THRESHOLD
     order = jnp.argsort(stuck, stable=True)
     index = jnp.arange(accept_prob.size)
     source = jnp.where(stuck, order[index % jnp.maximum((~stuck).sum(), 1)], index)

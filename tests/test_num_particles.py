@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from numpyro_rwpo.kernel import default_num_particles
+from numpyro_rwpo.settings import default_num_particles
 from numpyro_rwpo.target import Differentiation, has_loop
 
 

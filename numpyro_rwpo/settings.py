@@ -1,0 +1,61 @@
+"""What is fixed before a run starts, resolved from the arguments of ``RWPO`` and the model."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from numpyro.infer import init_to_uniform
+
+from numpyro_rwpo.transport import MAX_TRANSPORT_STEPS
+from numpyro_rwpo.warmup import Candidates
+
+
+class Settings(NamedTuple):
+    """Static settings of one run, resolved from the constructor's arguments."""
+
+    num_warmup: int
+    num_transport: int
+    attention: str
+    relative_prox_time: float
+    corrected: bool
+    candidates: Candidates
+    target_accept_prob: float
+    inverse_temperature: float
+
+
+def num_transport_iterations(num_warmup: int, corrected: bool) -> int:
+    """Warm-up iterations of start and transport: a quarter, at most 40; all if uncorrected."""
+    return min(MAX_TRANSPORT_STEPS, num_warmup // 4) if corrected else num_warmup
+
+
+def start_radius(init_strategy: Callable[..., Any], init_params: Any) -> float | None:
+    """Half width of the uniform start, ``None`` where the user chose the start."""
+    strategy = init_strategy if isinstance(init_strategy, partial) else init_strategy()
+    if init_params is not None or strategy.func is not init_to_uniform:
+        return None
+    return float(strategy.keywords.get("radius", 2.0))
+
+
+def default_num_particles(dim: int, is_sequential: bool) -> int:
+    """Particles of an ensemble when the user gives no number: enough for its covariance.
+
+    A power of two from 4 dim, at least 64 and at most 256: beyond that a draw costs the same and
+    warm-up more. Half of that, at most 64, where the gradient runs through a loop and every
+    particle has its price.
+    """
+    wanted = 2 ** math.ceil(math.log2(4 * dim))
+    return min(max(32, wanted // 2), 64) if is_sequential else min(max(64, wanted), 256)
+
+
+def make_candidates(
+    num_particles: int, dim: int, has_prior: bool, dense_mass: bool | str
+) -> Candidates:
+    """Metrics that warm-up may choose from.
+
+    The exact flow of the prior needs a diagonal metric. A dense one needs at least two particles
+    a dimension, unless the user insists.
+    """
+    dense = dense_mass is True or (dense_mass == "auto" and 2 * dim <= num_particles)
+    exact_flow = has_prior and dense_mass is not True
+    return Candidates(dense=dense, fisher=dense or not exact_flow, exact_flow=exact_flow)
