@@ -1,17 +1,26 @@
-r"""Exact correction: Hamiltonian Monte Carlo on every particle, the Laplace prior flowed exactly.
+r"""Exact correction: Hamiltonian Monte Carlo on every particle, split so that steps can be long.
 
-The Hamiltonian is split as :math:`H = [|p|^2/2 + g(x)] + f(x)`: half a kick with :math:`\nabla f`,
-the exact flow of the bracket for one step, half a kick. The kinks of g then cost no energy error,
-the map is volume preserving and reversible, and plain Metropolis acceptance leaves
-:math:`\exp(-f-g)` invariant. With a dense metric the flow has no closed form; the drift is then
-:math:`x + \epsilon A p` and the kicks contain a subgradient of g.
+With the potential U = f + g, f smooth, g the Laplace prior, a step is half a kick with the gradient
+of a residual potential r, the flow of :math:`|p|^2/2 + U - r` for one step, half a kick. Whatever
+the flow does well costs no energy error and no gradient of f. It is reversible and preserves
+volume, so plain Metropolis acceptance leaves :math:`\exp(-U)` invariant. Three kinds of flow:
 
-Where a normal density with the running moments of the ensemble is close enough to the posterior,
-sweeps with independent draws from it as proposals come before the Hamiltonian ones: one gradient
-each, and a particle that accepts has forgotten its past.
+- *exact*, in a diagonal metric: r = f, and each coordinate follows g in closed form, kinks and all.
+- *free*: r = f too, in the dense metric A. With g, which has no closed form there, the flow is a
+  few substeps of straight lines and kicks with g, which no gradient of f is spent on.
+- *harmonic*: the same with a rotation for the straight line. The normal density with the running
+  mean m and covariance :math:`A A^T` stands for the posterior, except for g: the flow's potential
+  is :math:`|A^{-1}(x - m)|^2/2 + g(x) - \bar g(x)`, where :math:`\bar g` is the quadratic whose
+  gradient is closest to that of g under the normal density, and :math:`r = U` minus that. On a
+  normal posterior r is constant, and near one a step can be a quarter turn.
+
+Where that normal density is close enough to the posterior, sweeps with independent draws from it
+as proposals come before the Hamiltonian ones: one gradient each, and a particle that accepts has
+forgotten its past.
 
 References: Shahbaba, Lan, Johnson and Neal (2014), split HMC; Pakman and Paninski (2014), exact
-HMC for piecewise potentials; Tierney (1994), Markov chains for exploring posterior distributions.
+HMC for piecewise potentials; Tuckerman, Berne and Martyna (1992), substeps for the cheap force;
+Tierney (1994), Markov chains for exploring posterior distributions.
 """
 
 import math
@@ -31,24 +40,28 @@ MAX_STEPS = 256  # of one trajectory
 MAX_SWEEPS = 128  # of one refresh, between two draws of a particle
 DIVERGENCE_THRESHOLD = 1000.0  # energy error, as in NUTS
 STEP_JITTER = 0.25  # largest relative jitter of a particle's step size
+NUM_SUBSTEPS = 8  # of the flow where the Laplace prior has no closed form
 
 
 class Metric(NamedTuple):
-    """Coordinates in which the momentum is standard normal.
+    """Coordinates in which the momentum is standard normal, and the flow in them.
 
     Attributes:
         factor: x = A y, (dim, dim), or (dim,) when diagonal.
         scale: standard deviations, (dim,): the diagonal factor in which the prior flows exactly.
-        exact_flow: scalar; whether the drift is the prior's exact flow (then A = diag(scale)).
+        is_exact: scalar; whether the prior flows exactly (then A = diag(scale)).
+        is_harmonic: scalar; whether the flow rotates about the reference's mean (then A is the
+            reference's factor).
     """
 
     factor: jax.Array
     scale: jax.Array
-    exact_flow: jax.Array
+    is_exact: jax.Array
+    is_harmonic: jax.Array
 
 
 class Reference(NamedTuple):
-    """A normal density close to the posterior, for independent proposals.
+    """A normal density close to the posterior, for rotations and independent proposals.
 
     Attributes:
         mean: (dim,).
@@ -98,33 +111,92 @@ class SweepInfo(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Position and momentum on the way, with the force (whitened gradient) at the position."""
+    """Position and momentum on the way.
+
+    Attributes:
+        ensemble: evaluated particles.
+        momentum: whitened, (num_particles, dim).
+        whitened: positions relative to the reference, A^-1 (x - m), (num_particles, dim).
+        force: whitened gradient of the residual potential, (num_particles, dim).
+    """
 
     ensemble: Ensemble
     momentum: jax.Array
+    whitened: jax.Array
     force: jax.Array
 
 
-def _force(ensemble: Ensemble, target: Target, metric: Metric) -> jax.Array:
-    gradient = ensemble.gradient
-    if target.prior is not None:
-        kink = target.prior.subgradient(ensemble.particles)
-        gradient = gradient + jnp.where(metric.exact_flow, 0.0, kink)
-    return to_whitened_gradient(metric.factor, gradient)
-
-
-def _drift(
-    particles: jax.Array, momentum: jax.Array, step_size: jax.Array, target: Target, metric: Metric
-) -> tuple[jax.Array, jax.Array]:
-    moved = particles + step_size * to_position(metric.factor, momentum)
+def _quadratic_prior(target: Target, tuning: Tuning) -> tuple[jax.Array, jax.Array]:
+    """Slope at the reference's mean and curvature, (dim,), of what stands for the prior."""
+    metric = tuning.metric
     if target.prior is None:
-        return moved, momentum
-    whitened, flowed = target.prior.scaled(metric.scale).hamiltonian_flow(
+        return jnp.zeros_like(metric.scale), jnp.zeros_like(metric.scale)
+    slope, curvature = target.prior.normal_fit(tuning.reference.mean, metric.scale)
+    return jnp.where(metric.is_harmonic, slope, 0.0), jnp.where(metric.is_harmonic, curvature, 0.0)
+
+
+def start_phase(ensemble: Ensemble, momentum: jax.Array, target: Target, tuning: Tuning) -> Phase:
+    """A phase at evaluated particles."""
+    metric, reference = tuning.metric, tuning.reference
+    deviation = ensemble.particles - reference.mean
+    whitened = to_whitened(reference.inverse, deviation)
+    slope, curvature = _quadratic_prior(target, tuning)
+    gradient = ensemble.gradient + slope + curvature * deviation
+    force = to_whitened_gradient(metric.factor, gradient)
+    force = force - jnp.where(metric.is_harmonic, whitened, 0.0)
+    return Phase(ensemble, momentum, whitened, force)
+
+
+def _turn(
+    position: jax.Array, velocity: jax.Array, time: jax.Array, is_harmonic: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A rotation by the angle ``time``, or a straight line."""
+    cos = jnp.where(is_harmonic, jnp.cos(time), 1.0)
+    sin = jnp.sin(time)
+    return (
+        cos * position + jnp.where(is_harmonic, sin, time) * velocity,
+        cos * velocity - jnp.where(is_harmonic, sin, 0.0) * position,
+    )
+
+
+def _flow(
+    phase: Phase, step_size: jax.Array, num_substeps: jax.Array, target: Target, tuning: Tuning
+) -> tuple[jax.Array, jax.Array]:
+    """Positions and momenta after the flow between two kicks."""
+    metric, reference = tuning.metric, tuning.reference
+    particles, momentum = phase.ensemble.particles, phase.momentum
+    deviation = particles - reference.mean
+    velocity = to_position(metric.factor, momentum)
+    prior = target.prior
+    if prior is None:
+        deviation, _ = _turn(deviation, velocity, step_size, metric.is_harmonic)
+        _, momentum = _turn(phase.whitened, momentum, step_size, metric.is_harmonic)
+        return reference.mean + deviation, momentum
+
+    exact, exact_momentum = prior.scaled(metric.scale).hamiltonian_flow(
         particles / metric.scale, momentum, step_size
     )
+    exact = metric.scale * exact
+    if metric.factor.ndim == 1:
+        return exact, exact_momentum
+
+    covariance = metric.factor @ metric.factor.T
+    slope, curvature = _quadratic_prior(target, tuning)
+    substep = step_size / NUM_SUBSTEPS
+
+    def one_substep(
+        _: jax.Array, carry: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        deviation, velocity = _turn(*carry, substep / 2, metric.is_harmonic)
+        kick = prior.subgradient(reference.mean + deviation) - slope - curvature * deviation
+        return _turn(
+            deviation, velocity - substep * kick @ covariance, substep / 2, metric.is_harmonic
+        )
+
+    deviation, velocity = lax.fori_loop(0, num_substeps, one_substep, (deviation, velocity))
     return (
-        jnp.where(metric.exact_flow, metric.scale * whitened, moved),
-        jnp.where(metric.exact_flow, flowed, momentum),
+        jnp.where(metric.is_exact, exact, reference.mean + deviation),
+        jnp.where(metric.is_exact, exact_momentum, to_whitened(reference.inverse, velocity)),
     )
 
 
@@ -141,16 +213,20 @@ class Jump(NamedTuple):
 
 
 def leapfrog_step(
-    phase: Phase, step_size: jax.Array, target: Target, metric: Metric, jump: Jump | None = None
+    phase: Phase, step_size: jax.Array, target: Target, tuning: Tuning, jump: Jump | None = None
 ) -> Phase:
-    """One kick-drift-kick step; ``step_size`` (num_particles, 1)."""
-    momentum = phase.momentum - step_size / 2 * phase.force
-    particles, momentum = _drift(phase.ensemble.particles, momentum, step_size, target, metric)
+    """One step of kick, flow, kick; ``step_size`` (num_particles, 1)."""
+    is_substepped = ~tuning.metric.is_exact
+    if jump is not None:
+        is_substepped = is_substepped & ~jump.is_taken
+    phase = phase._replace(momentum=phase.momentum - step_size / 2 * phase.force)
+    num_substeps = jnp.where(is_substepped, NUM_SUBSTEPS, 0)
+    particles, momentum = _flow(phase, step_size, num_substeps, target, tuning)
     if jump is not None:
         particles = jnp.where(jump.is_taken, jump.particles, particles)
     ensemble = Ensemble(particles, *target.value_and_grad(particles))
-    force = _force(ensemble, target, metric)
-    return Phase(ensemble, momentum - step_size / 2 * force, force)
+    phase = start_phase(ensemble, momentum, target, tuning)
+    return phase._replace(momentum=momentum - step_size / 2 * phase.force)
 
 
 def trajectory_steps(step_size: jax.Array) -> jax.Array:
@@ -184,7 +260,7 @@ def sweep(
     """
     particles = ensemble.particles
     num_particles, dim = particles.shape
-    metric, reference, step_size = tuning.metric, tuning.reference, tuning.step_size
+    reference, step_size = tuning.reference, tuning.step_size
     # One call for all randomness, flat: each call and each axis costs XLA a while to compile.
     low = jnp.nextafter(jnp.array(-1.0, particles.dtype), jnp.array(0.0, particles.dtype))
     noise = random.uniform(rng_key, (num_particles * (dim + 2),), particles.dtype, low, 1.0)
@@ -196,12 +272,12 @@ def sweep(
     jump = Jump(
         jnp.asarray(is_independent), reference.mean + to_position(reference.factor, momentum)
     )
-    start = Phase(ensemble, momentum, _force(ensemble, target, metric))
+    start = start_phase(ensemble, momentum, target, tuning)
     _, end = lax.while_loop(
         lambda carry: carry[0] < num_steps,
         lambda carry: (
             carry[0] + 1,
-            leapfrog_step(carry[1], step_size * jitter, target, metric, jump),
+            leapfrog_step(carry[1], step_size * jitter, target, tuning, jump),
         ),
         (jnp.zeros_like(num_steps), start),
     )

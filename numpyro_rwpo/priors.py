@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.half_lines import (
@@ -91,6 +92,25 @@ class LaplacePrior(NamedTuple):
         """
         distance = jnp.asarray(x) - self.location
         return jnp.clip(distance / step_size, -self.rate_left, self.rate_right)
+
+    def normal_fit(self, mean: ArrayLike, scale: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        r"""The straight line closest to the slope of :math:`g` under a normal density.
+
+        With :math:`x \sim N(m, s^2)` that line is :math:`E g'(x) + E g''(x) (x - m)` (Stein's
+        identity), whatever the correlation with other coordinates; the kink's second derivative is
+        a point mass.
+
+        Args:
+            mean: :math:`m`, (..., dim).
+            scale: :math:`s > 0`, (..., dim).
+
+        Returns:
+            :math:`E g'` and :math:`E g''`, (..., dim).
+        """
+        kink = (self.location - mean) / scale
+        jump = self.rate_left + self.rate_right
+        slope = self.rate_right * ndtr(-kink) - self.rate_left * ndtr(kink)
+        return slope, jump * jnp.exp(-(kink**2) / 2) / (SQRT_TWO_PI * scale)
 
     def scaled(self, scale: ArrayLike) -> "LaplacePrior":
         """The same prior in the coordinates ``x / scale``, ``scale > 0``."""

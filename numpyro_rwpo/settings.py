@@ -40,11 +40,11 @@ def start_radius(init_strategy: Callable[..., Any], init_params: Any) -> float |
 def default_num_particles(dim: int, is_sequential: bool) -> int:
     """Particles of an ensemble when the user gives no number: enough for its covariance.
 
-    A power of two from 4 dim, at least 64 and at most 256: beyond that a draw costs the same and
+    A power of two from 2 dim, at least 64 and at most 256: beyond that a draw costs the same and
     warm-up more. Half of that, at most 64, where the gradient runs through a loop and every
     particle has its price.
     """
-    wanted = 2 ** math.ceil(math.log2(4 * dim))
+    wanted = 2 ** math.ceil(math.log2(2 * dim))
     return min(max(32, wanted // 2), 64) if is_sequential else min(max(64, wanted), 256)
 
 

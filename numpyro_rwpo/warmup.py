@@ -11,10 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from numpyro_rwpo.correction import (
     DIVERGENCE_THRESHOLD,
     MAX_SWEEPS,
+    TRAJECTORY_LENGTH,
     Metric,
     Reference,
     Refresh,
@@ -30,8 +32,9 @@ from numpyro_rwpo.metric import (
 )
 from numpyro_rwpo.target import Target
 
-TRIAL_UPDATES = 6  # of each candidate metric, which take turns
-SETTLING_UPDATES = 18  # after the trial, before adaptation may end
+TRIAL_UPDATES = 4  # of each Hamiltonian kind, which take turns
+RETRIAL_EVERY = 4  # updates, after the trial, one tries any kind: the metric has changed since
+SETTLING_UPDATES = 16  # after the trial, before adaptation may end
 INDEPENDENT_EVERY = 4  # updates, after the trial, one tries independent proposals
 MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
@@ -43,7 +46,13 @@ _MEMORY = 0.08  # weight of the newest sweep in the running moments, once there 
 
 
 class Candidates(NamedTuple):
-    """Which metrics warm-up may choose from (static)."""
+    """Which flows and metrics warm-up may choose from (static).
+
+    Attributes:
+        dense: whether moments and the Fisher metric are dense.
+        fisher: whether the free and the harmonic flow, in the Fisher metric, are on trial.
+        exact_flow: whether the prior's exact flow, in the diagonal metric, is.
+    """
 
     dense: bool
     fisher: bool
@@ -51,8 +60,8 @@ class Candidates(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Number of metrics on trial."""
-        return self.fisher + self.exact_flow
+        """Number of Hamiltonian kinds on trial: free, harmonic, exact, in this order."""
+        return 2 * self.fisher + self.exact_flow
 
 
 class Adaptation(NamedTuple):
@@ -62,7 +71,8 @@ class Adaptation(NamedTuple):
     metric, and independent proposals last.
 
     Attributes:
-        chosen: index of the candidate metric in use after the trial.
+        chosen: the Hamiltonian kind that forgets most cheaply so far.
+        uses: updates that each kind has had, (kinds,).
         moments: running moments of the ensemble.
         preconditioner: the Fisher metric of these moments.
         log_step: log step size of each Hamiltonian kind, (kinds,).
@@ -74,6 +84,7 @@ class Adaptation(NamedTuple):
     """
 
     chosen: jax.Array
+    uses: jax.Array
     moments: Moments
     preconditioner: Preconditioner
     log_step: jax.Array
@@ -101,6 +112,7 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
     correlation = jnp.ones((num_kinds, 2 * dim + 1), dtype)
     return Adaptation(
         chosen=jnp.zeros((), int),
+        uses=jnp.zeros(num_kinds, int),
         moments=Moments(jnp.zeros(dim, dtype), unit, unit),
         preconditioner=Preconditioner(unit, unit, jnp.ones(dim, dtype)),
         log_step=log_step,
@@ -124,38 +136,43 @@ def _hamiltonian_kind(
     adaptation: Adaptation, update: jax.Array, candidates: Candidates
 ) -> jax.Array:
     turn = lax.rem(update, candidates.number)
-    return jnp.where(_on_trial(update, candidates), turn, adaptation.chosen)
+    later = lax.rem(update // RETRIAL_EVERY, candidates.number)
+    kind = jnp.where(lax.rem(update, RETRIAL_EVERY) == 0, later, adaptation.chosen)
+    return jnp.where(_on_trial(update, candidates), turn, kind)
 
 
 def _metric(adaptation: Adaptation, kind: jax.Array, candidates: Candidates) -> Metric:
     scale = jnp.sqrt(variances(adaptation.moments))
     diagonal = jnp.diag(scale) if candidates.dense else scale
-    exact = kind == candidates.fisher  # the exact flow comes last
-    if not candidates.exact_flow:
-        exact = jnp.zeros((), bool)
-    return Metric(jnp.where(exact, diagonal, adaptation.preconditioner.factor), scale, exact)
+    is_exact = kind == (2 * candidates.fisher if candidates.exact_flow else -1)
+    is_harmonic = kind == (1 if candidates.fisher else -1)
+    factor = jnp.where(is_exact, diagonal, adaptation.preconditioner.factor)
+    return Metric(factor, scale, is_exact, is_harmonic)
 
 
-def _sweeps_needed(adaptation: Adaptation, num_independent: jax.Array) -> jax.Array:
+def _sweeps_needed(
+    adaptation: Adaptation, kind: jax.Array, num_independent: ArrayLike
+) -> jax.Array:
     """Hamiltonian sweeps after which no statistic of a particle remembers more than a tenth.
 
-    At least one, after ``num_independent`` (n,) independent ones; (n,). A statistic that mixes
-    fast and slow directions decays as w r^k under Hamiltonian sweeps; r is the ratio of its lag-2
-    to its lag-1 correlation, which lag 1 alone would underestimate.
+    Of one ``kind`` and after ``num_independent`` independent ones; at least one, not rounded.
+    A statistic that mixes fast and slow directions decays as w r^k under Hamiltonian sweeps; r is
+    the ratio of its lag-2 to its lag-1 correlation, which lag 1 alone would underestimate.
     """
     lag_1 = jnp.clip(adaptation.lag_1, 1e-3, 0.999)
     lag_2 = jnp.clip(adaptation.lag_2, 1e-3, 0.999)
-    once, twice = lag_1[adaptation.chosen], lag_2[adaptation.chosen]
+    once, twice = lag_1[kind], lag_2[kind]
     rate = jnp.clip(jnp.maximum(twice / once, once), 1e-3, 0.999)
-    weight = (once / rate) * lag_1[-1] ** num_independent[:, None]
+    weight = (once / rate) * lag_1[-1] ** jnp.asarray(num_independent)[..., None]
     needed = jnp.log(_RESIDUAL_CORRELATION / weight) / jnp.log(rate)
-    return jnp.clip(jnp.ceil(needed.max(-1)), 1, MAX_SWEEPS - MAX_INDEPENDENT).astype(int)
+    return jnp.clip(needed.max(-1), 1, MAX_SWEEPS - MAX_INDEPENDENT)
 
 
 def _num_sweeps(adaptation: Adaptation) -> tuple[jax.Array, jax.Array]:
     """The cheapest numbers of independent and Hamiltonian sweeps."""
     num_independent = jnp.arange(MAX_INDEPENDENT + 1)
-    num_hamiltonian = _sweeps_needed(adaptation, num_independent)
+    needed = _sweeps_needed(adaptation, adaptation.chosen, num_independent)
+    num_hamiltonian = jnp.ceil(needed).astype(int)
     cost = num_independent + num_hamiltonian * adaptation.num_steps[adaptation.chosen]
     best = jnp.argmin(cost)
     return best, num_hamiltonian[best]
@@ -183,7 +200,7 @@ def tuning(
 def is_settled(adaptation: Adaptation, update: jax.Array, candidates: Candidates) -> jax.Array:
     """Whether warm-up has run long enough for its estimates, scalar."""
     trial = TRIAL_UPDATES * candidates.number if candidates.number > 1 else 0
-    needed = _sweeps_needed(adaptation, jnp.zeros(1, int))[0]
+    needed = jnp.ceil(_sweeps_needed(adaptation, adaptation.chosen, 0)).astype(int)
     # A step size that still moves has left its running mean behind.
     ahead = jnp.abs(adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
     return (update >= trial + SETTLING_UPDATES + 2 * needed) & (ahead < _STEADY)
@@ -237,7 +254,9 @@ def _adapt_step(
     # The mean acceptance over many particles is hardly noisy: a proportional rule is enough.
     error = accept_prob - aim
     error = jnp.where(error < 0, error / aim, error / (1 - aim))
-    return log_step + jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
+    log_step = log_step + jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
+    # A longer rotation would turn back.
+    return jnp.minimum(log_step, math.log(TRAJECTORY_LENGTH))
 
 
 def learn_moments(
@@ -269,13 +288,11 @@ def learn_sweeps(
 
     Updates count from 0; each takes one pair.
     """
-    on_trial = _on_trial(update, candidates)
     is_independent = _is_independent_turn(update, candidates)
     hamiltonian = _hamiltonian_kind(adaptation, update, candidates)
     now = jnp.where(is_independent, candidates.number, hamiltonian)
-    uses = jnp.where(on_trial, update // candidates.number, update)
-    uses = jnp.where(is_independent, update // INDEPENDENT_EVERY, uses)
-    weight = jnp.maximum(1 / (1.0 + uses), _MEMORY)
+    uses = adaptation.uses[now]
+    weight = jnp.maximum(2 / (2.0 + uses), _MEMORY)
 
     accept_prob = pair.refresh.accept_prob.mean()
     log_step = _adapt_step(adaptation.log_step[now], accept_prob, target_accept_prob, uses)
@@ -286,14 +303,13 @@ def learn_sweeps(
     lag_2 = (before * after).mean(0)
     steps = _blend(adaptation.num_steps[now], pair.refresh.num_steps / 2, weight)
     learnt = adaptation._replace(
+        uses=adaptation.uses.at[now].set(uses + 1),
         log_step=adaptation.log_step.at[now].set(log_step),
         log_step_mean=adaptation.log_step_mean.at[now].set(log_step_mean),
         num_steps=adaptation.num_steps.at[now].set(steps),
         lag_1=adaptation.lag_1.at[now].set(_blend(adaptation.lag_1[now], lag_1, weight)),
         lag_2=adaptation.lag_2.at[now].set(_blend(adaptation.lag_2[now], lag_2, weight)),
     )
-    dim = pair.after.particles.shape[1]
-    gain_per_gradient = (1 - learnt.lag_1[:-1, :dim]).min(1) / learnt.num_steps[:-1]
-    return learnt._replace(
-        chosen=jnp.where(on_trial, jnp.argmax(gain_per_gradient), adaptation.chosen)
-    )
+    kinds = jnp.arange(candidates.number)
+    cost = jax.vmap(_sweeps_needed, (None, 0, None))(learnt, kinds, 0) * learnt.num_steps[:-1]
+    return learnt._replace(chosen=jnp.argmin(cost))
