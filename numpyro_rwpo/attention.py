@@ -33,7 +33,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.grid import GridDensity, fit_grid
@@ -162,20 +161,21 @@ class CopulaDensity(NamedTuple):
 
     Attributes:
         grid: The coordinates' densities.
-        cholesky: Lower Cholesky factor of R, (dim, dim).
+        factor: A with R = A A^T, (dim, dim).
         coupling: The inverse of R minus the identity, (dim, dim).
+        half_log_det: Half the log determinant of R, scalar.
     """
 
     grid: GridDensity
-    cholesky: jax.Array
+    factor: jax.Array
     coupling: jax.Array
+    half_log_det: jax.Array
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """See :class:`ProximalDensity`."""
         normal = self.grid.to_normal(x)
         energy = 0.5 * jnp.sum(normal * self._pull(normal), -1)
-        log_det = jnp.sum(jnp.log(jnp.diagonal(self.cholesky)))
-        return jnp.sum(self.grid.log_prob(x), -1) - energy - log_det
+        return jnp.sum(self.grid.log_prob(x), -1) - energy - self.half_log_det
 
     def _pull(self, normal: jax.Array) -> jax.Array:
         return jnp.matmul(normal, self.coupling, precision=_EXACT)
@@ -196,9 +196,9 @@ class CopulaDensity(NamedTuple):
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """See :class:`ProximalDensity`."""
-        shape = (num_samples, self.cholesky.shape[0])
-        white = jax.random.normal(rng_key, shape, self.cholesky.dtype)
-        return self.grid.from_normal(jnp.matmul(white, self.cholesky.T, precision=_EXACT))
+        shape = (num_samples, self.factor.shape[0])
+        white = jax.random.normal(rng_key, shape, self.factor.dtype)
+        return self.grid.from_normal(jnp.matmul(white, self.factor.T, precision=_EXACT))
 
 
 def fit_joint(
@@ -265,13 +265,14 @@ def fit_copula(
     grid = fit_grid(particles, prior, prox_time, inverse_temperature)
     if particles.shape[1] > particles.shape[0]:
         return MarginalDensity(grid)
-    cholesky = jnp.linalg.cholesky(_shrunk_correlation(grid.to_normal(particles)))
-    # Explicit, for the products with many particles: those are faster than triangular solves, and
-    # shrinkage keeps the condition number within reach of the dtype.
-    identity = jnp.eye(particles.shape[1], dtype=cholesky.dtype)
-    inverse = solve_triangular(cholesky, identity, lower=True)
-    coupling = jnp.matmul(inverse.T, inverse, precision=_EXACT) - identity
-    return CopulaDensity(grid, cholesky, coupling)
+    # Not Cholesky: on CPUs a triangular solve takes longer than all else, because LAPACK's threads
+    # and XLA's wait for each other.
+    spectrum, rotation = jnp.linalg.eigh(_shrunk_correlation(grid.to_normal(particles)))
+    spectrum = jnp.maximum(spectrum, particles.shape[1] * float(np.finfo(spectrum.dtype).eps))
+    coupling = jnp.matmul(rotation * (1 / spectrum - 1), rotation.T, precision=_EXACT)
+    return CopulaDensity(
+        grid, rotation * jnp.sqrt(spectrum), coupling, 0.5 * jnp.sum(jnp.log(spectrum))
+    )
 
 
 HEADS: dict[str, Callable[..., ProximalDensity]] = {
@@ -308,7 +309,7 @@ def _shrunk_correlation(normal: jax.Array) -> jax.Array:
     correlation = (1 - identity) * jnp.clip(covariance * inverse[:, None] * inverse, -1, 1)
     squares = correlation**2
     noise = (jnp.sum((1 - squares) ** 2) - dim) / max(num_particles - 1, 1)
-    # The floor covers the rounding of a Cholesky decomposition.
+    # The floor covers the rounding of the eigenvalues.
     smallest = 16 * dim * epsilon
     shrinkage = noise / jnp.maximum(jnp.sum(squares), float(np.finfo(normal.dtype).tiny))
     shrinkage = jnp.clip(shrinkage, smallest, 1)

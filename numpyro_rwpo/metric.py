@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
 _OUTLIER = 15.0  # half interquartile ranges, 10 standard deviations of a normal
-_JITTER = 1e-6  # on correlation matrices: keeps the Cholesky factor in float32
+_NUM_SORTED = 32  # particles, at least, of which the quartiles are taken
+_JITTER = 1e-6  # least eigenvalue in units of the largest: what float32 can tell from zero
 
 
 class Moments(NamedTuple):
@@ -62,8 +62,9 @@ def _winsorize(x: jax.Array) -> jax.Array:
 
     A few particles on a wall, with gradients of 1e10, must not decide the metric of all others.
     """
-    count = x.shape[0]
-    ordered = jnp.sort(x, axis=0)
+    # Some of the particles are enough, and a sort costs more than all else here.
+    ordered = jnp.sort(x[:: max(1, x.shape[0] // _NUM_SORTED)], axis=0)
+    count = ordered.shape[0]
     lower, median, upper = ordered[count // 4], ordered[count // 2], ordered[(3 * count) // 4]
     deviation = x - median
     limit = _OUTLIER * (upper - lower) / 2
@@ -94,6 +95,19 @@ def _positive(x: jax.Array) -> jax.Array:
     return jnp.clip(jnp.where(jnp.isfinite(x), x, 1.0), tiny**0.5, tiny**-0.5)
 
 
+def _eigen(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues, kept positive, and eigenvectors of a symmetric matrix."""
+    spectrum, rotation = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    return jnp.maximum(_positive(spectrum), _JITTER * jnp.max(spectrum)), rotation
+
+
+def _symmetric_roots(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The symmetric square root of a positive matrix, and its inverse."""
+    spectrum, rotation = _eigen(matrix)
+    root = jnp.sqrt(spectrum)
+    return (rotation * root) @ rotation.T, (rotation / root) @ rotation.T
+
+
 def fisher_preconditioner(moments: Moments) -> Preconditioner:
     """The geometric-mean metric of the module's docstring, dense or diagonal as the moments are."""
     if moments.covariance.ndim == 1:
@@ -101,16 +115,16 @@ def fisher_preconditioner(moments: Moments) -> Preconditioner:
         gradient_variance = _positive(moments.gradient_covariance)
         factor = (variance / gradient_variance) ** 0.25
         return Preconditioner(factor, 1 / factor, variance * gradient_variance)
-    # Standardised coordinates: Cholesky and eigenvalues must not see the units of the parameters.
+    # Standardised coordinates: eigenvalues must not see the units of the parameters.
     scale = jnp.sqrt(_positive(jnp.diagonal(moments.covariance)))
     correlation = moments.covariance / jnp.outer(scale, scale)
-    lower = jnp.linalg.cholesky(correlation + _JITTER * jnp.eye(scale.size, dtype=scale.dtype))
-    m = lower.T @ (moments.gradient_covariance * jnp.outer(scale, scale)) @ lower
-    spectrum, rotation = jnp.linalg.eigh((m + m.T) / 2)
-    spectrum = jnp.maximum(_positive(spectrum), _JITTER * jnp.max(spectrum))
-    factor = scale[:, None] * (lower @ rotation) * spectrum**-0.25
-    whitening = solve_triangular(lower, rotation, lower=True, trans="T").T / scale
-    inverse = spectrum[:, None] ** 0.25 * whitening
+    # L is a symmetric root: on CPUs a triangular solve with the Cholesky factor takes longer than
+    # all else, because LAPACK's threads and XLA's wait for each other.
+    root, inverse_root = _symmetric_roots(correlation)
+    m = root @ (moments.gradient_covariance * jnp.outer(scale, scale)) @ root
+    spectrum, rotation = _eigen(m)
+    factor = scale[:, None] * (root @ rotation) * spectrum**-0.25
+    inverse = spectrum[:, None] ** 0.25 * (rotation.T @ inverse_root) / scale
     usable = jnp.all(jnp.isfinite(factor)) & jnp.all(jnp.isfinite(inverse))
     return Preconditioner(
         jnp.where(usable, factor, jnp.diag(scale)),

@@ -117,7 +117,7 @@ def test_samples_come_from_the_density(head: str) -> None:
             return scipy.stats.norm.ppf(cdf(x))
         normal = np.asarray(density.grid.to_normal(x))
         if head == "copula":
-            normal = np.linalg.solve(density.cholesky, normal.T).T
+            normal = np.linalg.solve(density.factor, normal.T).T
         turned = np.stack([normal[:, 0] + normal[:, 1], normal[:, 0] - normal[:, 1]], 1)
         return np.concatenate([normal, turned / np.sqrt(2)], 1)
 
@@ -306,8 +306,8 @@ def test_correlation_is_positive_definite(shape: tuple[int, int]) -> None:
     for particles in (base, few, same):
         density = fit("copula", particles.astype(np.float32), laplace_prior(0.0))
         assert isinstance(density, CopulaDensity)
-        assert np.all(np.isfinite(density.cholesky)) and np.all(np.isfinite(density.coupling))
-        correlation = density.cholesky @ density.cholesky.T
+        assert np.all(np.isfinite(density.factor)) and np.all(np.isfinite(density.coupling))
+        correlation = density.factor @ density.factor.T
         np.testing.assert_allclose(np.diagonal(correlation), 1, atol=1e-5)
 
 
@@ -320,7 +320,7 @@ def test_shrinkage_follows_the_evidence() -> None:
     def off_diagonal(particles: np.ndarray) -> np.ndarray:
         density = fit("copula", particles, laplace_prior(0.0))
         assert isinstance(density, CopulaDensity)
-        fitted = density.cholesky @ density.cholesky.T
+        fitted = density.factor @ density.factor.T
         return np.asarray(fitted)[np.triu_indices(20, 1)]
 
     raw = np.corrcoef(noise.T)[np.triu_indices(20, 1)]
