@@ -34,6 +34,7 @@ TRIAL_UPDATES = 6  # of each candidate metric, which take turns
 SETTLING_UPDATES = 18  # after the trial, before adaptation may end
 INDEPENDENT_EVERY = 4  # updates, after the trial, one tries independent proposals
 MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
+MAX_HAMILTONIAN = MAX_SWEEPS - MAX_INDEPENDENT
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
 REPLACEMENT_UPDATES = 12  # in which stuck particles are moved onto others
 _STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
@@ -136,23 +137,41 @@ def _metric(adaptation: Adaptation, kind: jax.Array, candidates: Candidates) -> 
     return Metric(jnp.where(exact, diagonal, adaptation.preconditioner.factor), scale, exact)
 
 
-def _sweeps_needed(adaptation: Adaptation, num_independent: jax.Array) -> jax.Array:
-    """Hamiltonian sweeps after which no statistic of a particle remembers more than a tenth.
+def _memory(adaptation: Adaptation, num_independent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weight w and rate r of each statistic's correlation w r^k after k Hamiltonian sweeps.
 
-    At least one, after ``num_independent`` (n,) independent ones; (n,). A statistic that mixes
-    fast and slow directions decays as w r^k under Hamiltonian sweeps; r is the ratio of its lag-2
-    to its lag-1 correlation, which lag 1 alone would underestimate.
+    After ``num_independent`` (...,) independent ones; (..., 2 dim + 1) and (2 dim + 1,). A
+    statistic that mixes fast and slow directions decays so; r is the ratio of its lag-2 to its
+    lag-1 correlation, which lag 1 alone would underestimate.
     """
     lag_1 = jnp.clip(adaptation.lag_1, 1e-3, 0.999)
     lag_2 = jnp.clip(adaptation.lag_2, 1e-3, 0.999)
     once, twice = lag_1[adaptation.chosen], lag_2[adaptation.chosen]
     rate = jnp.clip(jnp.maximum(twice / once, once), 1e-3, 0.999)
-    weight = (once / rate) * lag_1[-1] ** num_independent[:, None]
+    return (once / rate) * lag_1[-1] ** num_independent[..., None], rate
+
+
+def _sweeps_needed(adaptation: Adaptation, num_independent: jax.Array) -> jax.Array:
+    """Hamiltonian sweeps after which no statistic of a particle remembers more than a tenth.
+
+    At least one, after ``num_independent`` (n,) independent ones; (n,).
+    """
+    weight, rate = _memory(adaptation, num_independent)
     needed = jnp.log(_RESIDUAL_CORRELATION / weight) / jnp.log(rate)
-    return jnp.clip(jnp.ceil(needed.max(-1)), 1, MAX_SWEEPS - MAX_INDEPENDENT).astype(int)
+    return jnp.clip(jnp.ceil(needed.max(-1)), 1, MAX_HAMILTONIAN).astype(int)
 
 
-def _num_sweeps(adaptation: Adaptation) -> tuple[jax.Array, jax.Array]:
+def residual_correlation(adaptation: Adaptation) -> jax.Array:
+    """Correlation between two draws of a particle that warm-up expects, of its slowest statistic.
+
+    Above a tenth only where the number of sweeps is at its limit.
+    """
+    num_independent, num_hamiltonian = num_sweeps(adaptation)
+    weight, rate = _memory(adaptation, num_independent)
+    return (weight * rate**num_hamiltonian).max()
+
+
+def num_sweeps(adaptation: Adaptation) -> tuple[jax.Array, jax.Array]:
     """The cheapest numbers of independent and Hamiltonian sweeps."""
     num_independent = jnp.arange(MAX_INDEPENDENT + 1)
     num_hamiltonian = _sweeps_needed(adaptation, num_independent)
@@ -168,7 +187,7 @@ def tuning(
     kind = _hamiltonian_kind(adaptation, update, candidates)
     kind = jnp.where(is_warmup, kind, adaptation.chosen)
     log_step = jnp.where(is_warmup, adaptation.log_step, adaptation.log_step_mean)[kind]
-    num_independent, num_hamiltonian = _num_sweeps(adaptation)
+    num_independent, num_hamiltonian = num_sweeps(adaptation)
     pair = 2 * _is_independent_turn(update, candidates)
     preconditioner = adaptation.preconditioner
     return Tuning(
