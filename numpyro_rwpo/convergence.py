@@ -40,9 +40,12 @@ def ess(draws: Any, method: str = "bulk") -> np.ndarray:
     return _over_dataset("ess", draws, method=method)
 
 
-def mcse(draws: Any, method: str = "mean") -> np.ndarray:
-    """Monte Carlo standard error of the mean or sd of draws (chains, draws, ...), shape (...)."""
-    return _over_dataset("mcse", draws, method=method)
+def mcse(draws: Any, method: str = "mean", **options: Any) -> np.ndarray:
+    """Monte Carlo standard error of a statistic of draws (chains, draws, ...), shape (...).
+
+    ``method`` is ``"mean"``, ``"sd"`` or ``"quantile"``, the last with ``prob``.
+    """
+    return _over_dataset("mcse", draws, method=method, **options)
 
 
 def pareto_smooth(log_ratios: np.ndarray) -> float:

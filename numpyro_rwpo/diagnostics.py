@@ -18,6 +18,7 @@ from numpyro_rwpo.findings import find
 from numpyro_rwpo.laplace_sites import describe_laplace_sites
 from numpyro_rwpo.passes import compare_passes, statistics
 from numpyro_rwpo.report import Report
+from numpyro_rwpo.runs import checked_state, draws_per_pass, num_distinct_draws
 from numpyro_rwpo.settings import Settings
 from numpyro_rwpo.state import RWPOState
 from numpyro_rwpo.stein import MAX_DRAWS, stein_discrepancy, stein_identities
@@ -53,13 +54,13 @@ def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
         lag = draws_per_pass(mcmc, state)
     else:
         lag = None
-        posterior = posterior._replace(draws=posterior.draws[:, : num_distinct(mcmc, state)])
+        posterior = posterior._replace(draws=posterior.draws[:, : num_distinct_draws(mcmc)])
     draws, is_finite = _finite_draws(posterior.draws)
     flat = draws.reshape(-1, draws.shape[2])
     log_density, gradients = posterior.evaluate(flat)
     key_evidence, key_stein = jax.random.split(jax.random.key(seed))
 
-    figures = {
+    figures: dict[str, Any] = {
         "settings": _settings_figures(mcmc, state, settings, posterior),
         "coordinates": _coordinates(draws, posterior.names, settings.corrected),
         "chains": _chains(mcmc, state, settings),
@@ -72,47 +73,6 @@ def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
     if settings.corrected:
         _add_chain_convergence(figures, draws)
     return Report(figures, find(figures))
-
-
-def checked_state(mcmc: Any) -> tuple[RWPOState, Settings]:
-    """The last state, with a leading chain axis whatever the ``chain_method``, and the settings.
-
-    Raises:
-        TypeError: not an ``MCMC`` with an ``RWPO`` kernel.
-        ValueError: not run, or only warmed up.
-    """
-    kernel = getattr(mcmc, "sampler", None)
-    if not hasattr(kernel, "settings"):
-        raise TypeError(
-            "`mcmc` must be a numpyro.infer.MCMC whose kernel is RWPO; got "
-            f"{type(mcmc).__name__ if kernel is None else type(kernel).__name__}. For other "
-            "kernels use ArviZ, or `compare` to put them beside RWPO."
-        )
-    state = mcmc.last_state
-    if kernel.settings is None or not isinstance(state, RWPOState):
-        raise ValueError("`mcmc` has not been run; call `mcmc.run(...)` first.")
-    iteration = int(np.max(state.iteration))
-    if iteration <= 0:
-        raise ValueError(
-            "`mcmc` holds the draws of a warm-up, which are not from the posterior; call "
-            "`mcmc.run(...)` after `mcmc.warmup(...)`."
-        )
-    if jnp.ndim(state.step_size) == 0:  # a single chain comes without the axis
-        state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
-    return jax.device_get(state), kernel.settings
-
-
-def draws_per_pass(mcmc: Any, state: RWPOState) -> int | None:
-    """Kept draws between two of the same particle; ``None`` where thinning mixes them up."""
-    num_particles = state.ensemble.particles.shape[1]
-    return None if num_particles % mcmc.thinning else num_particles // mcmc.thinning
-
-
-def num_distinct(mcmc: Any, state: RWPOState) -> int:
-    """Kept draws of a chain before noise-free particles repeat."""
-    num_particles = state.ensemble.particles.shape[1]
-    number: int = mcmc.num_samples // mcmc.thinning
-    return min(number, draws_per_pass(mcmc, state) or num_particles)
 
 
 def _finite_draws(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,13 +161,14 @@ def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, A
         }
         if settings.corrected:
             step_size = float(state.step_size[chain])
+            steps = int(trajectory_steps(jnp.asarray(step_size)))
             row |= {
                 "accept_prob": float(accept_prob[chain].mean()),
                 "num_divergences": int(np.asarray(fields["diverging"])[chain].sum()),
                 "metric": _metric_name(state, settings, chain),
                 "step_size": step_size,
-                "steps_per_sweep": int(trajectory_steps(step_size)),
-                "is_trajectory_cut": bool(trajectory_steps(step_size) >= MAX_STEPS),
+                "steps_per_sweep": steps,
+                "is_trajectory_cut": steps >= MAX_STEPS,
                 "independent_sweeps": int(independent[chain]),
                 "hamiltonian_sweeps": int(hamiltonian[chain]),
                 "is_sweep_limit_reached": bool(hamiltonian[chain] >= MAX_HAMILTONIAN),

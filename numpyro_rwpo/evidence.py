@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_rwpo.convergence import ess, pareto_smooth
 from numpyro_rwpo.attention import HEADS, ProximalDensity, relative_prox_time
+from numpyro_rwpo.convergence import ess, pareto_smooth
 from numpyro_rwpo.priors import LaplacePrior
 
 MAX_FITTED = 2000  # draws that the density is fitted to: more would no longer change it

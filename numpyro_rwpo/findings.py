@@ -158,9 +158,9 @@ def _slow_particles(figures: dict[str, Any]) -> list[Finding]:
         found.append(
             Finding(
                 "drift",
-                f"The mean of {passes['drifting']} differs by {abs(passes['drift_z']):.1f} standard "
-                "errors between the first and the last pass over the particles; the ensembles were "
-                "still on their way when the first draws were kept; raise `num_warmup` (now "
+                f"The mean of {passes['drifting']} differs by {abs(passes['drift_z']):.1f} "
+                "standard errors between the first and the last pass over the particles; the "
+                "ensembles were still on their way when the first draws were kept; raise `num_warmup` (now "
                 f"{figures['settings']['num_warmup']}).",
             )
         )
@@ -219,9 +219,9 @@ def _stein(figures: dict[str, Any]) -> list[Finding]:
             Finding(
                 "Stein identity",
                 f"The mean of (x - mean) dU/dx is {stein['worst_virial']:.2f} for "
-                f"{stein['worst_virial_name']} where 1 is exact, {abs(stein['worst_virial_z']):.1f} "
-                f"standard errors off; the draws are too {shape} there; raise `num_warmup` and "
-                "compare with a second sampler.",
+                f"{stein['worst_virial_name']} where 1 is exact, "
+                f"{abs(stein['worst_virial_z']):.1f} standard errors off; the draws are too "
+                f"{shape} there; raise `num_warmup` and compare with a second sampler.",
             )
         )
     if abs(stein["worst_force_z"]) > limit:
@@ -300,9 +300,9 @@ def _repeats(figures: dict[str, Any]) -> list[Finding]:
     return [
         Finding(
             "repeats",
-            f"{settings['num_samples']} draws a chain were kept of {settings['num_draws']} distinct "
-            "noise-free particles; later draws repeat earlier ones and add nothing (they are left "
-            "out here); set `num_samples` to at most `num_particles`, or raise `num_particles`.",
+            f"{settings['num_samples']} draws a chain were kept of {settings['num_draws']} "
+            "distinct noise-free particles; later draws repeat earlier ones and add nothing (they "
+            "are left out here); set `num_samples` to at most `num_particles`, or raise `num_particles`.",
         )
     ]
 

@@ -62,6 +62,7 @@ class Report:
         return f"{number} finding{'s' if number > 1 else ''} to act on:"
 
     def __str__(self) -> str:
+        """The report as text."""
         lines = [self._heading(), ""]
         if not self.figures["settings"]["is_corrected"]:
             lines += [textwrap.fill(_NOISE_FREE, _WIDTH), ""]

@@ -1,0 +1,191 @@
+"""``to_arviz``: a run as ArviZ data, with what ``az.from_numpyro`` cannot know.
+
+ArviZ 0.x gives an ``InferenceData``, 1.x an xarray ``DataTree``; the groups are the same.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from numpyro_rwpo.diagnostics import diagnose
+from numpyro_rwpo.runs import chain_states, checked_state, num_distinct_draws
+
+_WARMUP_GROUPS = {"posterior": "warmup_posterior", "sample_stats": "warmup_sample_stats"}
+_PARTICLES = "ensemble.particles"  # extra field with the whole ensemble of every iteration
+_ENSEMBLE = "warmup_ensemble"
+
+
+def to_arviz(
+    mcmc: Any, *, warmup: Any = None, evidence: bool = True, seed: int = 0, **options: Any
+) -> Any:
+    """Convert a run to ArviZ data.
+
+    Beyond ``az.from_numpyro``:
+
+    * ``sample_stats`` has ``acceptance_rate``, ``n_steps``, ``step_size``, ``lp`` under ArviZ's
+      names where they were collected as ``extra_fields``; ``step_size`` and the number of steps
+      of a draw are there in any case. No ``tree_depth``: there are no trees;
+    * the attributes of ``posterior`` say how it was made, and hold the log evidence and Pareto
+      k-hat of the fitted density (``evidence=True``);
+    * after ``mcmc.warmup(..., collect_warmup=True)`` the draws are in ``warmup_posterior``; with
+      ``extra_fields=("ensemble.particles",)`` the trajectory of the ensembles is in
+      ``warmup_ensemble``, as ``particles`` (chain, draw, particle, coordinate), in the
+      coordinates in which the ensembles move;
+    * with ``correction=None`` the draws are the distinct particles: repeats are left out.
+
+    Args:
+        mcmc: a NumPyro ``MCMC`` with an ``RWPO`` kernel, after ``run``, or after ``warmup`` with
+            ``collect_warmup=True``.
+        warmup: what ``to_arviz`` returned after the warm-up, to be put into the same data.
+        evidence: whether to estimate k-hat and evidence, which takes some seconds.
+        seed: of the random numbers that takes.
+        **options: for ``az.from_numpyro``, e.g. ``coords`` and ``dims``.
+
+    Returns:
+        ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x).
+
+    Raises:
+        TypeError: ``mcmc`` is not such an object, or ``warmup`` has no warm-up groups.
+        ValueError: ``mcmc`` has not been run.
+
+    Example:
+        >>> mcmc.warmup(key, X, y, collect_warmup=True, extra_fields=("ensemble.particles",))
+        ... # doctest: +SKIP
+        >>> before = to_arviz(mcmc)  # doctest: +SKIP
+        >>> mcmc.run(key, X, y)  # doctest: +SKIP
+        >>> data = to_arviz(mcmc, warmup=before)  # doctest: +SKIP
+    """
+    import arviz as az
+
+    state, settings = chain_states(mcmc)
+    if warmup is not None and not any(name in _groups(warmup) for name in _WARMUP_GROUPS.values()):
+        raise TypeError(
+            "`warmup` must be what `to_arviz` returned after `mcmc.warmup(..., "
+            f"collect_warmup=True)`; got {type(warmup).__name__} with groups {_groups(warmup)}."
+        )
+    data = az.from_numpyro(_Selected(mcmc), **options)
+    groups = {name: data[name].copy() for name in _groups(data)}
+    groups = {name: _as_dataset(group) for name, group in groups.items()}
+    if int(np.max(state.iteration)) <= 0:
+        groups = {_WARMUP_GROUPS.get(name, name): group for name, group in groups.items()}
+        particles = mcmc.get_extra_fields(group_by_chain=True).get(_PARTICLES)
+        if particles is not None:
+            groups[_ENSEMBLE] = _trajectory(np.asarray(particles))
+        return _combine(groups)
+    groups["sample_stats"] = _sample_stats(groups.get("sample_stats"), groups["posterior"], state)
+    groups["posterior"].attrs.update(_attributes(mcmc, settings, evidence, seed))
+    for name in (*_WARMUP_GROUPS.values(), _ENSEMBLE):
+        if warmup is not None and name in _groups(warmup):
+            groups[name] = _as_dataset(warmup[name])
+    return _combine(groups)
+
+
+class _Selected:
+    """An ``MCMC`` as ArviZ reads it, without particles that repeat and without whole ensembles."""
+
+    def __init__(self, mcmc: Any) -> None:
+        self._mcmc = mcmc
+        iterations = np.max(mcmc.last_state.iteration)
+        self._number = num_distinct_draws(mcmc) if iterations > 0 else None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mcmc, name)
+
+    @property
+    def num_samples(self) -> int:
+        """Draws of a chain before thinning."""
+        samples = jax.tree.leaves(self._mcmc.get_samples(group_by_chain=True))
+        kept: int = min(samples[0].shape[1], self._number or samples[0].shape[1])
+        return kept * int(self._mcmc.thinning)
+
+    def _cut(self, values: Any, group_by_chain: bool) -> Any:
+        values = jax.tree.map(lambda x: x[:, : self._number], values)
+        if group_by_chain:
+            return values
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
+
+    def get_samples(self, group_by_chain: bool = False) -> Any:
+        """Draws by site."""
+        return self._cut(self._mcmc.get_samples(group_by_chain=True), group_by_chain)
+
+    def get_extra_fields(self, group_by_chain: bool = False) -> Any:
+        """Extra fields, but for whole ensembles: these have a group of their own."""
+        fields = self._mcmc.get_extra_fields(group_by_chain=True)
+        fields = {name: x for name, x in fields.items() if name != _PARTICLES}
+        return self._cut(fields, group_by_chain)
+
+
+def _groups(data: Any) -> list[str]:
+    """Names of the groups of an ``InferenceData`` or ``DataTree``."""
+    groups = getattr(data, "children", None) or (
+        data.groups() if callable(getattr(data, "groups", None)) else []
+    )
+    return [str(name).lstrip("/") for name in groups]
+
+
+def _as_dataset(group: Any) -> Any:
+    return group.to_dataset() if hasattr(group, "to_dataset") else group
+
+
+def _combine(groups: dict[str, Any]) -> Any:
+    import arviz as az
+
+    if hasattr(az, "InferenceData"):
+        return az.InferenceData(warn_on_custom_groups=False, **groups)
+    import xarray as xr
+
+    return xr.DataTree.from_dict(groups)
+
+
+def _trajectory(particles: np.ndarray) -> Any:
+    import xarray as xr
+
+    dims = ("chain", "draw", "particle", "coordinate")
+    coords = {dim: np.arange(size) for dim, size in zip(dims, particles.shape, strict=True)}
+    return xr.Dataset({"particles": (dims, particles)}, coords)
+
+
+def _sample_stats(stats: Any, posterior: Any, state: Any) -> Any:
+    """ArviZ's sample stats, with step size and steps of a draw, which sampling never changes."""
+    import xarray as xr
+
+    coords = {"chain": posterior["chain"], "draw": posterior["draw"]}
+    stats = (
+        xr.Dataset(coords=coords)
+        if stats is None
+        else stats.drop_vars("tree_depth", errors="ignore")
+    )
+    shape = (posterior.sizes["chain"], posterior.sizes["draw"])
+    for name, values in [("step_size", state.step_size), ("n_steps", state.refresh.num_steps)]:
+        if name not in stats:
+            column = np.asarray(values).reshape(-1, 1)
+            stats[name] = (("chain", "draw"), np.broadcast_to(column, shape).copy())
+    return stats
+
+
+def _attributes(mcmc: Any, settings: Any, evidence: bool, seed: int) -> dict[str, Any]:
+    """What the posterior's attributes say; plain values, so that NetCDF can hold them."""
+    from numpyro_rwpo._version import __version__
+
+    state, _ = checked_state(mcmc)
+    attributes: dict[str, Any] = {
+        "inference_library_rwpo": f"numpyro-rwpo {__version__}",
+        "sampler": "RWPO",
+        "correction": "metropolis" if settings.corrected else "none: noise-free particles",
+        "attention": settings.attention,
+        "num_particles": int(state.ensemble.particles.shape[1]),
+        "num_warmup": settings.num_warmup,
+        "num_gradients": int(np.sum(state.num_gradients)),
+    }
+    if evidence:
+        report = diagnose(mcmc, seed=seed)
+        figures = report.figures["evidence"]
+        attributes |= {
+            "pareto_k_hat": figures["k_hat"],
+            "log_evidence": figures["log_evidence"],
+            "log_evidence_standard_error": figures["standard_error"],
+            "log_evidence_method": figures["method"],
+            "findings": "\n".join(finding.sentence for finding in report.findings),
+        }
+    return attributes
