@@ -160,7 +160,8 @@ def _slow_particles(figures: dict[str, Any]) -> list[Finding]:
                 "drift",
                 f"The mean of {passes['drifting']} differs by {abs(passes['drift_z']):.1f} "
                 "standard errors between the first and the last pass over the particles; the "
-                "ensembles were still on their way when the first draws were kept; raise `num_warmup` (now "
+                "ensembles were still on their way when the first draws were kept; raise "
+                "`num_warmup` (now "
                 f"{figures['settings']['num_warmup']}).",
             )
         )
@@ -302,7 +303,7 @@ def _repeats(figures: dict[str, Any]) -> list[Finding]:
             "repeats",
             f"{settings['num_samples']} draws a chain were kept of {settings['num_draws']} "
             "distinct noise-free particles; later draws repeat earlier ones and add nothing (they "
-            "are left out here); set `num_samples` to at most `num_particles`, or raise `num_particles`.",
+            "are left out here); set `num_samples` to `num_particles` at most, or raise that.",
         )
     ]
 

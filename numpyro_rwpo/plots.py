@@ -272,8 +272,6 @@ def animate_transport(
     animation = FuncAnimation(axes.figure, draw, frames=len(path), blit=False)
     if file is not None:
         animation.save(str(file), writer=PillowWriter(fps=frames_per_second))
-    else:
-        animation._draw_was_started = True  # silences the warning about an unused animation
     return animation
 
 
