@@ -110,9 +110,13 @@ class _Selected:
         return self._cut(self._mcmc.get_samples(group_by_chain=True), group_by_chain)
 
     def get_extra_fields(self, group_by_chain: bool = False) -> Any:
-        """Extra fields, but for whole ensembles: these have a group of their own."""
-        fields = self._mcmc.get_extra_fields(group_by_chain=True)
-        fields = {name: x for name, x in fields.items() if name != _PARTICLES}
+        """Extra fields but for whole ensembles, which have a group of their own.
+
+        ``num_steps`` gets ArviZ's name here: from its own, ArviZ computes a ``tree_depth``.
+        """
+        fields = dict(self._mcmc.get_extra_fields(group_by_chain=True))
+        fields.pop(_PARTICLES, None)
+        fields = {"n_steps" if name == "num_steps" else name: x for name, x in fields.items()}
         return self._cut(fields, group_by_chain)
 
 

@@ -42,10 +42,9 @@ class Report:
     def tables(self) -> list[Table]:
         """The tables that are printed."""
         is_corrected = self.figures["settings"]["is_corrected"]
-        tables = [_chains(self.figures), _coordinates(self.figures), _density(self.figures)]
-        if not is_corrected:
-            tables[0] = _flows(self.figures)
-        return [*tables, _laplace(self.figures)]
+        chains = _chains(self.figures) if is_corrected else _flows(self.figures)
+        rest = (_coordinates(self.figures), _density(self.figures), _laplace(self.figures))
+        return [chains, *rest]
 
     def _heading(self) -> str:
         s = self.figures["settings"]
