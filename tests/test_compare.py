@@ -68,9 +68,7 @@ def test_figures_of_a_row() -> None:
     np.testing.assert_allclose(row.mean_difference, (a.mean() - b.mean()) / pooled)
     np.testing.assert_allclose(row.sd_ratio, a.std(ddof=1) / b.std(ddof=1))
     np.testing.assert_allclose(row.quantiles_b, np.quantile(b, [0.05, 0.95]))
-    error = np.sqrt(
-        a.var() / a.size + b.var() / b.size
-    )  # independent draws
+    error = np.sqrt(a.var() / a.size + b.var() / b.size)  # independent draws
     np.testing.assert_allclose(row.mean_z, (a.mean() - b.mean()) / error, rtol=0.15)
 
 
