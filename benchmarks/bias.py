@@ -2,7 +2,8 @@
 
 From the repository root::
 
-    python -m benchmarks.bias [--dims 2 10 30 100] [--particles 50 300 2000] [--output DIR]
+    python -m benchmarks.bias [--dims 2 10 30 100] [--particles 50 300 2000]
+    python -m benchmarks.bias --render  # the page again, from stored figures
 
 Four noise-free samplers run to rest on two targets whose marginals are known exactly:
 
@@ -21,7 +22,7 @@ For every setting the table gives the mean over coordinates of
   beside it that of as many independent exact draws: what Monte Carlo error alone would give;
 - **corr** (normal only): correlation of neighbouring coordinates over the true 0.7.
 
-Writes ``bias.json`` and ``bias.md``; ``docs/bias-of-the-flow.md`` includes the latter.
+Writes ``bias.json`` and ``bias.md`` and puts the tables into ``docs/bias-of-the-flow.md``.
 """
 
 import argparse
@@ -50,6 +51,7 @@ CORRELATION = 0.7
 RELATIVE_TIME = 0.1
 MAX_STEPS = 200
 NUM_QUANTILES = 4000
+BEGIN, END = "<!-- made by benchmarks/bias.py -->", "<!-- end of what benchmarks/bias.py made -->"
 
 
 class Problem(NamedTuple):
@@ -241,13 +243,34 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def insert(page: Path, result: dict[str, Any]) -> None:
+    """Replace what stands between the page's markers by the tables and their settings."""
+    settings = result["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    origin = (
+        f"Seed {settings['seed']}, relative prox time {settings['relative_prox_time']}, at most "
+        f"{settings['max_steps']} steps; {versions}, {settings['device']}, "
+        f"{settings['seconds']:.0f} s."
+    )
+    before, rest = page.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n\n{markdown(result['rows'])}\n{origin}\n\n{END}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 10, 30, 100])
     parser.add_argument("--particles", type=int, nargs="+", default=[50, 300, 2000])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--page", type=Path, default=Path("docs/bias-of-the-flow.md"))
+    parser.add_argument("--render", action="store_true", help="measure nothing: stored figures")
     arguments = parser.parse_args()
+    if arguments.render:
+        stored = json.loads((arguments.output / "bias.json").read_text())
+        (arguments.output / "bias.md").write_text(markdown(stored["rows"]))
+        insert(arguments.page, stored)
+        return
     begin = time.perf_counter()
     rows = measure(arguments.dims, arguments.particles, arguments.seed)
     settings = {
@@ -259,9 +282,10 @@ def main() -> None:
         "seconds": time.perf_counter() - begin,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    result = json.dumps({"settings": settings, "rows": rows}, indent=1)
-    (arguments.output / "bias.json").write_text(result + "\n")
+    result = {"settings": settings, "rows": rows}
+    (arguments.output / "bias.json").write_text(json.dumps(result, indent=1) + "\n")
     (arguments.output / "bias.md").write_text(markdown(rows))
+    insert(arguments.page, result)
     print(markdown(rows))
 
 

@@ -29,6 +29,7 @@ class Draws(NamedTuple):
         is_noise_free: whether these are particles without correction, not a chain's draws.
         seconds: wall time that the draws took, ``None`` if unknown.
         num_gradients: gradient evaluations that they took, ``None`` if unknown.
+        is_without_warmup: whether ``num_gradients`` leaves the warm-up out.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Draws(NamedTuple):
     is_noise_free: bool
     seconds: float | None
     num_gradients: int | None
+    is_without_warmup: bool
 
 
 class Row(NamedTuple):
@@ -208,7 +210,9 @@ def compare(
         raise ValueError(f"`compare` needs at least two runs; got {len(runs)}.")
     labels = _labels(runs) if labels is None else list(labels)
     seconds = [None] * len(runs) if seconds is None else list(seconds)
-    gradients = [_num_gradients(run) for run in runs] if num_gradients is None else num_gradients
+    counts = [_num_gradients(run) for run in runs]
+    gradients = [count for count, _ in counts] if num_gradients is None else list(num_gradients)
+    partial = [without and num_gradients is None for _, without in counts]
     lists: dict[str, list[Any]] = {
         "labels": labels,
         "seconds": seconds,
@@ -222,9 +226,9 @@ def compare(
     posteriors = [_samples(run) for run in runs]
     names = _common_sites(posteriors, labels, sites)
     samplers = [
-        Draws(label, *_columns(posterior, names), _is_noise_free(run), spent, count)
-        for label, run, posterior, spent, count in zip(
-            labels, runs, posteriors, seconds, gradients, strict=True
+        Draws(label, *_columns(posterior, names), _is_noise_free(run), spent, count, without)
+        for label, run, posterior, spent, count, without in zip(
+            labels, runs, posteriors, seconds, gradients, partial, strict=True
         )
     ]
     first = _Summary.of(samplers[0])
@@ -274,14 +278,15 @@ def _is_noise_free(run: Any) -> bool:
     return settings is not None and not settings.corrected
 
 
-def _num_gradients(run: Any) -> int | None:
-    if not hasattr(run, "get_extra_fields"):
-        return None
+def _num_gradients(run: Any) -> tuple[int | None, bool]:
+    """Gradient evaluations where they are known, and whether those of the warm-up are missing."""
+    if not hasattr(run, "get_extra_fields") or run.last_state is None:
+        return None, False
     total = getattr(run.last_state, "num_gradients", None)
     if total is not None:
-        return int(np.sum(total))
+        return int(np.sum(total)), False
     steps = run.get_extra_fields().get("num_steps")
-    return None if steps is None else int(np.sum(steps))
+    return (None, False) if steps is None else (int(np.sum(steps)), True)
 
 
 def _common_sites(
@@ -390,12 +395,17 @@ def _costs(draws: Draws) -> dict[str, float | None]:
 
 
 def _cost_table(samplers: list[Draws]) -> Table:
-    def cell(value: float | None, form: str) -> str:
-        return "unknown" if value is None else format(value, form)
+    def cell(draws: Draws, key: str, form: str) -> str:
+        value = costs[draws.label][key]
+        if value is None:
+            return "unknown"
+        mark = "*" if "gradient" in key and draws.is_without_warmup else ""
+        return format(value, form) + mark
 
-    costs = [_costs(draws) for draws in samplers]
+    costs = {draws.label: _costs(draws) for draws in samplers}
+    partial = any(draws.is_without_warmup for draws in samplers)
     rows = [
-        [name, *(cell(cost[key], form) for cost in costs)]
+        [name, *(cell(draws, key, form) for draws in samplers)]
         for name, key, form in [
             ("largest R-hat", "max_r_hat", ".3f"),
             ("smallest bulk ESS", "min_ess", ",.0f"),
@@ -405,7 +415,8 @@ def _cost_table(samplers: list[Draws]) -> Table:
             ("smallest ESS per gradient", "ess_per_gradient", ".2g"),
         ]
     ]
-    return Table("Samplers", ["", *(draws.label for draws in samplers)], rows)
+    title = "Samplers (*: warm-up not counted)" if partial else "Samplers"
+    return Table(title, ["", *(draws.label for draws in samplers)], rows)
 
 
 def _row_table(first: str, label: str, rows: list[Row]) -> Table:
