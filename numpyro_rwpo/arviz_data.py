@@ -3,6 +3,7 @@
 ArviZ 0.x gives an ``InferenceData``, 1.x an xarray ``DataTree``; the groups are the same.
 """
 
+import copy
 from typing import Any
 
 import jax
@@ -64,7 +65,7 @@ def to_arviz(
             "`warmup` must be what `to_arviz` returned after `mcmc.warmup(..., "
             f"collect_warmup=True)`; got {type(warmup).__name__} with groups {_groups(warmup)}."
         )
-    data = az.from_numpyro(_Selected(mcmc), **options)
+    data = az.from_numpyro(_as_arviz_reads_it(mcmc), **options)
     groups = {name: data[name].copy() for name in _groups(data)}
     groups = {name: _as_dataset(group) for name, group in groups.items()}
     if int(np.max(state.iteration)) <= 0:
@@ -72,52 +73,31 @@ def to_arviz(
         particles = mcmc.get_extra_fields(group_by_chain=True).get(_PARTICLES)
         if particles is not None:
             groups[_ENSEMBLE] = _trajectory(np.asarray(particles))
-        return _combine(groups)
+        return _combine(groups, data)
     groups["sample_stats"] = _sample_stats(groups.get("sample_stats"), groups["posterior"], state)
     groups["posterior"].attrs.update(_attributes(mcmc, settings, evidence, seed))
     for name in (*_WARMUP_GROUPS.values(), _ENSEMBLE):
         if warmup is not None and name in _groups(warmup):
             groups[name] = _as_dataset(warmup[name])
-    return _combine(groups)
+    return _combine(groups, data)
 
 
-class _Selected:
-    """An ``MCMC`` as ArviZ reads it, without particles that repeat and without whole ensembles."""
+def _as_arviz_reads_it(mcmc: Any) -> Any:
+    """A shallow copy of an ``MCMC`` that holds what belongs into ``posterior`` and its stats.
 
-    def __init__(self, mcmc: Any) -> None:
-        self._mcmc = mcmc
-        iterations = np.max(mcmc.last_state.iteration)
-        self._number = num_distinct_draws(mcmc) if iterations > 0 else None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._mcmc, name)
-
-    @property
-    def num_samples(self) -> int:
-        """Draws of a chain before thinning."""
-        samples = jax.tree.leaves(self._mcmc.get_samples(group_by_chain=True))
-        kept: int = min(samples[0].shape[1], self._number or samples[0].shape[1])
-        return kept * int(self._mcmc.thinning)
-
-    def _cut(self, values: Any, group_by_chain: bool) -> Any:
-        values = jax.tree.map(lambda x: x[:, : self._number], values)
-        if group_by_chain:
-            return values
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
-
-    def get_samples(self, group_by_chain: bool = False) -> Any:
-        """Draws by site."""
-        return self._cut(self._mcmc.get_samples(group_by_chain=True), group_by_chain)
-
-    def get_extra_fields(self, group_by_chain: bool = False) -> Any:
-        """Extra fields but for whole ensembles, which have a group of their own.
-
-        ``num_steps`` gets ArviZ's name here: from its own, ArviZ computes a ``tree_depth``.
-        """
-        fields = dict(self._mcmc.get_extra_fields(group_by_chain=True))
-        fields.pop(_PARTICLES, None)
-        fields = {"n_steps" if name == "num_steps" else name: x for name, x in fields.items()}
-        return self._cut(fields, group_by_chain)
+    Particles that repeat are cut off; whole ensembles have a group of their own; ``num_steps`` gets
+    ArviZ's name here, because from NumPyro's ArviZ 0.x computes the depth of a tree.
+    """
+    is_sampled = int(np.max(mcmc.last_state.iteration)) > 0
+    number = num_distinct_draws(mcmc) if is_sampled else None
+    states = {name: x for name, x in mcmc._states.items() if name != _PARTICLES}
+    states = {"n_steps" if name == "num_steps" else name: x for name, x in states.items()}
+    states = jax.tree.map(lambda x: x[:, :number], states)
+    view = copy.copy(mcmc)
+    view._states, view._states_flat = states, None
+    kept = jax.tree.leaves(states)[0].shape[1]
+    view.num_samples = kept * mcmc.thinning  # ArviZ divides by the thinning again
+    return view
 
 
 def _groups(data: Any) -> list[str]:
@@ -132,14 +112,13 @@ def _as_dataset(group: Any) -> Any:
     return group.to_dataset() if hasattr(group, "to_dataset") else group
 
 
-def _combine(groups: dict[str, Any]) -> Any:
-    import arviz as az
-
-    if hasattr(az, "InferenceData"):
-        return az.InferenceData(warn_on_custom_groups=False, **groups)
+def _combine(groups: dict[str, Any], like: Any) -> Any:
+    """Groups as data of the class of ``like``."""
     import xarray as xr
 
-    return xr.DataTree.from_dict(groups)
+    if isinstance(like, xr.DataTree):
+        return xr.DataTree.from_dict(groups)
+    return type(like)(warn_on_custom_groups=False, **groups)
 
 
 def _trajectory(particles: np.ndarray) -> Any:
@@ -155,11 +134,7 @@ def _sample_stats(stats: Any, posterior: Any, state: Any) -> Any:
     import xarray as xr
 
     coords = {"chain": posterior["chain"], "draw": posterior["draw"]}
-    stats = (
-        xr.Dataset(coords=coords)
-        if stats is None
-        else stats.drop_vars("tree_depth", errors="ignore")
-    )
+    stats = xr.Dataset(coords=coords) if stats is None else stats
     shape = (posterior.sizes["chain"], posterior.sizes["draw"])
     for name, values in [("step_size", state.step_size), ("n_steps", state.refresh.num_steps)]:
         if name not in stats:
