@@ -67,13 +67,13 @@ def lasso_run() -> LassoRun:
 
     X, y = regression_data()
     kernel = RWPO(lasso_regression, num_particles=32)
-    mcmc = MCMC(kernel, num_warmup=80, num_samples=320, num_chains=2, chain_method="vectorized")
+    mcmc = MCMC(kernel, num_warmup=160, num_samples=160, num_chains=2, chain_method="vectorized")
     mcmc.progress_bar = True  # compiles one step and not the whole loop, twice
     fields = ("num_steps", "ensemble.particles")
     mcmc.warmup(jax.random.key(0), X, y=y, collect_warmup=True, extra_fields=fields)
     total = mcmc.get_extra_fields(group_by_chain=True)["num_steps"].sum(1)
     warmed = copy.copy(mcmc)
-    mcmc.run(jax.random.key(1), X, y=y, extra_fields=("num_steps",))
+    mcmc.run(jax.random.key(1), X, y=y, extra_fields=fields)  # the same program
     total = total + mcmc.get_extra_fields(group_by_chain=True)["num_steps"].sum(1)
     return LassoRun(mcmc, warmed, total, 32)
 

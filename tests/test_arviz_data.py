@@ -21,7 +21,7 @@ def test_posterior_and_sample_stats(lasso_run: Any) -> None:
     np.testing.assert_array_equal(posterior["weights"].values, samples["weights"])
     assert posterior["weights"].dims == ("chain", "draw", "feature")
     assert stats["diverging"].dtype == bool
-    assert stats["n_steps"].shape == stats["step_size"].shape == (2, 320)
+    assert stats["n_steps"].shape == stats["step_size"].shape == (2, 160)
     assert np.all(stats["n_steps"].values == mcmc.last_state.refresh.num_steps[:, None])
     assert "tree_depth" not in stats
     attributes = posterior.attrs
@@ -36,11 +36,11 @@ def test_warm_up_with_the_trajectory_of_the_ensembles(lasso_run: Any) -> None:
     before = to_arviz(lasso_run.warmed)
     assert "posterior" not in before
     data = to_arviz(lasso_run.mcmc, warmup=before, evidence=False)
-    assert data["posterior"].sizes["draw"] == 320
-    assert data["warmup_posterior"]["noise"].shape == (2, 80)
+    assert data["posterior"].sizes["draw"] == 160
+    assert data["warmup_posterior"]["noise"].shape == (2, 160)
     particles = data["warmup_ensemble"]["particles"]
     assert particles.dims == ("chain", "draw", "particle", "coordinate")
-    assert particles.shape == (2, 80, lasso_run.num_particles, 5)
+    assert particles.shape == (2, 160, lasso_run.num_particles, 5)
     # The ensembles came from afar: the spread between first and last iteration is not the same.
     assert not np.allclose(particles[:, 0], particles[:, -1])
 

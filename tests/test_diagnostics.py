@@ -48,7 +48,7 @@ def test_a_sound_run(report: Any) -> None:
         "weights[2]",
     ]
     assert figures["laplace_sites"]["weights"].startswith("known location and scale")
-    assert figures["passes"]["num_passes"] == 10
+    assert figures["passes"]["num_passes"] == 5
     assert figures["settings"]["is_normalised"]
 
 

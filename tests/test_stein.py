@@ -51,8 +51,9 @@ def test_discrepancy_accepts_right_draws_at_its_level_and_rejects_wrong_ones():
     # Binomial: 5 of 50 at 10 %, standard deviation 2.1; 25 of 50 at 50 %, standard deviation 3.5.
     assert (p_values < 0.1).sum() < 5 + 4 * 2.1
     assert (p_values > 0.5).sum() > 25 - 4 * 3.5
-    assert p_value(0.8, 0.0, 0) < 0.01
-    assert p_value(1.25, 0.0, 0) < 0.01
+    # 150 draws: standard deviations off by half, means by half a standard deviation.
+    assert p_value(0.6, 0.0, 0) < 0.01
+    assert p_value(1.5, 0.0, 0) < 0.01
     assert p_value(1.0, 0.5, 0) < 0.01
 
 
