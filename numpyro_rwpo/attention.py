@@ -35,6 +35,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from numpyro_rwpo.arguments import check_choice
 from numpyro_rwpo.grid import GridDensity, fit_grid
 from numpyro_rwpo.priors import LaplacePrior
 from numpyro_rwpo.streaming import streamed_attention
@@ -273,6 +274,41 @@ def fit_copula(
     return CopulaDensity(
         grid, rotation * jnp.sqrt(spectrum), coupling, 0.5 * jnp.sum(jnp.log(spectrum))
     )
+
+
+def attention_weights(
+    particles: ArrayLike,
+    query: int,
+    prior: LaplacePrior | None,
+    prox_time: ArrayLike,
+    attention: str = "joint",
+    inverse_temperature: ArrayLike = 1.0,
+) -> jax.Array:
+    """Attention of one particle on all, the softmax in the module's docstring.
+
+    Args:
+        particles: (num_particles, dim).
+        query: Index of the particle that attends.
+        prior: The part of the potential with closed forms, ``None`` without.
+        prox_time: T > 0 in position units squared, scalar or (dim,).
+        attention: ``"joint"`` for one softmax over all coordinates, ``"marginal"`` for one each.
+        inverse_temperature: beta > 0.
+
+    Returns:
+        Weights that sum to 1 over particles, (num_particles,), or (num_particles, dim) for
+        ``"marginal"``.
+
+    Raises:
+        ValueError: If ``particles`` is not two-dimensional, or ``attention`` is unknown.
+    """
+    check_choice("attention", attention, ("joint", "marginal"))
+    particles = jnp.asarray(particles)
+    check_particles(particles)
+    square = (particles - particles[query]) ** 2
+    logits = -square * jnp.asarray(inverse_temperature) / (4 * jnp.asarray(prox_time))
+    if prior is not None:
+        logits -= prior.log_normalizer(particles, prox_time, inverse_temperature)
+    return jax.nn.softmax(logits.sum(1) if attention == "joint" else logits, axis=0)
 
 
 HEADS: dict[str, Callable[..., ProximalDensity]] = {

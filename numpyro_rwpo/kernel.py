@@ -190,6 +190,7 @@ def iterate(
         potential_energy=whole / settings.inverse_temperature - log_jacobian,
         accept_prob=chain.refresh.accept_prob[index],
         num_steps=jnp.where(is_warmup, spent, chain.refresh.num_steps),
+        num_gradients=state.num_gradients + spent,
         step_size=jnp.exp(log_step_size),
         **chain._asdict(),
     )
@@ -298,11 +299,27 @@ class RWPO(MCMCKernel):
         # Set by init. NumPyro looks at `_sample_fn` to see whether init has run in this process.
         self._sample_fn: Callable[..., RWPOState] | None = None
         self._source: Source | None = None
+        self._settings: Settings | None = None
 
     @property
     def model(self) -> Callable[..., Any] | None:
         """The NumPyro model, ``None`` with a potential function."""
         return self._model
+
+    @property
+    def potential_fn(self) -> Callable[[Any], jax.Array] | None:
+        """The potential function, ``None`` with a model."""
+        return self._potential_fn
+
+    @property
+    def nonsmooth(self) -> Any:
+        """What the user said about Laplace priors."""
+        return self._nonsmooth
+
+    @property
+    def settings(self) -> Settings | None:
+        """What the last :meth:`init` resolved, also after pickling; ``None`` before the first."""
+        return self._settings
 
     @property
     def sample_field(self) -> str:
@@ -363,6 +380,7 @@ class RWPO(MCMCKernel):
         radius = start_radius(self._init_strategy, init_params)
         state = initial_states(rng_key, start, num_particles, radius, settings, is_batch=is_batch)
         self._source = source
+        self._settings = settings
         self._sample_fn = partial(sample, source=source, settings=settings, is_batch=is_batch)
         emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
         z, _ = (jax.vmap(emit) if is_batch else emit)(state.z, state.centring)

@@ -265,3 +265,45 @@ def split_laplace_sites(
     standard, _ = _classify(split.model(), args, kwargs) if latent else ([], [])
     kept = {name: rewritten[name] for name in latent if name + BASE_SUFFIX in standard}
     return split._replace(rewritten=kept)
+
+
+def describe_laplace_sites(
+    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], nonsmooth: Any, centring: Any
+) -> dict[str, str]:
+    """How each latent Laplace site of ``model`` was treated, in words.
+
+    Args:
+        model: NumPyro model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        nonsmooth: as for :func:`split_laplace_sites`.
+        centring: parametrisation that each chain chose, (chains,).
+    """
+    split = split_laplace_sites(model, args, kwargs, nonsmooth)
+    able = split_laplace_sites(model, args, kwargs)
+    names = inspect_trace(
+        model,
+        args,
+        kwargs,
+        lambda trace: [
+            n for n, site in trace.items() if is_latent(site) and is_laplace(site["fn"])
+        ],
+    )
+    as_written = sum(int(c > 0) for c in centring)
+    standardised = len(centring) - as_written
+
+    def describe(name: str) -> str:
+        if name in split.fixed:
+            return "known location and scale: split off, closed forms"
+        if name in split.rewritten:
+            return (
+                f"latent location or scale: standardised and split off in {standardised} of "
+                f"{len(centring)} chains, left as written in {as_written}"
+            )
+        if name in able.fixed or name in able.rewritten:
+            return "left in the smooth part, as `nonsmooth` says"
+        return (
+            "left in the smooth part: cannot be split (masked by weights, or inside scan or cond)"
+        )
+
+    return {name: describe(name) for name in names}

@@ -27,6 +27,7 @@ class RWPOState(NamedTuple):
         num_steps: gradient evaluations: of the emitted particle since its last draw when sampling,
             of the whole ensemble in this iteration during warm-up. Their sum is the run's total,
             but for particles refreshed last and not emitted before the run ended.
+        num_gradients: gradient evaluations of the whole ensemble since the start, warm-up included.
         step_size: leapfrog step size, whitened units.
         rng_key: random key; each refresh folds its iteration into it.
         centring: parametrisation of Laplace sites with latent scales, see
@@ -43,6 +44,7 @@ class RWPOState(NamedTuple):
     potential_energy: jax.Array
     accept_prob: jax.Array
     num_steps: jax.Array
+    num_gradients: jax.Array
     step_size: jax.Array
     rng_key: jax.Array
     centring: jax.Array
@@ -88,6 +90,7 @@ def initial_state(
         potential_energy=jnp.full((), jnp.inf, dtype),
         accept_prob=jnp.ones((), dtype),
         num_steps=jnp.zeros((), int),
+        num_gradients=jnp.zeros((), int),
         step_size=jnp.exp(adaptation.log_step_mean[0]),
         rng_key=rng_key,
         centring=jnp.zeros(()),

@@ -317,7 +317,7 @@ class PotentialSource:
                 "`potential_fn` must return a scalar (minus the log density of one position); "
                 f"got {shape}. Sum over coordinates and observations."
             )
-        self._prior = _prior_from_leaves(nonsmooth, self._prototype)
+        self._prior = prior_from_leaves(nonsmooth, self._prototype)
         self.has_prior = self._prior is not None
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
@@ -421,7 +421,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(padded) == len(to) and all(a in (1, b) for a, b in zip(padded, to, strict=True))
 
 
-def _prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
+def prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
     """The Laplace prior that ``nonsmooth`` describes leaf by leaf."""
     if nonsmooth is None or (isinstance(nonsmooth, str) and nonsmooth == "auto"):
         return None

@@ -37,6 +37,7 @@ RETRIAL_EVERY = 4  # updates, after the trial, one tries any kind: the metric ha
 SETTLING_UPDATES = 16  # after the trial, before adaptation may end
 INDEPENDENT_EVERY = 4  # updates, after the trial, one tries independent proposals
 MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
+MAX_HAMILTONIAN = MAX_SWEEPS - MAX_INDEPENDENT
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
 REPLACEMENT_UPDATES = 12  # in which stuck particles are moved onto others
 _STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
@@ -150,25 +151,46 @@ def _metric(adaptation: Adaptation, kind: jax.Array, candidates: Candidates) -> 
     return Metric(factor, scale, is_exact, is_harmonic)
 
 
-def _sweeps_needed(
+def _memory(
     adaptation: Adaptation, kind: jax.Array, num_independent: ArrayLike
-) -> jax.Array:
-    """Hamiltonian sweeps after which no statistic of a particle remembers more than a tenth.
+) -> tuple[jax.Array, jax.Array]:
+    """Weight w and rate r of each statistic's correlation w r^k after k Hamiltonian sweeps.
 
-    Of one ``kind`` and after ``num_independent`` independent ones; at least one, not rounded.
-    A statistic that mixes fast and slow directions decays as w r^k under Hamiltonian sweeps; r is
-    the ratio of its lag-2 to its lag-1 correlation, which lag 1 alone would underestimate.
+    Of one ``kind`` and after ``num_independent`` (...,) independent ones; (..., 2 dim + 1) and
+    (2 dim + 1,). A statistic that mixes fast and slow directions decays so; r is the ratio of its
+    lag-2 to its lag-1 correlation, which lag 1 alone would underestimate.
     """
     lag_1 = jnp.clip(adaptation.lag_1, 1e-3, 0.999)
     lag_2 = jnp.clip(adaptation.lag_2, 1e-3, 0.999)
     once, twice = lag_1[kind], lag_2[kind]
     rate = jnp.clip(jnp.maximum(twice / once, once), 1e-3, 0.999)
-    weight = (once / rate) * lag_1[-1] ** jnp.asarray(num_independent)[..., None]
+    return (once / rate) * lag_1[-1] ** jnp.asarray(num_independent)[..., None], rate
+
+
+def _sweeps_needed(
+    adaptation: Adaptation, kind: jax.Array, num_independent: ArrayLike
+) -> jax.Array:
+    """Hamiltonian sweeps after which no statistic of a particle remembers more than a tenth.
+
+    Of one ``kind`` and after ``num_independent`` (...,) independent ones; at least one, not
+    rounded; (...,).
+    """
+    weight, rate = _memory(adaptation, kind, num_independent)
     needed = jnp.log(_RESIDUAL_CORRELATION / weight) / jnp.log(rate)
-    return jnp.clip(needed.max(-1), 1, MAX_SWEEPS - MAX_INDEPENDENT)
+    return jnp.clip(needed.max(-1), 1, MAX_HAMILTONIAN)
 
 
-def _num_sweeps(adaptation: Adaptation) -> tuple[jax.Array, jax.Array]:
+def residual_correlation(adaptation: Adaptation) -> jax.Array:
+    """Correlation between two draws of a particle that warm-up expects, of its slowest statistic.
+
+    Above a tenth only where the number of sweeps is at its limit.
+    """
+    num_independent, num_hamiltonian = num_sweeps(adaptation)
+    weight, rate = _memory(adaptation, adaptation.chosen, num_independent)
+    return (weight * rate**num_hamiltonian).max()
+
+
+def num_sweeps(adaptation: Adaptation) -> tuple[jax.Array, jax.Array]:
     """The cheapest numbers of independent and Hamiltonian sweeps."""
     num_independent = jnp.arange(MAX_INDEPENDENT + 1)
     needed = _sweeps_needed(adaptation, adaptation.chosen, num_independent)
@@ -185,7 +207,7 @@ def tuning(
     kind = _hamiltonian_kind(adaptation, update, candidates)
     kind = jnp.where(is_warmup, kind, adaptation.chosen)
     log_step = jnp.where(is_warmup, adaptation.log_step, adaptation.log_step_mean)[kind]
-    num_independent, num_hamiltonian = _num_sweeps(adaptation)
+    num_independent, num_hamiltonian = num_sweeps(adaptation)
     pair = 2 * _is_independent_turn(update, candidates)
     preconditioner = adaptation.preconditioner
     return Tuning(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 # All must be set before anything imports matplotlib or starts a JAX backend. Most of a test's time
 # is compilation, which takes XLA half as long when it does not optimise what it generates.
@@ -37,6 +39,43 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     yield folder
     jax.config.update("jax_compilation_cache_dir", before[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+class LassoRun(NamedTuple):
+    """A short run of `lasso_regression`, two chains, with what was collected on the way.
+
+    Attributes:
+        mcmc: after `run`.
+        warmed: the same object as it was after `warmup`, with the warm-up's draws.
+        num_gradients: sum of the extra field `num_steps` over warm-up and draws, by chain.
+        num_particles: particles of an ensemble.
+    """
+
+    mcmc: Any
+    warmed: Any
+    num_gradients: Any
+    num_particles: int
+
+
+@pytest.fixture(scope="session")
+def lasso_run() -> LassoRun:
+    """One run for all tests that look at results: compiling it takes longer than they do."""
+    from numpyro.infer import MCMC
+
+    from numpyro_rwpo import RWPO
+    from tests.helpers import lasso_regression, regression_data
+
+    X, y = regression_data()
+    kernel = RWPO(lasso_regression, num_particles=32)
+    mcmc = MCMC(kernel, num_warmup=160, num_samples=160, num_chains=2, chain_method="vectorized")
+    mcmc.progress_bar = True  # compiles one step and not the whole loop, twice
+    fields = ("num_steps", "ensemble.particles")
+    mcmc.warmup(jax.random.key(0), X, y=y, collect_warmup=True, extra_fields=fields)
+    total = mcmc.get_extra_fields(group_by_chain=True)["num_steps"].sum(1)
+    warmed = copy.copy(mcmc)
+    mcmc.run(jax.random.key(1), X, y=y, extra_fields=fields)  # the same program
+    total = total + mcmc.get_extra_fields(group_by_chain=True)["num_steps"].sum(1)
+    return LassoRun(mcmc, warmed, total, 32)
 
 
 @pytest.fixture

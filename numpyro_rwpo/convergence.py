@@ -1,0 +1,68 @@
+"""ArviZ's convergence diagnostics on plain arrays, whichever ArviZ is installed.
+
+ArviZ 0.x and 1.x agree on the functions of data sets; Pareto smoothing moved between them. ArviZ is
+imported when a function is called: it takes about a second.
+"""
+
+from typing import Any
+
+import numpy as np
+
+
+def _over_dataset(name: str, draws: Any, **options: Any) -> np.ndarray:
+    import arviz as az
+
+    data = az.convert_to_dataset({"x": np.asarray(draws, np.float64)})
+    return np.asarray(getattr(az, name)(data, **options)["x"].values, np.float64)
+
+
+def r_hat(draws: Any) -> np.ndarray:
+    """Rank-normalised split R-hat of draws (chains, draws, ...), shape (...); needs two chains.
+
+    References:
+        Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021), Bayesian Analysis 16(2).
+    """
+    draws = np.asarray(draws)
+    if draws.shape[0] < 2:
+        return np.full(draws.shape[2:], np.nan)
+    return _over_dataset("rhat", draws)
+
+
+def within_r_hat(draws: Any) -> np.ndarray:
+    """R-hat of the two halves of one chain, (draws, ...) -> (...)."""
+    draws = np.asarray(draws)
+    half = draws.shape[0] // 2
+    return r_hat(np.stack([draws[:half], draws[half : 2 * half]]))
+
+
+def ess(draws: Any, method: str = "bulk") -> np.ndarray:
+    """Effective sample size of draws (chains, draws, ...) by ArviZ's ``method``, shape (...)."""
+    return _over_dataset("ess", draws, method=method)
+
+
+def mcse(draws: Any, method: str = "mean", **options: Any) -> np.ndarray:
+    """Monte Carlo standard error of a statistic of draws (chains, draws, ...), shape (...).
+
+    ``method`` is ``"mean"``, ``"sd"`` or ``"quantile"``, the last with ``prob``.
+    """
+    return _over_dataset("mcse", draws, method=method, **options)
+
+
+def pareto_smooth(log_ratios: np.ndarray) -> float:
+    """Pareto k-hat of importance ratios (n,), given as logarithms; infinite where none is positive.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646.
+    """
+    finite = np.isfinite(log_ratios)
+    if not finite.any():
+        return float("inf")
+    # The fit looks at the largest ratios only; ratios of 0 need a logarithm of some kind.
+    log_ratios = np.where(finite, log_ratios, log_ratios[finite].min() - 700.0)
+    try:
+        from arviz import psislw
+    except ImportError:  # ArviZ 1.x, which negates: it expects log likelihoods, as for LOO
+        from arviz_stats.base import array_stats
+
+        return float(array_stats.psislw(-log_ratios)[1])
+    return float(psislw(log_ratios)[1])

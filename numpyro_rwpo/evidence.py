@@ -1,0 +1,199 @@
+r"""Model evidence and Pareto k-hat from a density fitted to draws.
+
+An attention head (:mod:`numpyro_rwpo.attention`) turns half of the draws into a normalised density
+q that can be sampled. Its draws x have importance ratios w = p(x)/q(x) against the joint density p
+of parameters and data, and
+
+* their Pareto tail index **k-hat** says whether q covers the posterior (Vehtari, Simpson, Gelman,
+  Yao and Gabry 2024, arXiv:1507.02646);
+* their mean estimates the **evidence** Z, the integral of p, with finite variance if k < 0.5;
+* where k-hat is larger, **bridge sampling** (Meng and Wong 1996) takes the other half of the draws
+  in as well, and needs no more than overlap of q and the posterior. Iteration and error are those
+  of Gronau et al. (2017), arXiv:1703.08614, eqs. 15 and 16.
+
+Not for posteriors with modes that no draw has visited: what neither q nor the draws know, no
+estimate here can see.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_rwpo.attention import HEADS, ProximalDensity, relative_prox_time
+from numpyro_rwpo.convergence import ess, pareto_smooth
+from numpyro_rwpo.priors import LaplacePrior
+
+MAX_FITTED = 2000  # draws that the density is fitted to: more would no longer change it
+NUM_PROPOSALS = 4000  # draws from the fitted density
+MAX_FINITE_VARIANCE = 0.5  # k-hat up to which importance ratios have a variance
+MAX_RELIABLE = 0.7  # k-hat up to which Pareto smoothing is reliable (Vehtari et al. 2024, sec. 3)
+_TOLERANCE = 1e-10  # relative, of the bridge iteration
+_MAX_ITERATIONS = 1000
+
+
+class Evidence(NamedTuple):
+    """Evidence of a model, and how well the fitted density covers its posterior.
+
+    Attributes:
+        k_hat: Pareto tail index of the importance ratios; up to 0.7 they can be relied on.
+        log_evidence: natural logarithm of the evidence.
+        standard_error: of ``log_evidence``.
+        method: ``"importance sampling"`` or ``"bridge sampling"``.
+        efficiency: effective share of the proposals, between 0 and 1.
+    """
+
+    k_hat: float
+    log_evidence: float
+    standard_error: float
+    method: str
+    efficiency: float
+
+
+@partial(jax.jit, static_argnames=("attention", "num_proposals"))
+def _propose(
+    rng_key: jax.Array,
+    draws: jax.Array,
+    prior: LaplacePrior,
+    relative_time: float,
+    *,
+    attention: str,
+    num_proposals: int,
+) -> tuple[ProximalDensity, jax.Array, jax.Array]:
+    """The density fitted to draws (n, dim), draws from it, and its log density at these."""
+    density = HEADS[attention](draws, prior, relative_prox_time(draws, relative_time))
+    proposals = density.sample(rng_key, num_proposals)
+    return density, proposals, density.log_prob(proposals)
+
+
+@jax.jit
+def _log_prob(density: Any, x: jax.Array) -> jax.Array:
+    return density.log_prob(x)
+
+
+def _at_most(draws: np.ndarray, number: int) -> np.ndarray:
+    """Evenly thinned draws (n, ...), no more than ``number``."""
+    return draws[:: max(1, math.ceil(len(draws) / number))]
+
+
+def halves(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Even and odd draws of (chains, draws, dim): one half to fit, one to judge the fit."""
+    return draws[:, 0::2], draws[:, 1::2]
+
+
+def _finite(log_values: Any) -> np.ndarray:
+    """In double precision; where a density is not finite it counts as zero."""
+    log_values = np.asarray(log_values, np.float64)
+    return np.where(np.isfinite(log_values), log_values, -np.inf)
+
+
+def _log_mean(log_values: np.ndarray) -> float:
+    top = log_values.max()
+    return float(top + np.log(np.mean(np.exp(log_values - top)))) if np.isfinite(top) else -np.inf
+
+
+def importance_evidence(log_ratios: np.ndarray) -> tuple[float, float, float]:
+    """Log of the mean ratio, its standard error, and the effective share of the proposals.
+
+    Args:
+        log_ratios: log p(x)/q(x) at draws x from q, (n,); minus infinity where p is 0.
+    """
+    log_evidence = _log_mean(log_ratios)
+    if not np.isfinite(log_evidence):
+        return -math.inf, math.nan, 0.0
+    weights = np.exp(log_ratios - log_evidence)  # mean 1
+    variance = weights.var(ddof=1)
+    return log_evidence, math.sqrt(variance / weights.size), float(1 / np.mean(weights**2))
+
+
+def bridge_evidence(
+    log_ratios_proposals: np.ndarray, log_ratios_draws: np.ndarray
+) -> tuple[float, float]:
+    """Bridge-sampling estimate of the log evidence and its standard error.
+
+    Args:
+        log_ratios_proposals: log p(x)/q(x) at draws x from q, (n,).
+        log_ratios_draws: the same at draws from the posterior, (chains, draws).
+
+    Returns:
+        Both not a number where q and the posterior do not overlap and the iteration fails.
+
+    References:
+        Meng and Wong (1996), Statistica Sinica 6; Gronau et al. (2017), arXiv:1703.08614, eqs. 15
+        (iteration, optimal bridge function) and 16 (relative error, Fruehwirth-Schnatter 2004).
+    """
+    shift = float(np.median(log_ratios_draws))  # Gronau et al., appendix B: keeps exp in range
+    proposals = np.exp(np.clip(log_ratios_proposals - shift, -700, 700))
+    draws = np.exp(np.clip(log_ratios_draws - shift, -700, 700))
+    num_effective = float(np.nanmin([ess(log_ratios_draws), draws.size]))
+    share = num_effective / (num_effective + proposals.size)
+    ratio = 1.0
+    for _ in range(_MAX_ITERATIONS):
+        above = np.mean(proposals / (share * proposals + (1 - share) * ratio))
+        below = np.mean(1 / (share * draws + (1 - share) * ratio))
+        previous, ratio = ratio, float(above / below)
+        if not (0 < ratio < math.inf):
+            return math.nan, math.nan
+        if abs(ratio - previous) <= _TOLERANCE * ratio:
+            break
+    else:
+        return math.nan, math.nan
+    # With p normalised by the estimate: f1 = p / (s1 p + s2 q) under q, f2 = q / (...) under p.
+    first = proposals / (share * proposals + (1 - share) * ratio)
+    second = ratio / (share * draws + (1 - share) * ratio)
+    second_ess = float(np.nanmin([ess(second), second.size]))
+    relative_variance = (
+        first.var() / first.mean() ** 2 / first.size
+        + second.var() / second.mean() ** 2 / second_ess
+    )
+    return math.log(ratio) + shift, math.sqrt(relative_variance)
+
+
+def estimate_evidence(
+    rng_key: jax.Array,
+    draws: np.ndarray,
+    log_density: Callable[[Any], np.ndarray],
+    prior: LaplacePrior,
+    *,
+    attention: str = "copula",
+    relative_time: float = 0.1,
+    num_proposals: int = NUM_PROPOSALS,
+    is_exact: bool = True,
+) -> Evidence:
+    """Fit a density to half of the draws; k-hat and evidence from it and the other half.
+
+    Args:
+        rng_key: one key.
+        draws: posterior draws in unconstrained space, (chains, draws, dim), all finite.
+        log_density: joint log density with all constants, (n, dim) -> (n,).
+        prior: Laplace part of the density, fields (dim,).
+        attention: name of the attention head.
+        relative_time: prox time in units of each coordinate's variance.
+        num_proposals: draws from the fitted density.
+        is_exact: whether the draws are from the posterior. Noise-free particles are not; they
+            serve to fit the density, and there is no bridge.
+    """
+    fitted, other = halves(draws)
+    dim = draws.shape[2]
+    fitted = _at_most(fitted.reshape(-1, dim), MAX_FITTED)
+    density, proposals, log_proposal = _propose(
+        rng_key,
+        jnp.asarray(fitted),
+        jax.tree.map(lambda field: jnp.asarray(field, fitted.dtype), prior),
+        relative_time,
+        attention=attention,
+        num_proposals=num_proposals,
+    )
+    ratios = _finite(_finite(log_density(proposals)) - np.asarray(log_proposal, np.float64))
+    k_hat = pareto_smooth(ratios)
+    log_evidence, error, efficiency = importance_evidence(ratios)
+    if k_hat <= MAX_FINITE_VARIANCE or not is_exact:
+        return Evidence(k_hat, log_evidence, error, "importance sampling", efficiency)
+    flat = jnp.asarray(other.reshape(-1, dim))
+    at_draws = log_density(flat) - np.asarray(_log_prob(density, flat), np.float64)
+    log_evidence, error = bridge_evidence(ratios, at_draws.reshape(other.shape[:2]))
+    return Evidence(k_hat, log_evidence, error, "bridge sampling", efficiency)
