@@ -16,6 +16,8 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
+from tests.data.posteriordb.models import POSTERIORS, load_data
+
 Vector = NDArray[np.float32]
 
 
@@ -284,3 +286,20 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "logistic_n100k": logistic_n100k,
     "four_modes": four_modes,
 }
+
+
+def load_problem(name: str) -> Problem:
+    """A problem of this module or a posterior of posteriordb.
+
+    Args:
+        name: Key of :data:`PROBLEMS` or of posteriordb's ``POSTERIORS``.
+
+    Returns:
+        The problem; a posterior names no sites, its reference is of functions of them.
+
+    Raises:
+        KeyError: If there is none of that name.
+    """
+    if name in PROBLEMS:
+        return PROBLEMS[name]()
+    return Problem(name, POSTERIORS[name].model, load_data(name), ())
