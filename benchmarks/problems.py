@@ -287,6 +287,16 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "four_modes": four_modes,
 }
 
+# Those with a Laplace prior on most coordinates.
+LAPLACE_PROBLEMS = (
+    "diabetes_lasso",
+    "diabetes_lasso_latent_scale",
+    "breast_cancer_logistic",
+    "l1_logistic_d50",
+    "p_much_larger_n",
+    "logistic_n100k",
+)
+
 
 def load_problem(name: str) -> Problem:
     """A problem of this module or a posterior of posteriordb.

@@ -21,18 +21,10 @@ import numpy as np
 
 from benchmarks.cell import write_json
 from benchmarks.effective_size import SizeByError, size_by_error
-from benchmarks.problems import PROBLEMS
+from benchmarks.problems import LAPLACE_PROBLEMS, PROBLEMS
 from benchmarks.samplers import SAMPLERS
 from tests.data.posteriordb.models import POSTERIORS
 
-LAPLACE_PROBLEMS = (
-    "diabetes_lasso",
-    "diabetes_lasso_latent_scale",
-    "breast_cancer_logistic",
-    "l1_logistic_d50",
-    "p_much_larger_n",
-    "logistic_n100k",
-)
 REGRESSIONS = (*LAPLACE_PROBLEMS, "horseshoe_logistic")
 NUTS_NAMES = ("nuts", "nuts_dense")
 EFFECTIVE_DRAWS = 4000
@@ -370,7 +362,9 @@ def mean_curve(curves: list[list[dict[str, float]]], key: str) -> tuple[list[flo
             by_point[i if moves else 0, point["draws"]].append(point)
     whole = [points for points in by_point.values() if len(points) == len(curves)]
     costs = [float(np.median([p[key] for p in points])) for points in whole]
-    errors = [float(np.sqrt(np.mean([_number(p["error"]) ** 2 for p in points]))) for points in whole]
+    errors = [
+        float(np.sqrt(np.mean([_number(p["error"]) ** 2 for p in points]))) for points in whole
+    ]
     return costs, errors
 
 

@@ -46,7 +46,9 @@ def log_posterior(theta: Array, X: Array, y: Array, scale: float) -> Array:
     """
     logits = X @ theta.T
     likelihood = y @ logits - np.logaddexp(0.0, logits).sum(0)
-    return likelihood - 0.5 * (theta[:, 0] / INTERCEPT_SD) ** 2 - np.abs(theta[:, 1:]).sum(1) / scale
+    return (
+        likelihood - 0.5 * (theta[:, 0] / INTERCEPT_SD) ** 2 - np.abs(theta[:, 1:]).sum(1) / scale
+    )
 
 
 def normal_approximation(X: Array, y: Array, scale: float) -> tuple[Array, Array]:

@@ -1,6 +1,7 @@
 """Make the reference posteriors beside this file.
 
-From the repository root, one core for about 15 minutes::
+From the repository root, one core for about 15 minutes (and as many again for the horseshoe, which
+is made with ``--draws 4000 --check-draws 1000``)::
 
     PYTHONPATH=. python tests/data/lasso/make_references.py [names]
 
@@ -9,8 +10,9 @@ precision: NUTS with a dense metric (diagonal for the horseshoe, whose 932 laten
 many); Gibbs sampling for the lasso with 2000 columns; importance sampling from a normal
 approximation for the 100,000 rows, whose posterior is nearly normal. A second, shorter run with
 another seed checks the first, and the z-scores between the two are stored with it. The moments of
-the mixture are computed. The Gibbs draws must also satisfy Stein's identities, E[dV/dx_k] = 0 and E[x_k dV/dx_k] = 1, which
-depend on the posterior's density only and not on how the sampler was derived.
+the mixture are computed. The Gibbs draws must also satisfy Stein's identities, E[dV/dx_k] = 0 and
+E[x_k dV/dx_k] = 1, which depend on the posterior's density only and not on how the sampler was
+derived.
 """
 
 import argparse
