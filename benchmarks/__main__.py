@@ -69,7 +69,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samplers", nargs="+", metavar="NAME", help=", ".join(SAMPLERS))
     parser.add_argument("--seeds", type=int, metavar="N", help="5, with --quick 1")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="time limit of one cell")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="FOLDER")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="benchmarks/results, with --quick results-quick"
+    )
     parser.add_argument("--report-only", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
     for option, given, valid in (
@@ -82,6 +84,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         args.seeds = 1 if args.quick else 5
     if args.budget is None:
         args.budget = QUICK_BUDGET if args.quick else FULL_BUDGET
+    if args.out is None:
+        args.out = Path("benchmarks") / ("results-quick" if args.quick else "results")
     if args.seeds < 1:
         parser.error(f"--seeds: must be at least 1; got {args.seeds}")
     if not args.budget > 0:
