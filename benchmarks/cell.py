@@ -282,7 +282,7 @@ def measure(
     is_warm = judged is not cold
 
     uncounted = any(t.segment.num_evaluations is None for t in judged.segments)
-    rate = program.evaluations_per_iteration() if uncounted and cold.is_complete else None
+    rate = program.evaluations_per_iteration() if uncounted else None
     record |= {
         "cold_seconds": cold_seconds,
         "prepare_seconds": prepare_seconds,

@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.cell import write_json
 from benchmarks.effective_size import SizeByError, size_by_error
@@ -31,6 +32,10 @@ EFFECTIVE_DRAWS = 4000
 SEEDS_TO_RELY_ON = 5
 
 Record = dict[str, Any]
+
+
+def _ratio(of: float, to: float) -> float:
+    return of / to if to else math.nan
 
 
 class Summary(NamedTuple):
@@ -91,17 +96,18 @@ class Summary(NamedTuple):
     @property
     def rate(self) -> float:
         """Effective draws a second, warm-up included."""
-        return self.size / self.warm_seconds
+        return _ratio(self.size, self.warm_seconds)
 
     @property
     def rate_after_warmup(self) -> float:
         """Effective draws a second of sampling; not known where there is no warm-up to leave."""
-        return self.size / self.sampling_seconds if self.warmup_seconds else math.nan
+        return _ratio(self.size, self.sampling_seconds) if self.warmup_seconds else math.nan
 
     @property
     def seconds_to_effective_draws(self) -> float:
         """From a cold start to :data:`EFFECTIVE_DRAWS` effective draws."""
-        return self.overhead_seconds + EFFECTIVE_DRAWS / self.size * self.sampling_seconds
+        passes = _ratio(EFFECTIVE_DRAWS, self.size)
+        return self.overhead_seconds + passes * self.sampling_seconds
 
 
 def _number(value: float | None) -> float:
@@ -244,7 +250,7 @@ def _row(summary: Summary) -> list[str]:
         three_digits(summary.by_error.size) + interval,
         three_digits(summary.rate),
         three_digits(summary.rate_after_warmup),
-        three_digits(1000 * summary.size / summary.evaluations),
+        three_digits(_ratio(1000 * summary.size, summary.evaluations)),
         three_digits(summary.max_mean_error),
         f"{three_digits(summary.min_sd_ratio)}–{three_digits(summary.max_sd_ratio)}",
         f"{summary.max_r_hat:.3f}",
@@ -260,10 +266,6 @@ and size by error. Mean error: the largest, in reference sds. Medians over seeds
 ᵃ no acceptance step: a biased answer. ᵇ stopped at the time limit. ᶜ warm seconds are cold ones
 less compilation. ᵖ evaluations of the potential, not of the gradient.
 """
-
-
-def _ratio(of: float, to: float) -> float:
-    return of / to if to else math.nan
 
 
 def _verdict(ratio: float, limit: float, at_least: bool = True) -> str:
@@ -368,6 +370,16 @@ def mean_curve(curves: list[list[dict[str, float]]], key: str) -> tuple[list[flo
     return costs, errors
 
 
+def _label_decades(axis: Any) -> None:
+    """Plain numbers at the powers of ten, and between them where the axis is short."""
+    low, high = axis.get_view_interval()
+    is_short = high < 30 * low
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(labelsize=8)
+
+
 def draw_errors(records: list[Record], key: str, label: str, path: Path) -> None:
     """Error of the means against cost, one panel for each problem.
 
@@ -384,7 +396,11 @@ def draw_errors(records: list[Record], key: str, label: str, path: Path) -> None
     num_columns = min(3, len(names))
     num_rows = math.ceil(len(names) / num_columns)
     figure, axes = plt.subplots(
-        num_rows, num_columns, figsize=(4.6 * num_columns, 3.4 * num_rows + 1.2), squeeze=False
+        num_rows,
+        num_columns,
+        figsize=(4.6 * num_columns, 3.4 * num_rows + 0.6),
+        squeeze=False,
+        layout="constrained",
     )
     lines = {}
     for ax, problem in zip(axes.flat, names, strict=False):
@@ -406,16 +422,23 @@ def draw_errors(records: list[Record], key: str, label: str, path: Path) -> None
             )  # fmt: skip
         ax.set_title(problem, size=10)
         ax.grid(True, which="major", color="0.92")
+        for axis in (ax.xaxis, ax.yaxis):
+            _label_decades(axis)
     for ax in list(axes.flat)[len(names) :]:
         ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("RMS error of means / sd")
-    figure.supxlabel(label, size=10, y=0.6 / figure.get_figheight() + 0.01)
+    for ax in list(axes.flat)[max(0, len(names) - num_columns) : len(names)]:  # lowest of a column
+        ax.set_xlabel(label, size=9)
     ordered = {s.label: lines[s.label] for s in SAMPLERS.values() if s.label in lines}
     figure.legend(
-        ordered.values(), ordered.keys(), loc="lower center", ncols=5, fontsize=8, frameon=False
+        ordered.values(),
+        ordered.keys(),
+        loc="outside lower center",
+        ncols=min(len(ordered), 3 * num_columns - 2),
+        fontsize=8,
+        frameon=False,
     )
-    figure.tight_layout(rect=(0, 0.85 / figure.get_figheight(), 1, 1))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -448,7 +471,7 @@ def write_report(records: list[Record], machine: Record, folder: Path) -> None:
     draw_errors(
         records,
         "evaluations",
-        "gradient (AIES, ESS: potential) evaluations, warm-up included",
+        "gradient evaluations (AIES, ESS: of the potential)",
         folder / "error_vs_gradients.png",
     )
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from benchmarks.cell import write_json
 from benchmarks.samplers import SAMPLERS
 
-GRACE_SECONDS = 120.0  # for imports, data and statistics, which the budget does not cover
+GRACE_SECONDS = 240.0  # for imports, data and statistics, which the budget does not cover
 
 
 class Cell(NamedTuple):

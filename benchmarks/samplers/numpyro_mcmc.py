@@ -6,6 +6,7 @@ build (one compiled program for warm-up and sampling), which a second run uses a
 ``benchmarks.mcmc_times`` measures ``MCMC.run`` itself.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,7 +26,8 @@ from benchmarks.samplers.protocol import (
 )
 
 SEGMENT_SIZE = 50  # iterations
-COUNTED_ITERATIONS = 20  # over which evaluations of samplers that do not count them are counted
+# Over which evaluations of samplers that do not count them are counted, and when to stop at less.
+COUNTED_ITERATIONS, COUNTED_SECONDS = 20, 20.0
 
 
 class KernelProgram:
@@ -77,7 +79,7 @@ class KernelProgram:
         yield Segment("start")
         for phase, total in (("warmup", num_warmup), ("sampling", num_samples)):
             for chunk, last in paced(self._loop, state, None, total, SEGMENT_SIZE):
-                state = last
+                state = self._last_state = last
                 outputs = chunk.outputs
                 count, num_divergences, draws = None, 0, None
                 if "num_steps" in outputs:
@@ -86,7 +88,6 @@ class KernelProgram:
                     draws = by_chain(self._constrain(outputs["z"]))
                     num_divergences = int(np.sum(outputs.get("diverging", 0)))
                 yield Segment(phase, chunk.num_iterations, count, draws, num_divergences)
-        self._last_state = state
 
     def evaluations_per_iteration(self) -> float:
         """Evaluations of the potential, of kernels that do not count them.
@@ -103,10 +104,10 @@ class KernelProgram:
 
         kernel._batch_log_density = counted
         step = jax.jit(lambda state: kernel.sample(state, (), self._kwargs))
-        state = self._last_state
-        for _ in range(COUNTED_ITERATIONS):
-            state = step(state)
-        jax.block_until_ready(state)
+        state, num_counted, begin = self._last_state, 0, time.perf_counter()
+        while num_counted < COUNTED_ITERATIONS and time.perf_counter() < begin + COUNTED_SECONDS:
+            state = jax.block_until_ready(step(state))
+            num_counted += 1
         jax.effects_barrier()
         kernel._batch_log_density = inner
-        return sum(counts) / COUNTED_ITERATIONS
+        return sum(counts) / num_counted
