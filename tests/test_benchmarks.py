@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import mcmc_times, scaling, warmup_length
 from benchmarks.__main__ import cells_to_run, parse
 from benchmarks.cell import CompileClock, drive, measure, replace_nan
 from benchmarks.effective_size import size_by_error, smallest_ess
@@ -250,6 +251,27 @@ def test_report_of_a_folder(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["machine"] == machine
     for name in ("error_vs_time.png", "error_vs_gradients.png"):
         assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_tables_of_the_other_scripts():
+    ended = {"status": "ended", "reason": "still running after 300 s"}
+    steps = {"num_particles": 1000, "status": "complete", "step_seconds": 0.02}
+    table = scaling.table([{"num_particles": 4000, **ended}, {**steps, "peak_memory_mb": 100.0}])
+    assert "| 1,000 | 20.0 | 20.0 | 100 |" in table
+    assert "still running" in table
+
+    seconds = {"cold_seconds": 6.0, "again_seconds": 4.0, "warm_seconds": 1.0}
+    run = {"problem": "a", "status": "complete", "accuracy": {"max_mean_error": 0.03}, **seconds}
+    failed = {"problem": "b", "kernel": "nuts", **ended}
+    twice = {**run, "kernel": "nuts", "cold_seconds": 12.0}
+    table = mcmc_times.table([{**run, "kernel": "rwpo"}, twice, failed])
+    assert "| a | 6.00 | 12.0 | 0.50 |" in table
+
+    record = fake_record("diabetes_lasso", "rwpo", 0, 1.0) | {"num_warmup": 100}
+    left = {"problem": "diabetes_lasso", "sampler": "nuts", "seed": 0, "num_warmup": 50, **ended}
+    table = warmup_length.table([record, left])
+    assert "| diabetes_lasso, RWPO | 100 | 0.0500 |" in table
+    assert "| diabetes_lasso, NUTS, diagonal | 50 | – |" in table
 
 
 @pytest.mark.parametrize(
