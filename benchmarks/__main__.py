@@ -10,11 +10,13 @@ Cells that have a file are skipped, so an interrupted run goes on where it was; 
 have it measured again. A cell takes at most its budget (and the loading of its process). The report
 is written after every seed, so that there is one whenever the run is stopped.
 
-``--quick`` ends in ten minutes on two cores. It shows that everything works and roughly where
-things are; with a single seed its sizes by error are rough.
+``--quick`` ends in ten minutes: after eight no cell is started, and those that are left would run
+next time. It shows that everything works and roughly where things are; with a single seed its sizes
+by error are rough.
 """
 
 import argparse
+import time
 from pathlib import Path
 
 from benchmarks.cell import write_json
@@ -26,12 +28,14 @@ from benchmarks.samplers import SAMPLERS
 from tests.data.posteriordb.models import POSTERIORS
 
 POSTERIORDB_SAMPLERS = ("rwpo", "nuts", "nuts_dense")
+# The most telling first: where time runs out, the last ones are missing.
 QUICK_CELLS = [
-    *(("diabetes_lasso", sampler) for sampler in ("rwpo", "nuts", "nuts_dense", "chees", "mclmc")),
-    *(("l1_logistic_d50", sampler) for sampler in ("rwpo", "nuts", "chees", "aies", "myula")),
-    *(("four_modes", sampler) for sampler in ("rwpo", "nuts", "svgd", "noise_free")),
+    *(("diabetes_lasso", sampler) for sampler in ("rwpo", "nuts", "nuts_dense", "chees")),
+    *(("l1_logistic_d50", sampler) for sampler in ("rwpo", "nuts", "aies", "myula")),
+    *(("four_modes", sampler) for sampler in ("rwpo", "nuts", "noise_free")),
 ]
 QUICK_BUDGET = 60.0
+QUICK_SECONDS = 480.0  # no cell starts later; the last one may take its budget
 FULL_BUDGET = 900.0
 
 
@@ -103,8 +107,10 @@ def main() -> None:
     if cells:
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / "machine.json", describe_machine())
+    no_start_after = time.perf_counter() + QUICK_SECONDS if args.quick else None
     for seed in range(args.seeds):
-        run_cells([c for c in cells if c.seed == seed], folder, budget=args.budget)
+        of_seed = [c for c in cells if c.seed == seed]
+        run_cells(of_seed, folder, budget=args.budget, no_start_after=no_start_after)
         records = load_results(folder)
         if not records:
             raise SystemExit(f"There are no results in {folder}.")

@@ -74,13 +74,16 @@ def run_process(arguments: list[str], path: Path, *, limit: float, record: dict[
     progress.unlink(missing_ok=True)
 
 
-def run_cells(cells: Iterable[Cell], folder: Path, *, budget: float) -> None:
+def run_cells(
+    cells: Iterable[Cell], folder: Path, *, budget: float, no_start_after: float | None = None
+) -> None:
     """Run the cells that have no result yet, one process at a time.
 
     Args:
         cells: What to run, in this order.
         folder: Where results are.
         budget: Seconds for each cell.
+        no_start_after: In seconds of ``time.perf_counter``; later cells are left for another time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = list(cells)
@@ -88,6 +91,9 @@ def run_cells(cells: Iterable[Cell], folder: Path, *, budget: float) -> None:
         path = cell.path(folder)
         if path.exists():
             continue
+        if no_start_after is not None and time.perf_counter() > no_start_after:
+            print(f"No time left for {len(cells) - i + 1} cells; run again to go on.", flush=True)
+            return
         record = cell._asdict()
         begin = time.perf_counter()
         if (reason := SAMPLERS[cell.sampler].left_out.get(cell.problem)) is not None:

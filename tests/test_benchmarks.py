@@ -16,7 +16,7 @@ from benchmarks.effective_size import size_by_error, smallest_ess
 from benchmarks.problems import PROBLEMS
 from benchmarks.references import load_reference, scalars
 from benchmarks.report import summarise, targets_table, write_report
-from benchmarks.runner import Cell, load_results, run_process
+from benchmarks.runner import Cell, load_results, run_cells, run_process
 from benchmarks.samplers import SAMPLERS
 from benchmarks.samplers.myula import myula_step
 from benchmarks.samplers.protocol import FlatTarget, Segment, flat_target
@@ -175,6 +175,18 @@ def test_a_process_that_does_not_stop_is_ended_and_recorded(tmp_path):
     assert time.perf_counter() - begin < 10
     (record,) = load_results(tmp_path)
     assert (record["problem"], record["status"]) == ("a", "ended")
+
+
+def test_no_cell_starts_when_time_is_up(tmp_path, capsys):
+    cells = [Cell("four_modes", "nuts", 0), Cell("p_much_larger_n", "ess", 0)]
+    run_cells(cells, tmp_path, budget=60.0, no_start_after=time.perf_counter() - 1)
+    assert "No time left for 2 cells" in capsys.readouterr().out
+    assert not load_results(tmp_path)
+    run_cells(cells[1:], tmp_path, budget=60.0)  # nothing to start: it is left out
+    assert load_results(tmp_path)[0]["status"] == "left out"
+    assert "left out" in capsys.readouterr().out
+    run_cells(cells[1:], tmp_path, budget=60.0)  # it has a file now
+    assert not capsys.readouterr().out
 
 
 def fake_record(problem, sampler, seed, speed, *, error=0.02):
