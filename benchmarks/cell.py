@@ -21,9 +21,9 @@ JAX's persistent compilation cache is off, precision is single.
 
 **The budget** covers both runs. A run is stopped between two segments (they aim at a few seconds)
 when the budget is spent, and what was drawn until then is judged. The second run is skipped when it
-would not fit; the warm seconds are then those of the first run less its compile events and marked
-as estimated. A process that does not stop is ended by the runner, which records what the process
-last wrote beside its result file.
+would not fit; the warm seconds are then those of the first run less tracing and compilation and
+marked as estimated. A process that does not stop is ended by the runner, which records what the
+process last wrote beside its result file.
 """
 
 import argparse
@@ -46,6 +46,7 @@ from benchmarks.samplers.protocol import Draws, Program, Segment
 from tests.data.posteriordb.models import POSTERIORS
 
 COMPILE_EVENTS = (
+    "/jax/core/compile/jaxpr_trace_duration",
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
 )
@@ -88,15 +89,28 @@ class Run(NamedTuple):
 
 
 class CompileClock:
-    """Seconds that JAX has spent compiling, from its own monitoring events."""
+    """Seconds that JAX has spent tracing and compiling, from its own monitoring events.
+
+    Events nest (tracing a function traces those that it calls), so the union of their spans counts
+    and not the sum of their durations.
+    """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        self._spans: list[tuple[float, float]] = []
+        jax.monitoring.register_event_time_span_listener(self.add)
 
-    def _listen(self, event: str, seconds: float, **_: Any) -> None:
-        if event in COMPILE_EVENTS:
-            self.seconds += seconds
+    @property
+    def seconds(self) -> float:
+        """Length of the union of all spans so far."""
+        return sum(end - start for start, end in self._spans)
+
+    def add(self, event: str, start: float, end: float, **_: Any) -> None:
+        """Take in a span; JAX reports them in the order of their ends."""
+        if event not in COMPILE_EVENTS:
+            return
+        while self._spans and self._spans[-1][1] > start:
+            start = min(start, self._spans.pop()[0])
+        self._spans.append((start, end))
 
 
 def drive(

@@ -9,7 +9,8 @@ For every posterior of posteriordb (or the named problems) and both kernels, a f
 is the first run, everything but imports. NumPyro compiles its loop anew on every run without a
 progress bar, so the second run as a user has it (*again*) compiles, too; NUTS needs a new ``MCMC``
 object for it, since its second vectorised run on one object fails (NumPyro 0.22). *Warm* is the
-second run less the seconds that JAX's own events give to compilation, the same rule for both.
+second run less the seconds in which JAX's own events say that it traced or compiled, the same rule
+for both.
 
 Results are one file for each kernel, problem and seed; those that exist are not run again.
 """

@@ -145,6 +145,23 @@ def test_a_cell_measures_both_runs(sampler):
     json.dumps(replace_nan(record), allow_nan=False)
 
 
+def test_compile_clock_counts_nested_spans_once():
+    clock = CompileClock()
+    trace, compiling = (
+        "/jax/core/compile/jaxpr_trace_duration",
+        "/jax/core/compile/backend_compile_duration",
+    )
+    for event, start, end in (
+        (trace, 1.0, 2.0),
+        (trace, 3.0, 4.0),
+        (trace, 0.0, 5.0),  # the two above are inside
+        (compiling, 6.0, 8.0),
+        ("/something/else", 8.0, 20.0),
+    ):
+        clock.add(event, start, end)
+    assert clock.seconds == 7.0
+
+
 class SlowProgram:
     """A quarter of a second for every draw."""
 
