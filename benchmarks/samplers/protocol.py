@@ -188,7 +188,7 @@ def paced(
     Yields:
         Each chunk, its outputs as NumPy arrays, with the state after it.
     """
-    done, count = 0, size
+    done, count = 0, 1  # nobody knows yet how long an iteration takes
     while done < total:
         count = min(count, total - done)
         begin = time.perf_counter()
