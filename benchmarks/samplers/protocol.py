@@ -125,10 +125,11 @@ def flat_target(problem: Problem) -> FlatTarget:
     Returns:
         Its functions of flat vectors.
     """
-    info = initialize_model(
-        jax.random.key(0), problem.model, model_kwargs=device_kwargs(problem), validate_grad=False
-    )
-    values = info.param_info.z
+    # A batch of one key: NumPyro searches a single start operation by operation.
+    keys = jax.random.split(jax.random.key(0), 1)
+    kwargs = device_kwargs(problem)
+    info = initialize_model(keys, problem.model, model_kwargs=kwargs, validate_grad=False)
+    values = jax.tree.map(lambda x: x[0], info.param_info.z)
     flat, unravel = ravel_pytree(values)
     rates = {k: jnp.full_like(v, problem.laplace_rates.get(k, 0.0)) for k, v in values.items()}
     return FlatTarget(
