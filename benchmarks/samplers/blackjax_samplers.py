@@ -28,7 +28,6 @@ from benchmarks.samplers.protocol import (
     FlatTarget,
     Segment,
     Settings,
-    by_chain,
     compiled_loop,
     flat_target,
     paced,
@@ -231,7 +230,7 @@ class BlackjaxProgram:
             yield Segment(
                 "sampling",
                 chunk.num_iterations * thinning,
-                per_step * int(np.asarray(steps, np.int64).sum()),
-                by_chain(self._constrain(positions)),
-                int(np.sum(diverging)),
+                per_step * int(chunk.rows(steps).sum(dtype=np.int64)),
+                chunk.by_chain(self._constrain(positions)),
+                int(chunk.rows(diverging).sum()),
             )

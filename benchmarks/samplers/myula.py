@@ -27,7 +27,6 @@ from benchmarks.samplers.protocol import (
     FlatTarget,
     Segment,
     Settings,
-    by_chain,
     compiled_loop,
     flat_target,
     paced,
@@ -105,6 +104,6 @@ class Myula:
                 products = 0
                 yield Segment("warmup", chunk.num_iterations * thinning, num_gradients)
         for chunk, _ in paced(self._loop, state, curvature, num_samples, SEGMENT_SIZE):
-            draws = by_chain(self._constrain(chunk.outputs))
+            draws = chunk.by_chain(self._constrain(chunk.outputs))
             count = chunk.num_iterations * thinning
             yield Segment("sampling", count, count * num_chains, draws)

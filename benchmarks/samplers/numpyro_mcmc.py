@@ -18,7 +18,6 @@ from benchmarks.problems import Problem
 from benchmarks.samplers.protocol import (
     Segment,
     Settings,
-    by_chain,
     compiled_loop,
     device_kwargs,
     paced,
@@ -83,10 +82,11 @@ class KernelProgram:
                 outputs = chunk.outputs
                 count, num_divergences, draws = None, 0, None
                 if "num_steps" in outputs:
-                    count = int(np.asarray(outputs["num_steps"], np.int64).sum())
+                    count = int(chunk.rows(outputs["num_steps"]).sum(dtype=np.int64))
                 if phase == "sampling":
-                    draws = by_chain(self._constrain(outputs["z"]))
-                    num_divergences = int(np.sum(outputs.get("diverging", 0)))
+                    draws = chunk.by_chain(self._constrain(outputs["z"]))
+                    if "diverging" in outputs:
+                        num_divergences = int(chunk.rows(outputs["diverging"]).sum())
                 yield Segment(phase, chunk.num_iterations, count, draws, num_divergences)
 
     def evaluations_per_iteration(self) -> float:

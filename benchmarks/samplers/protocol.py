@@ -71,10 +71,26 @@ class Program(Protocol):
 
 
 class Chunk(NamedTuple):
-    """Iterations done by one call of a compiled loop."""
+    """Iterations done by one call of a compiled loop.
+
+    Attributes:
+        num_iterations: How many.
+        outputs: Arrays on the device whose first ``num_iterations`` rows are of these iterations.
+    """
 
     num_iterations: int
     outputs: Any
+
+    def rows(self, x: Any) -> np.ndarray:
+        """The rows of an array that are of these iterations.
+
+        Cut on the host: on the device every new number of rows would be a new program.
+        """
+        return np.asarray(x)[: self.num_iterations]
+
+    def by_chain(self, draws: dict[str, jax.Array]) -> Draws:
+        """Arrays (rows, chains, ...) of the device as (chains, draws, ...) of NumPy."""
+        return {site: np.swapaxes(self.rows(x), 0, 1) for site, x in draws.items()}
 
 
 class FlatTarget(NamedTuple):
@@ -187,7 +203,7 @@ def paced(
         size: As given to :func:`compiled_loop`.
 
     Yields:
-        Each chunk, its outputs as NumPy arrays, with the state after it.
+        Each chunk with the state after it.
     """
     done, count = 0, 1  # nobody knows yet how long an iteration takes
     while done < total:
@@ -196,13 +212,8 @@ def paced(
         state, outputs = jax.block_until_ready(loop(state, constants, count))
         seconds = time.perf_counter() - begin
         done += count
-        yield Chunk(count, jax.tree.map(lambda x, n=count: x[:n], outputs)), state
+        yield Chunk(count, outputs), state
         count = int(np.clip(count * SEGMENT_SECONDS / seconds, 1, size))
-
-
-def by_chain(draws: dict[str, jax.Array]) -> Draws:
-    """Arrays (draws, chains, ...) of the device as (chains, draws, ...) of NumPy."""
-    return {site: np.swapaxes(np.asarray(x), 0, 1) for site, x in draws.items()}
 
 
 def top_curvature(target: FlatTarget, positions: jax.Array, rng_key: jax.Array) -> jax.Array:
