@@ -1,4 +1,4 @@
-"""Regression problems with L1 priors: NumPyro models and their data.
+"""Problems of the benchmark, most of them regressions with L1 priors: NumPyro models and data.
 
 Every factory in :data:`PROBLEMS` takes no argument and gives the same :class:`Problem` each time:
 data come from scikit-learn or from a NumPy generator with a fixed seed. Covariates and responses
@@ -8,12 +8,15 @@ are rounded to single precision once, so runs in either precision see the same n
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_diabetes
+
+from tests.data.posteriordb.models import POSTERIORS, load_data
 
 Vector = NDArray[np.float32]
 
@@ -25,13 +28,16 @@ class Problem(NamedTuple):
         name: Key in :data:`PROBLEMS`, and stem of the file with its reference posterior.
         model: NumPyro model.
         kwargs: Keyword arguments of the model, data included.
-        sites: Latent sites whose posterior is compared with the reference.
+        sites: Sites whose posterior is compared with the reference.
+        laplace_rates: Rate of the Laplace prior centred at 0 of each site that has one with a fixed
+            scale: the nonsmooth part for samplers that have to be told.
     """
 
     name: str
     model: Callable[..., None]
     kwargs: dict[str, Any]
     sites: tuple[str, ...]
+    laplace_rates: dict[str, float] = {}
 
 
 def lasso(X: ArrayLike, y: ArrayLike | None = None, *, scale: float) -> None:
@@ -113,6 +119,52 @@ def logistic_with_g_prior(
     numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
 
+def horseshoe_logistic_model(
+    X: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    global_scale: float,
+    slab_scale: float,
+) -> None:
+    r"""Logistic regression with the regularised horseshoe prior, non-centred.
+
+    .. math:: \beta_j = z_j \tau \tilde\lambda_j, \quad
+        \tilde\lambda_j^2 = \frac{c^2 \lambda_j^2}{c^2 + \tau^2 \lambda_j^2}, \quad
+        z_j \sim N(0, 1), \ \lambda_j \sim C^+(0, 1), \ \tau \sim C^+(0, \tau_0).
+
+    Source: Piironen and Vehtari (2017), *Sparsity information and regularization in the horseshoe
+    and other shrinkage priors*, section 2.3. Their slab scale c may be latent; here it is fixed,
+    which makes the slab normal: where classes are separable the likelihood bounds no coefficient,
+    and with a heavier slab the posterior sds to compare would hardly exist.
+
+    Args:
+        X: Standardised covariates, shape (rows, columns).
+        y: Classes 0 and 1, shape (rows,).
+        global_scale: :math:`\tau_0`.
+        slab_scale: c, in units of the coefficients.
+    """
+    intercept = numpyro.sample("intercept", dist.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", dist.HalfCauchy(global_scale))
+    with numpyro.plate("column", np.shape(X)[1]):
+        z = numpyro.sample("z", dist.Normal())
+        local = numpyro.sample("lambda", dist.HalfCauchy(1.0))
+        # The same as the formula above, written so that a huge scale does not overflow.
+        scale = tau * local / jnp.sqrt(1.0 + (tau * local / slab_scale) ** 2)
+        beta = numpyro.deterministic("beta", z * scale)
+    numpyro.sample("y", dist.Bernoulli(logits=intercept + X @ beta), obs=y)
+
+
+def normal_mixture(weights: ArrayLike, means: ArrayLike) -> None:
+    """Mixture of normals with unit variances: no data, exact moments.
+
+    Args:
+        weights: Shares of the components, shape (components,).
+        means: Their centres, shape (components, dim).
+    """
+    component = dist.Normal(jnp.asarray(means), 1.0).to_event(1)
+    numpyro.sample("x", dist.MixtureSameFamily(dist.Categorical(jnp.asarray(weights)), component))
+
+
 def _standardise(x: NDArray[np.float64]) -> Vector:
     return ((x - x.mean(0)) / x.std(0)).astype(np.float32)
 
@@ -121,7 +173,8 @@ def diabetes_lasso() -> Problem:
     """Diabetes data of Efron et al. (2004), 442 x 10: strongly correlated, data-dominated."""
     X, y = load_diabetes(return_X_y=True)
     kwargs = {"X": _standardise(X), "y": _standardise(y), "scale": 0.2}
-    return Problem("diabetes_lasso", lasso, kwargs, ("beta", "sigma"))
+    rates = {"beta": 1.0 / kwargs["scale"]}
+    return Problem("diabetes_lasso", lasso, kwargs, ("beta", "sigma"), rates)
 
 
 def diabetes_lasso_latent_scale() -> Problem:
@@ -137,7 +190,8 @@ def breast_cancer_logistic() -> Problem:
     """Wisconsin diagnostic breast-cancer data, 569 x 30: nearly separable and collinear."""
     X, y = load_breast_cancer(return_X_y=True)
     kwargs = {"X": _standardise(X), "y": y.astype(np.int32), "scale": 1.0}
-    return Problem("breast_cancer_logistic", logistic, kwargs, ("beta", "intercept"))
+    sites = ("beta", "intercept")
+    return Problem("breast_cancer_logistic", logistic, kwargs, sites, {"beta": 1.0})
 
 
 def l1_logistic_d50() -> Problem:
@@ -155,7 +209,8 @@ def l1_logistic_d50() -> Problem:
     beta = np.where(np.arange(dim) < dim // 4, 1.0, 0.0)
     y = rng.binomial(1, 1.0 / (1.0 + np.exp(-X @ beta))).astype(np.int32)
     kwargs = {"X": X, "y": y, "rate": 3 * dim / np.pi**2, "precision": 1.5 * dim / np.pi**2}
-    return Problem("l1_logistic_d50", logistic_with_g_prior, kwargs, ("beta",))
+    rates = {"beta": kwargs["rate"]}
+    return Problem("l1_logistic_d50", logistic_with_g_prior, kwargs, ("beta",), rates)
 
 
 def p_much_larger_n() -> Problem:
@@ -167,7 +222,58 @@ def p_much_larger_n() -> Problem:
     beta[:3] = 3.0, -2.0, 1.5
     y = (X @ beta + noise * rng.standard_normal(num_rows)).astype(np.float32)
     kwargs = {"X": X, "y": y, "scale": 0.15, "noise": noise}
-    return Problem("p_much_larger_n", lasso_known_noise, kwargs, ("beta",))
+    rates = {"beta": 1.0 / kwargs["scale"]}
+    return Problem("p_much_larger_n", lasso_known_noise, kwargs, ("beta",), rates)
+
+
+def horseshoe_logistic() -> Problem:
+    """Breast-cancer data with all pairwise products: 569 x 465, more latent values than rows.
+
+    The global scale is the one that Piironen and Vehtari derive (section 3.3) for ten relevant
+    coefficients: p0 / (p - p0) * 2 / sqrt(n), 2 being the pseudo-scale of balanced classes.
+    """
+    X, y = load_breast_cancer(return_X_y=True)
+    single = (X - X.mean(0)) / X.std(0)
+    first, second = np.triu_indices(single.shape[1], 1)
+    X = _standardise(np.concatenate([single, single[:, first] * single[:, second]], 1))
+    num_rows, num_columns = X.shape
+    num_relevant = 10
+    global_scale = num_relevant / (num_columns - num_relevant) * 2.0 / np.sqrt(num_rows)
+    kwargs = {
+        "X": X,
+        "y": y.astype(np.int32),
+        "global_scale": float(global_scale),
+        "slab_scale": 2.0,
+    }
+    return Problem("horseshoe_logistic", horseshoe_logistic_model, kwargs, ("beta", "intercept"))
+
+
+def logistic_n100k() -> Problem:
+    """Logistic regression with 100,000 simulated rows, 50 columns, half of them without effect.
+
+    Neighbouring covariates have a correlation of 0.5, so that no coordinate is on its own.
+    """
+    num_rows, num_columns, correlation, scale = 100_000, 50, 0.5, 0.05
+    rng = np.random.default_rng(100_000)
+    X = rng.standard_normal((num_rows, num_columns))
+    for k in range(1, num_columns):
+        X[:, k] = correlation * X[:, k - 1] + np.sqrt(1 - correlation**2) * X[:, k]
+    X = X.astype(np.float32)
+    beta = np.where(np.arange(num_columns) % 2, 0.0, rng.laplace(0.0, 0.3, num_columns))
+    logits = X @ beta - 0.5
+    y = rng.binomial(1, 1.0 / (1.0 + np.exp(-logits))).astype(np.int32)
+    kwargs = {"X": X, "y": y, "scale": scale}
+    sites = ("beta", "intercept")
+    return Problem("logistic_n100k", logistic, kwargs, sites, {"beta": 1.0 / scale})
+
+
+def four_modes() -> Problem:
+    """Four normal modes in two dimensions with unequal shares, six standard deviations apart."""
+    kwargs = {
+        "weights": np.array([0.4, 0.3, 0.2, 0.1], np.float32),
+        "means": np.array([[3, 3], [-3, 3], [-3, -3], [3, -3]], np.float32),
+    }
+    return Problem("four_modes", normal_mixture, kwargs, ("x",))
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -176,4 +282,34 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "breast_cancer_logistic": breast_cancer_logistic,
     "l1_logistic_d50": l1_logistic_d50,
     "p_much_larger_n": p_much_larger_n,
+    "horseshoe_logistic": horseshoe_logistic,
+    "logistic_n100k": logistic_n100k,
+    "four_modes": four_modes,
 }
+
+# Those with a Laplace prior on most coordinates.
+LAPLACE_PROBLEMS = (
+    "diabetes_lasso",
+    "diabetes_lasso_latent_scale",
+    "breast_cancer_logistic",
+    "l1_logistic_d50",
+    "p_much_larger_n",
+    "logistic_n100k",
+)
+
+
+def load_problem(name: str) -> Problem:
+    """A problem of this module or a posterior of posteriordb.
+
+    Args:
+        name: Key of :data:`PROBLEMS` or of posteriordb's ``POSTERIORS``.
+
+    Returns:
+        The problem; a posterior names no sites, its reference is of functions of them.
+
+    Raises:
+        KeyError: If there is none of that name.
+    """
+    if name in PROBLEMS:
+        return PROBLEMS[name]()
+    return Problem(name, POSTERIORS[name].model, load_data(name), ())

@@ -7,9 +7,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.problems import PROBLEMS
+from tests.data.posteriordb import compare as posteriordb
+from tests.data.posteriordb import models
 from tests.data.posteriordb.compare import bulk_ess, r_hat
 
-__all__ = ["Accuracy", "bulk_ess", "compare_with_reference", "load_reference", "r_hat"]
+__all__ = [
+    "Accuracy",
+    "Scalars",
+    "accuracy_of",
+    "bulk_ess",
+    "compare_with_reference",
+    "load_reference",
+    "r_hat",
+    "scalars",
+]
 
 FOLDER = Path(__file__).parents[1] / "tests" / "data" / "lasso"
 
@@ -86,3 +98,62 @@ def compare_with_reference(name: str, samples: dict[str, Any]) -> Accuracy:
         float(np.max(np.concatenate(r_hats))),
         float(np.min(np.concatenate(sizes))),
     )
+
+
+def accuracy_of(name: str, samples: dict[str, Any]) -> Accuracy:
+    """Errors of draws against the reference posterior of either collection.
+
+    Args:
+        name: Key of ``PROBLEMS`` or of posteriordb's ``POSTERIORS``.
+        samples: Draws grouped by chain, arrays of shape (chains, draws, ...).
+
+    Returns:
+        The worst figures over all scalar coordinates.
+    """
+    if name in PROBLEMS:
+        return compare_with_reference(name, samples)
+    result = posteriordb.compare(name, samples)
+    return Accuracy(*(result[field] for field in Accuracy._fields))
+
+
+class Scalars(NamedTuple):
+    """Draws of every scalar coordinate beside the moments of its reference.
+
+    Attributes:
+        draws: Shape (coordinates, chains, draws).
+        mean: Reference means, shape (coordinates,).
+        sd: Reference standard deviations, shape (coordinates,).
+        mcse: Monte-Carlo standard errors of the reference means, shape (coordinates,).
+    """
+
+    draws: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    sd: NDArray[np.float64]
+    mcse: NDArray[np.float64]
+
+
+def scalars(name: str, samples: dict[str, Any]) -> Scalars:
+    """Split draws into scalar coordinates, in the order of the reference.
+
+    Args:
+        name: Key of ``PROBLEMS`` or of posteriordb's ``POSTERIORS``.
+        samples: Draws grouped by chain, arrays of shape (chains, draws, ...).
+
+    Returns:
+        The draws and their reference.
+    """
+    if name not in PROBLEMS:
+        columns = models.load_reference(name)
+        draws = posteriordb.scalar_draws(name, samples)
+        mean, sd, ess = (
+            np.array([c[key] for c in columns.values()]) for key in ("mean", "sd", "ess_bulk")
+        )
+        return Scalars(np.stack([draws[key] for key in columns]), mean, sd, sd / np.sqrt(ess))
+    reference = load_reference(name)
+    draws = [np.asarray(samples[site], np.float64) for site in reference]
+    flat = [np.moveaxis(x.reshape(*x.shape[:2], -1), 2, 0) for x in draws]
+    moments = (
+        np.concatenate([np.ravel(columns[key]) for columns in reference.values()])
+        for key in ("mean", "sd", "mcse_mean")
+    )
+    return Scalars(np.concatenate(flat), *moments)

@@ -1,0 +1,114 @@
+"""Runs processes one after the other, each with a time limit and a result file of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.cell import write_json
+from benchmarks.samplers import SAMPLERS
+
+GRACE_SECONDS = 240.0  # for imports, data and statistics, which the budget does not cover
+
+
+class Cell(NamedTuple):
+    """One sampler on one problem with one seed.
+
+    Attributes:
+        problem: Key of ``PROBLEMS`` or ``POSTERIORS``.
+        sampler: Key of ``SAMPLERS``.
+        seed: Seed.
+        num_warmup: Warm-up iterations, ``None`` for the sampler's own number.
+    """
+
+    problem: str
+    sampler: str
+    seed: int
+    num_warmup: int | None = None
+
+    def path(self, folder: Path) -> Path:
+        """The cell's result file."""
+        length = "" if self.num_warmup is None else f"--warmup{self.num_warmup}"
+        return folder / f"{self.problem}--{self.sampler}{length}--seed{self.seed}.json"
+
+
+def run_process(arguments: list[str], path: Path, *, limit: float, record: dict[str, Any]) -> None:
+    """Run a module in a fresh process that writes ``path``; record it if it does not.
+
+    Args:
+        arguments: Module and its arguments.
+        path: File that the process is to write.
+        limit: Seconds after which the process and its children are ended.
+        record: What to write, with a status and what the process noted, if it did not end well.
+    """
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    progress = path.with_suffix(".progress")
+    progress.unlink(missing_ok=True)
+    with path.with_suffix(".log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(limit)
+            outcome = {"status": "failed", "reason": f"the process ended with code {code}"}
+        except subprocess.TimeoutExpired:
+            outcome = {"status": "ended", "reason": f"still running after {limit:.0f} s"}
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    if not path.exists():
+        known = json.loads(progress.read_text()) if progress.exists() else {}
+        write_json(path, record | known | outcome)
+    else:
+        path.with_suffix(".log").unlink()
+    progress.unlink(missing_ok=True)
+
+
+def run_cells(
+    cells: Iterable[Cell], folder: Path, *, budget: float, no_start_after: float | None = None
+) -> None:
+    """Run the cells that have no result yet, one process at a time.
+
+    Args:
+        cells: What to run, in this order.
+        folder: Where results are.
+        budget: Seconds for each cell.
+        no_start_after: In seconds of ``time.perf_counter``; later cells are left for another time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = list(cells)
+    for i, cell in enumerate(cells, 1):
+        path = cell.path(folder)
+        if path.exists():
+            continue
+        if no_start_after is not None and time.perf_counter() > no_start_after:
+            print(f"No time left for {len(cells) - i + 1} cells; run again to go on.", flush=True)
+            return
+        record = cell._asdict()
+        begin = time.perf_counter()
+        if (reason := SAMPLERS[cell.sampler].left_out.get(cell.problem)) is not None:
+            write_json(path, record | {"status": "left out", "reason": reason})
+        else:
+            arguments = ["benchmarks.cell", cell.problem, cell.sampler, str(cell.seed), str(path)]
+            arguments += ["--budget", str(budget)]
+            if cell.num_warmup is not None:
+                arguments += ["--num-warmup", str(cell.num_warmup)]
+            run_process(arguments, path, limit=budget + GRACE_SECONDS, record=record)
+        status = json.loads(path.read_text())["status"]
+        seconds = time.perf_counter() - begin
+        print(f"[{i}/{len(cells)}] {path.stem}: {status}, {seconds:.0f} s", flush=True)
+
+
+def load_results(folder: Path) -> list[dict[str, Any]]:
+    """All records of a folder, in the order of their names."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*--*.json"))]
