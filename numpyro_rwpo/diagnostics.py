@@ -134,9 +134,11 @@ def _coordinates(draws: np.ndarray, names: list[str], is_corrected: bool) -> lis
 
 def _metric_name(state: RWPOState, settings: Settings, chain: int) -> str:
     candidates = settings.candidates
-    if candidates.exact_flow and state.adaptation.chosen[chain] == int(candidates.fisher):
+    flow = candidates.flows[int(state.adaptation.chosen[chain])]
+    if flow == "exact":
         return "diagonal, exact flow of the Laplace prior"
-    return "dense" if candidates.dense else "diagonal"
+    metric = "dense" if candidates.dense else "diagonal"
+    return f"{metric}, {flow} flow"
 
 
 @jax.jit

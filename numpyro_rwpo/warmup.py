@@ -60,9 +60,14 @@ class Candidates(NamedTuple):
     exact_flow: bool
 
     @property
+    def flows(self) -> tuple[str, ...]:
+        """The flows on trial, see :mod:`numpyro_rwpo.correction`."""
+        return ("free", "harmonic") * self.fisher + ("exact",) * self.exact_flow
+
+    @property
     def number(self) -> int:
-        """Number of Hamiltonian kinds on trial: free, harmonic, exact, in this order."""
-        return 2 * self.fisher + self.exact_flow
+        """Number of flows on trial."""
+        return len(self.flows)
 
 
 class Adaptation(NamedTuple):
@@ -145,8 +150,10 @@ def _hamiltonian_kind(
 def _metric(adaptation: Adaptation, kind: jax.Array, candidates: Candidates) -> Metric:
     scale = jnp.sqrt(variances(adaptation.moments))
     diagonal = jnp.diag(scale) if candidates.dense else scale
-    is_exact = kind == (2 * candidates.fisher if candidates.exact_flow else -1)
-    is_harmonic = kind == (1 if candidates.fisher else -1)
+    is_exact, is_harmonic = (
+        kind == (candidates.flows.index(flow) if flow in candidates.flows else -1)
+        for flow in ("exact", "harmonic")
+    )
     factor = jnp.where(is_exact, diagonal, adaptation.preconditioner.factor)
     return Metric(factor, scale, is_exact, is_harmonic)
 

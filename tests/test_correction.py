@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from jax import random
 
+from numpyro_rwpo import correction
 from numpyro_rwpo.correction import (
     Metric,
-    Phase,
     Reference,
     Tuning,
-    _force,
     leapfrog_step,
+    start_phase,
     sweep,
 )
 from numpyro_rwpo.ensemble import Ensemble
@@ -38,42 +38,56 @@ def make_target(prior=True, sign=1.0):
     return Differentiation(1.0, False).target(smooth, rates if prior else None)
 
 
-def make_metric(exact):
-    if exact:
-        scale = jnp.array([0.4, 0.7, 1.1])
-        return Metric(jnp.diag(scale), scale, jnp.ones((), bool))
-    factor = jnp.asarray(np.linalg.cholesky(np.linalg.inv(PRECISION)))
-    return Metric(factor, jnp.ones(DIM), jnp.zeros((), bool))
+FLOWS = ("exact", "free", "harmonic")
+SCALE = jnp.array([0.6, 1.1, 0.8])
 
 
-def make_tuning(exact, step_size):
+def make_tuning(flow, step_size, dense=True):
     """Any reference will do for a Metropolis-corrected proposal; this one is off the target."""
     factor = jnp.asarray([[0.7, 0.0, 0.0], [-0.2, 0.6, 0.0], [0.0, 0.3, 1.0]])
-    reference = Reference(jnp.array([0.3, 0.2, 0.6]), factor, jnp.linalg.inv(factor))
+    inverse = jnp.linalg.inv(factor)
+    if not dense:
+        factor, inverse = SCALE, 1 / SCALE
+    reference = Reference(jnp.array([0.3, 0.2, 0.6]), factor, inverse)
+    if flow == "exact":
+        factor = jnp.diag(SCALE) if dense else SCALE
+    metric = Metric(factor, SCALE, jnp.array(flow == "exact"), jnp.array(flow == "harmonic"))
     one = jnp.ones((), int)
-    return Tuning(make_metric(exact), reference, jnp.asarray(step_size), one, one)
+    return Tuning(metric, reference, jnp.asarray(step_size), one, one)
 
 
-def one_step(target, metric, x, p, step_size):
+def one_step(target, tuning, x, p, step_size):
     ensemble = Ensemble(x, *target.value_and_grad(x))
-    start = Phase(ensemble, p, _force(ensemble, target, metric))
-    end = leapfrog_step(start, jnp.full((len(x), 1), step_size), target, metric)
+    start = start_phase(ensemble, p, target, tuning)
+    end = leapfrog_step(start, jnp.full((len(x), 1), step_size), target, tuning)
     return end.ensemble.particles, end.momentum
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_leapfrog_is_reversible_and_preserves_volume(exact):
+EVERY_FLOW = pytest.mark.parametrize(
+    ("flow", "prior", "dense"),
+    [
+        *((flow, True, True) for flow in FLOWS),
+        ("exact", True, False),
+        ("free", False, True),
+        ("harmonic", False, True),
+        ("harmonic", False, False),
+    ],
+)
+
+
+@EVERY_FLOW
+def test_step_is_reversible_and_preserves_volume(flow, prior, dense):
     with jax.enable_x64(True):
-        target, metric = make_target(), make_metric(exact)
+        target, tuning = make_target(prior), make_tuning(flow, 0.37, dense)
         x = random.normal(random.key(0), (20, DIM))
         p = random.normal(random.key(1), (20, DIM))
-        forward = one_step(target, metric, x, p, 0.37)
-        back = one_step(target, metric, forward[0], -forward[1], 0.37)
+        forward = one_step(target, tuning, x, p, 0.37)
+        back = one_step(target, tuning, forward[0], -forward[1], 0.37)
         np.testing.assert_allclose(back[0], x, atol=1e-10)
         np.testing.assert_allclose(-back[1], p, atol=1e-10)
 
         def flat(z):
-            new = one_step(target, metric, z[None, :DIM], z[None, DIM:], 0.37)
+            new = one_step(target, tuning, z[None, :DIM], z[None, DIM:], 0.37)
             return jnp.concatenate([new[0][0], new[1][0]])
 
         jacobians = jax.vmap(jax.jacfwd(flat))(jnp.concatenate([x, p], 1))
@@ -102,15 +116,15 @@ def largest_z(draws, others):
 
 
 @pytest.mark.parametrize(
-    ("exact", "is_independent"), [(True, False), (False, False), (False, True)]
+    ("flow", "is_independent"), [*((flow, False) for flow in FLOWS), ("free", True)]
 )
-def test_sweeps_leave_the_target_invariant(exact, is_independent):
+def test_sweeps_leave_the_target_invariant(flow, is_independent):
     """11 moments of moved exact draws against fresh ones; a false alarm at 4.5 errors: 1e-4."""
     draws, fresh = exact_draws(random.key(0), 400_000), exact_draws(random.key(1), 400_000)
 
     def moved(target):
         ensemble = Ensemble(draws, *target.value_and_grad(draws))
-        tuning = make_tuning(exact, 0.7)
+        tuning = make_tuning(flow, 0.7)
         infos = []
         for k in range(3):
             ensemble, info = sweep(random.key(k + 2), ensemble, target, tuning, is_independent)
@@ -125,18 +139,50 @@ def test_sweeps_leave_the_target_invariant(exact, is_independent):
     assert largest_z(moved(make_target(prior=False))[0], fresh) > 10
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_small_steps_are_accepted(exact):
-    """The exact flow keeps second order at the kinks; kicking with them costs an order."""
+@pytest.mark.parametrize("flow", FLOWS)
+def test_small_steps_are_accepted(flow):
+    """The exact flow keeps second order at the kinks; substeps across them cost an order."""
     draws = exact_draws(random.key(0), 20_000)
     target = make_target()
     ensemble = Ensemble(draws, *target.value_and_grad(draws))
 
     def rejected(step_size):
-        _, info = sweep(random.key(1), ensemble, target, make_tuning(exact, step_size))
+        _, info = sweep(random.key(1), ensemble, target, make_tuning(flow, step_size))
         return 1 - float(info.accept_prob.mean())
 
-    assert rejected(0.05) < rejected(0.5) / (30 if exact else 5)
+    assert rejected(0.05) < rejected(0.5) / (30 if flow == "exact" else 5)
+
+
+def test_harmonic_flow_is_exact_on_a_normal_target_that_the_reference_knows():
+    with jax.enable_x64(True):
+        target = make_target(prior=False)
+        factor = jnp.asarray(np.linalg.cholesky(np.linalg.inv(PRECISION)))
+        reference = Reference(jnp.full(DIM, 0.5), factor, jnp.linalg.inv(factor))
+        metric = Metric(factor, SCALE, jnp.array(False), jnp.array(True))
+        tuning = Tuning(metric, reference, jnp.array(1.5), jnp.array(0), jnp.array(1))
+        x = random.normal(random.key(0), (200, DIM))
+        ensemble = Ensemble(x, *target.value_and_grad(x))
+        _, info = sweep(random.key(1), ensemble, target, tuning)
+        np.testing.assert_allclose(info.accept_prob, 1, atol=1e-12)
+        free = tuning._replace(metric=metric._replace(is_harmonic=jnp.array(False)))
+        _, info = sweep(random.key(1), ensemble, target, free)
+        assert info.accept_prob.mean() < 0.9
+
+
+def test_substeps_spare_most_of_the_rejections_at_the_kinks():
+    """A steep prior in a dense metric: without substeps the error per step is that of one kick."""
+    draws = exact_draws(random.key(0), 20_000)
+    target = make_target()
+    ensemble = Ensemble(draws, *target.value_and_grad(draws))
+
+    def rejected(flow):
+        _, info = sweep(random.key(1), ensemble, target, make_tuning(flow, 0.7))
+        return 1 - float(info.accept_prob.mean())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(correction, "NUM_SUBSTEPS", 1)
+        kicked = rejected("free")
+    assert rejected("free") < 0.8 * kicked
 
 
 def test_non_finite_potentials_are_rejected_and_flagged():
@@ -148,7 +194,7 @@ def test_non_finite_potentials_are_rejected_and_flagged():
     ensemble = Ensemble(x, *target.value_and_grad(x))
     for is_independent in (False, True):
         moved, info = sweep(
-            random.key(0), ensemble, target, make_tuning(False, 0.8), is_independent
+            random.key(0), ensemble, target, make_tuning("free", 0.8), is_independent
         )
         assert np.all(np.isfinite(moved.particles)) and np.all(moved.particles[:, 0] <= 0.5)
         assert (info.accept_prob == 0).any()

@@ -696,3 +696,23 @@ def test_laplace_prior_accepts_traced_rates() -> None:
         return laplace_prior(rate, 0.5).potential(2.0)
 
     assert float(jax.jit(jax.grad(potential))(3.0)) == 1.5
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mean", [-2.0, 0.1, 3.0])
+def test_normal_fit_is_the_best_straight_line(mean: float) -> None:
+    """Against the regression of the slope on the position, by quadrature under the normal."""
+    prior = LaplacePrior(*(jnp.array([v]) for v in (0.4, 1.3, 2.1)))
+    scale = 0.9
+    slope, curvature = prior.normal_fit(jnp.array([mean]), jnp.array([scale]))
+    # Gauss-Legendre on either side of the kink, far into both tails.
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    ends = [mean - 12 * scale, 0.4, mean + 12 * scale]
+    x = np.concatenate(
+        [a + (b - a) * (nodes + 1) / 2 for a, b in zip(ends, ends[1:], strict=False)]
+    )
+    w = np.concatenate([weights * (b - a) / 2 for a, b in zip(ends, ends[1:], strict=False)])
+    w = w * np.exp(-(((x - mean) / scale) ** 2) / 2) / (scale * np.sqrt(2 * np.pi))
+    gradient = np.where(x > 0.4, 2.1, -1.3)
+    np.testing.assert_allclose(slope[0], w @ gradient, rtol=1e-10)
+    np.testing.assert_allclose(curvature[0], w @ (gradient * (x - mean)) / scale**2, rtol=1e-10)
