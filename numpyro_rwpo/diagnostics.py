@@ -152,7 +152,7 @@ def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, A
     fields = mcmc.get_extra_fields(group_by_chain=True)
     accept_prob = np.asarray(fields.get("accept_prob", state.refresh.accept_prob))
     (independent, hamiltonian), residual = _sweeps(state.adaptation)
-    at_rest = is_at_rest(state.flow)
+    at_rest = is_at_rest(state.flow, settings.corrected)
     chains = []
     for chain in range(len(state.step_size)):
         row: dict[str, Any] = {

@@ -7,9 +7,10 @@ of parameters and data, and
 * their Pareto tail index **k-hat** says whether q covers the posterior (Vehtari, Simpson, Gelman,
   Yao and Gabry 2024, arXiv:1507.02646);
 * their mean estimates the **evidence** Z, the integral of p, with finite variance if k < 0.5;
-* where k-hat is larger, **bridge sampling** (Meng and Wong 1996) takes the other half of the draws
-  in as well, and needs no more than overlap of q and the posterior. Iteration and error are those
-  of Gronau et al. (2017), arXiv:1703.08614, eqs. 15 and 16.
+* where k-hat is larger, or few of the proposals are effective, **bridge sampling** (Meng and Wong
+  1996) takes the other half of the draws in as well, and needs no more than overlap of q and the
+  posterior. Iteration and error are those of Gronau et al. (2017), arXiv:1703.08614, eqs. 15
+  and 16.
 
 Not for posteriors with modes that no draw has visited: what neither q nor the draws know, no
 estimate here can see.
@@ -32,6 +33,9 @@ MAX_FITTED = 2000  # draws that the density is fitted to: more would no longer c
 NUM_PROPOSALS = 4000  # draws from the fitted density
 MAX_FINITE_VARIANCE = 0.5  # k-hat up to which importance ratios have a variance
 MAX_RELIABLE = 0.7  # k-hat up to which Pareto smoothing is reliable (Vehtari et al. 2024, sec. 3)
+# Below it a few hundred of the proposals speak for all. In many dimensions k-hat, which sees only
+# the largest ratios, can be small all the same.
+MIN_EFFICIENCY = 0.05
 _TOLERANCE = 1e-10  # relative, of the bridge iteration
 _MAX_ITERATIONS = 1000
 
@@ -191,7 +195,8 @@ def estimate_evidence(
     ratios = _finite(_finite(log_density(proposals)) - np.asarray(log_proposal, np.float64))
     k_hat = pareto_smooth(ratios)
     log_evidence, error, efficiency = importance_evidence(ratios)
-    if k_hat <= MAX_FINITE_VARIANCE or not is_exact:
+    covers = k_hat <= MAX_FINITE_VARIANCE and efficiency >= MIN_EFFICIENCY
+    if covers or not is_exact:
         return Evidence(k_hat, log_evidence, error, "importance sampling", efficiency)
     flat = jnp.asarray(other.reshape(-1, dim))
     at_draws = log_density(flat) - np.asarray(_log_prob(density, flat), np.float64)

@@ -10,7 +10,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from numpyro_rwpo.correction import MAX_STEPS
-from numpyro_rwpo.evidence import MAX_RELIABLE
+from numpyro_rwpo.evidence import MAX_RELIABLE, MIN_EFFICIENCY
 from numpyro_rwpo.warmup import MAX_HAMILTONIAN
 
 MAX_R_HAT = 1.01  # Vehtari et al. (2021), sec. 4
@@ -252,7 +252,8 @@ def _evidence(figures: dict[str, Any]) -> list[Finding]:
     evidence, found = figures["evidence"], []
     error = evidence["standard_error"]
     bridged = evidence["method"] == "bridge sampling"
-    if not evidence["k_hat"] <= MAX_RELIABLE:
+    efficiency = evidence["efficiency"]
+    if not (evidence["k_hat"] <= MAX_RELIABLE and efficiency >= MIN_EFFICIENCY):
         consequence = (
             "the draws are unaffected and the evidence comes from bridge sampling, but do not "
             "reweight by this density; nothing needs to change unless you need such weights"
@@ -262,8 +263,9 @@ def _evidence(figures: dict[str, Any]) -> list[Finding]:
         found.append(
             Finding(
                 "k-hat",
-                f"Pareto k-hat is {evidence['k_hat']:.2f} (reliable up to {MAX_RELIABLE}); the "
-                f"density fitted to the particles does not cover the posterior; {consequence}.",
+                f"Pareto k-hat is {evidence['k_hat']:.2f} (reliable up to {MAX_RELIABLE}) and "
+                f"{efficiency:.1%} of the proposals are effective (enough: {MIN_EFFICIENCY:.0%}); "
+                f"the density fitted to the particles does not cover the posterior; {consequence}.",
             )
         )
     if bridged and not error <= _MAX_LOG_EVIDENCE_ERROR:

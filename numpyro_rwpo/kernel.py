@@ -167,7 +167,7 @@ def iterate(
         carry = lax.cond(is_start | is_flow_phase, place, lambda c: c, carry)
         return lax.cond(is_adaptation_phase | is_refresh, correct, lambda c: c, carry)
 
-    is_flowing = is_flow_phase & ~is_at_rest(state.flow)
+    is_flowing = is_flow_phase & ~is_at_rest(state.flow, settings.corrected)
     is_adapting = is_adaptation_phase & ~is_settled(state.adaptation, update, settings.candidates)
     active = is_start | is_flowing | is_adapting | is_refresh
     chain = Chain(state.ensemble, state.centring, state.flow, state.adaptation, state.refresh)

@@ -28,6 +28,7 @@ from numpyro_rwpo.target import Target
 
 MAX_TRANSPORT_STEPS = 40
 _PATIENCE = 6  # steps without a smaller residual before the flow is at rest
+_SMALL_RESIDUAL = 0.1  # from where corrected moves go farther per gradient than the flow
 _STIFFNESS = 1.5  # largest stable step of the heat part, in units of the relative prox time
 _WIDE_STEP = 0.5  # step along directions in which the ensemble is more than twice too wide
 _OUTLIER = 10.0  # velocities are clipped at this multiple of the median speed
@@ -55,9 +56,10 @@ def initial_flow(dtype: jnp.dtype) -> Flow:
     return Flow(jnp.full((), jnp.inf, dtype), zero, zero)
 
 
-def is_at_rest(flow: Flow) -> jax.Array:
-    """Whether the residual has stopped falling, scalar."""
-    return flow.stalled >= _PATIENCE
+def is_at_rest(flow: Flow, corrected: bool) -> jax.Array:
+    """Whether the residual has stopped falling or, if ``corrected``, is small, scalar."""
+    is_small = (flow.residual < _SMALL_RESIDUAL) & corrected
+    return (flow.stalled >= _PATIENCE) | is_small
 
 
 def _no_prior(dim: int, dtype: jnp.dtype) -> LaplacePrior:
