@@ -2,10 +2,11 @@
 
 From the repository root::
 
-    python -m benchmarks [--quick] [--problems NAME ...] [--samplers NAME ...] [--seeds N]
-        [--budget SECONDS] [--out FOLDER] [--report-only]
+    python -m benchmarks [--quick] [--problems NAME ...] [--samplers NAME ...] [--runs N]
+        [--seeds N] [--budget SECONDS] [--out FOLDER] [--report-only]
 
-One process at a time, one result file for each sampler, problem and seed, in ``FOLDER/cells``.
+One process at a time, one result file for each sampler, problem and seed, in ``FOLDER/cells``. A
+process runs its sampler once cold and ``--runs`` times warm, each time with another key.
 Cells that have a file are skipped, so an interrupted run goes on where it was; delete a file to
 have it measured again. A cell takes at most its budget (and the loading of its process). The report
 is written after every seed, so that there is one whenever the run is stopped.
@@ -71,7 +72,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few cells, ten minutes")
     parser.add_argument("--problems", nargs="+", metavar="NAME", help=", ".join(known))
     parser.add_argument("--samplers", nargs="+", metavar="NAME", help=", ".join(SAMPLERS))
-    parser.add_argument("--seeds", type=int, metavar="N", help="5, with --quick 1")
+    parser.add_argument("--runs", type=int, metavar="N", help="warm runs: 5, with --quick 1")
+    parser.add_argument("--seeds", type=int, metavar="N", default=1, help="processes: 1")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="time limit of one cell")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="benchmarks/results, with --quick results-quick"
@@ -84,14 +86,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     ):
         if unknown := sorted(set(given or ()) - set(valid)):
             parser.error(f"{option}: no {', '.join(unknown)}; choose from {', '.join(valid)}")
-    if args.seeds is None:
-        args.seeds = 1 if args.quick else 5
+    if args.runs is None:
+        args.runs = 1 if args.quick else 5
     if args.budget is None:
         args.budget = QUICK_BUDGET if args.quick else FULL_BUDGET
     if args.out is None:
         args.out = Path("benchmarks") / ("results-quick" if args.quick else "results")
-    if args.seeds < 1:
-        parser.error(f"--seeds: must be at least 1; got {args.seeds}")
+    for option in ("runs", "seeds"):
+        if getattr(args, option) < 1:
+            parser.error(f"--{option}: must be at least 1; got {getattr(args, option)}")
     if not args.budget > 0:
         parser.error(f"--budget: must be positive; got {args.budget}")
     if not args.report_only and not cells_to_run(args):
@@ -110,7 +113,13 @@ def main() -> None:
     no_start_after = time.perf_counter() + QUICK_SECONDS if args.quick else None
     for seed in range(args.seeds):
         of_seed = [c for c in cells if c.seed == seed]
-        run_cells(of_seed, folder, budget=args.budget, no_start_after=no_start_after)
+        run_cells(
+            of_seed,
+            folder,
+            budget=args.budget,
+            num_runs=args.runs,
+            no_start_after=no_start_after,
+        )
         records = load_results(folder)
         if not records:
             raise SystemExit(f"There are no results in {folder}.")

@@ -2,7 +2,7 @@
 
 Started by :mod:`benchmarks.runner`; by hand::
 
-    python -m benchmarks.cell PROBLEM SAMPLER SEED FILE [--budget SECONDS]
+    python -m benchmarks.cell PROBLEM SAMPLER SEED FILE [--budget SECONDS] [--runs N]
 
 **What is timed.** The clock starts when Python, JAX, NumPyro and the data are loaded. The sampler
 is prepared and run (*cold*: tracing and compilation included), then run again from a new start with
@@ -17,9 +17,12 @@ the second run, so all samplers are driven segment by segment by this package's 
   ``compile_seconds`` of the warm run says so.
 - Draws are copied to the host within the time of their segment; statistics are not timed.
 
+- With ``--runs N`` the same program then runs N - 1 times more with other keys, each judged like
+  the second run: errors need many seeds, compilation does not.
+
 JAX's persistent compilation cache is off, precision is single.
 
-**The budget** covers both runs. A run is stopped between two segments (they aim at a few seconds)
+**The budget** covers all runs. A run is stopped between two segments (they aim at a few seconds)
 when the budget is spent, and what was drawn until then is judged. The second run is skipped when it
 would not fit; the warm seconds are then those of the first run less tracing and compilation and
 marked as estimated. A process that does not stop is ended by the runner, which records what the
@@ -235,6 +238,7 @@ def measure(
     seed: int,
     *,
     budget: float,
+    num_runs: int = 1,
     num_warmup: int | None = None,
     num_samples: int | None = None,
     progress: Path | None = None,
@@ -244,8 +248,9 @@ def measure(
     Args:
         problem_name: Key of ``PROBLEMS`` or ``POSTERIORS``.
         sampler_name: Key of ``SAMPLERS``.
-        seed: Seed of both runs' keys.
-        budget: Seconds for both runs.
+        seed: Seed of all runs' keys.
+        budget: Seconds for all runs.
+        num_runs: Warm runs, as many as the budget has room for.
         num_warmup: Instead of the sampler's own number.
         num_samples: Instead of the sampler's own number.
         progress: File to keep notes in, for when the process has to be ended.
@@ -272,7 +277,7 @@ def measure(
     problem = load_problem(problem_name)
     clock = CompileClock()
     jax.block_until_ready(jax.numpy.zeros(()) + 1)  # the backend is up before the clock starts
-    key_cold, key_warm = jax.random.split(jax.random.key(seed))
+    key_cold, *keys_warm = jax.random.split(jax.random.key(seed), 1 + num_runs)
     begin = time.perf_counter()
     deadline = begin + budget
 
@@ -286,38 +291,60 @@ def measure(
     prepare_seconds = time.perf_counter() - begin
     cold = drive(program, key_cold, deadline, clock, note)
     cold_seconds = prepare_seconds + cold.total("seconds")
-    rest = deadline - time.perf_counter()
-    compile_seconds = cold.total("compile_seconds")
-    needed = cold.total("seconds") - compile_seconds
-    warm = None
-    if cold.is_complete and needed < rest:
-        warm = drive(program, key_warm, deadline, clock, note)
-    judged = warm if warm is not None and warm.draws() is not None else cold
-    is_warm = judged is not cold
+    needed = cold.total("seconds") - cold.total("compile_seconds")
+    warm: list[Run] = []
+    for key in keys_warm if cold.is_complete else ():
+        if time.perf_counter() + needed > deadline:
+            break
+        run = drive(program, key, deadline, clock, note)
+        if run.draws() is None:
+            break
+        warm.append(run)
 
-    uncounted = any(t.segment.num_evaluations is None for t in judged.segments)
+    uncounted = any(t.segment.num_evaluations is None for t in cold.segments)
     rate = program.evaluations_per_iteration() if uncounted else None
     record |= {
         "cold_seconds": cold_seconds,
         "prepare_seconds": prepare_seconds,
         "cold": run_summary(cold, rate),
-        "warm": run_summary(warm, rate) if warm is not None else None,
-        "is_warm_estimated": not is_warm,
-        "num_divergences": sum(t.segment.num_divergences for t in judged.segments),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+    first, *others = warm or [cold]
+    record |= judged_run(problem_name, first, rate, is_warm=bool(warm))
+    repeats = [judged_run(problem_name, run, rate, is_warm=True) for run in others]
+    return record | {"repeats": repeats}
+
+
+def judged_run(problem_name: str, run: Run, rate: float | None, *, is_warm: bool) -> dict[str, Any]:
+    """What one run took and how good its draws are.
+
+    Args:
+        problem_name: The problem.
+        run: The run.
+        rate: Evaluations of an iteration, for programs that do not count them.
+        is_warm: If not, compile events are taken off the seconds.
+
+    Returns:
+        The part of a cell's record that differs from run to run.
+    """
+    summary = run_summary(run, rate)
+    record: dict[str, Any] = {
+        "warm": summary if is_warm else None,
+        "is_warm_estimated": not is_warm,
+        "num_divergences": sum(t.segment.num_divergences for t in run.segments),
+    }
     for phase in ("warmup", "sampling"):
-        seconds = judged.total("seconds", phase)
-        record[f"{phase}_seconds"] = seconds - (
-            0.0 if is_warm else judged.total("compile_seconds", phase)
-        )
-        record[f"{phase}_evaluations"] = run_summary(judged, rate)[phase]["evaluations"]
-    draws = judged.draws()
+        compiling = 0.0 if is_warm else run.total("compile_seconds", phase)
+        record[f"{phase}_seconds"] = run.total("seconds", phase) - compiling
+        record[f"{phase}_evaluations"] = summary[phase]["evaluations"]
+    draws = run.draws()
     if draws is None:
         return record | {"status": "no draws"}
-    record["figures"] = judge(problem_name, draws)
-    record["curve"] = error_curve(problem_name, judged, rate, is_warm)
-    return record | {"status": "complete" if judged.is_complete else "over budget"}
+    return record | {
+        "figures": judge(problem_name, draws),
+        "curve": error_curve(problem_name, run, rate, is_warm),
+        "status": "complete" if run.is_complete else "over budget",
+    }
 
 
 def replace_nan(value: Any) -> Any:
@@ -346,6 +373,7 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("file", type=Path)
     parser.add_argument("--budget", type=float, default=600.0)
+    parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--num-warmup", type=int)
     parser.add_argument("--num-samples", type=int)
     args = parser.parse_args()
@@ -355,6 +383,7 @@ def main() -> None:
             args.sampler,
             args.seed,
             budget=args.budget,
+            num_runs=args.runs,
             num_warmup=args.num_warmup,
             num_samples=args.num_samples,
             progress=args.file.with_suffix(".progress"),

@@ -75,7 +75,12 @@ def run_process(arguments: list[str], path: Path, *, limit: float, record: dict[
 
 
 def run_cells(
-    cells: Iterable[Cell], folder: Path, *, budget: float, no_start_after: float | None = None
+    cells: Iterable[Cell],
+    folder: Path,
+    *,
+    budget: float,
+    num_runs: int = 1,
+    no_start_after: float | None = None,
 ) -> None:
     """Run the cells that have no result yet, one process at a time.
 
@@ -83,6 +88,7 @@ def run_cells(
         cells: What to run, in this order.
         folder: Where results are.
         budget: Seconds for each cell.
+        num_runs: Warm runs of each cell.
         no_start_after: In seconds of ``time.perf_counter``; later cells are left for another time.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +106,7 @@ def run_cells(
             write_json(path, record | {"status": "left out", "reason": reason})
         else:
             arguments = ["benchmarks.cell", cell.problem, cell.sampler, str(cell.seed), str(path)]
-            arguments += ["--budget", str(budget)]
+            arguments += ["--budget", str(budget), "--runs", str(num_runs)]
             if cell.num_warmup is not None:
                 arguments += ["--num-warmup", str(cell.num_warmup)]
             run_process(arguments, path, limit=budget + GRACE_SECONDS, record=record)
@@ -110,5 +116,6 @@ def run_cells(
 
 
 def load_results(folder: Path) -> list[dict[str, Any]]:
-    """All records of a folder, in the order of their names."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*--*.json"))]
+    """All runs of a folder in the order of their files; those of a cell share its cold run."""
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*--*.json"))]
+    return [cell | run for cell in cells for run in ({}, *cell.pop("repeats", ()))]

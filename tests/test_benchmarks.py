@@ -130,8 +130,14 @@ def test_flat_target_splits_the_laplace_prior_off():
 
 
 @pytest.mark.parametrize("sampler", ["nuts", "noise_free"])
-def test_a_cell_measures_both_runs(sampler):
-    record = measure("four_modes", sampler, 0, budget=60.0, num_warmup=12, num_samples=12)
+def test_a_cell_measures_all_runs(sampler, tmp_path):
+    record = measure(
+        "four_modes", sampler, 0, budget=60.0, num_runs=2, num_warmup=12, num_samples=12
+    )
+    (tmp_path / "four_modes--x.json").write_text(json.dumps(replace_nan(record)))
+    first, second = load_results(tmp_path)
+    assert first["cold_seconds"] == second["cold_seconds"]
+    assert first["figures"]["errors"] != second["figures"]["errors"]
     assert record["status"] == "complete"
     assert record["cold_seconds"] > record["warmup_seconds"] + record["sampling_seconds"] > 0
     assert record["warm"]["sampling"]["compile_seconds"] == 0
