@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 _OUTLIER = 15.0  # half interquartile ranges, 10 standard deviations of a normal
-_NUM_SORTED = 32  # particles, at least, of which the quartiles are taken
+_NUM_SORTED = 64  # particles, at least, of which the quartiles are taken
 _JITTER = 1e-6  # least eigenvalue in units of the largest: what float32 can tell from zero
 
 

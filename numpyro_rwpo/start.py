@@ -292,6 +292,9 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
         draws = _draws(noise, path, source, history)
         drawn = target._replace(centring=centring[path])
         value = drawn.value_and_grad(draws)[0] + drawn.prior_potential(draws)
+        # Less the draws' own energy, whose mean is the same for all: what is left is constant
+        # where the approximation is right, so few draws tell good paths from bad ones.
+        value -= (noise**2).sum(1) / 2
         member = path == jnp.arange(num_paths)[:, None]
         value = jnp.where(member, value, 0.0).sum(1) / member.sum(1)
         here = here._replace(bound=jnp.where(is_last, -jnp.inf, history.log_det / 2 - value))
