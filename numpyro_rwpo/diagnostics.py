@@ -132,13 +132,11 @@ def _coordinates(draws: np.ndarray, names: list[str], is_corrected: bool) -> lis
     ]
 
 
-def _metric_name(state: RWPOState, settings: Settings, chain: int) -> str:
+def _metric_and_flow(state: RWPOState, settings: Settings, chain: int) -> dict[str, str]:
     candidates = settings.candidates
     flow = candidates.flows[int(state.adaptation.chosen[chain])]
-    if flow == "exact":
-        return "diagonal, exact flow of the Laplace prior"
-    metric = "dense" if candidates.dense else "diagonal"
-    return f"{metric}, {flow} flow"
+    is_dense = candidates.dense and flow != "exact"
+    return {"metric": "dense" if is_dense else "diagonal", "flow": flow}
 
 
 @jax.jit
@@ -167,7 +165,7 @@ def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, A
             row |= {
                 "accept_prob": float(accept_prob[chain].mean()),
                 "num_divergences": int(np.asarray(fields["diverging"])[chain].sum()),
-                "metric": _metric_name(state, settings, chain),
+                **_metric_and_flow(state, settings, chain),
                 "step_size": step_size,
                 "steps_per_sweep": steps,
                 "is_trajectory_cut": steps >= MAX_STEPS,

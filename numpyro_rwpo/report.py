@@ -136,7 +136,8 @@ def _chains(figures: dict[str, Any]) -> Table:
             "sweeps a draw (independent + Hamiltonian)",
             lambda c: f"{c['independent_sweeps']} + {c['hamiltonian_sweeps']}",
         ),
-        ("metric", lambda c: c["metric"].split(",")[0] + (" + flow" if "," in c["metric"] else "")),
+        ("metric", lambda c: c["metric"]),
+        ("flow", lambda c: c["flow"]),
     ]:
         rows.append([name, *(value(chain) for chain in figures["chains"])])
     return Table("Chains", ["", *(str(k) for k in range(len(figures["chains"])))], rows)

@@ -24,6 +24,7 @@ def sound() -> dict[str, Any]:
         "accept_prob": 0.8,
         "num_divergences": 0,
         "metric": "dense",
+        "flow": "free",
         "step_size": 0.5,
         "steps_per_sweep": 3,
         "is_trajectory_cut": False,
