@@ -42,7 +42,7 @@ from scipy.stats import norm, wasserstein_distance
 from numpyro_rwpo import __version__, splitting_step
 from numpyro_rwpo.ensemble import evaluate, gradient
 from numpyro_rwpo.metric import ensemble_moments, fisher_preconditioner
-from numpyro_rwpo.priors import LaplacePrior, laplace_prior
+from numpyro_rwpo.priors import laplace_prior
 from numpyro_rwpo.target import Differentiation, Target
 from numpyro_rwpo.transport import initial_flow, is_at_rest, transport_step
 
@@ -96,11 +96,6 @@ def lasso(dim: int) -> Problem:
 PROBLEMS = {"normal": normal, "lasso": lasso}
 
 
-def no_prior(dim: int) -> LaplacePrior:
-    """A flat prior."""
-    return LaplacePrior(*3 * (jnp.zeros(dim),))
-
-
 @partial(jax.jit, static_argnames=("attention", "target"))
 def transport(start: jax.Array, attention: str, target: Any) -> tuple[jax.Array, jax.Array]:
     """The package's flow, until it is at rest: particles and number of steps."""
@@ -122,7 +117,7 @@ def transport(start: jax.Array, attention: str, target: Any) -> tuple[jax.Array,
         return evaluate(ensemble.particles, bound), flow
 
     ensemble, flow = lax.while_loop(
-        lambda carry: (carry[1].steps < MAX_STEPS) & ~is_at_rest(carry[1]),
+        lambda carry: (carry[1].steps < MAX_STEPS) & ~is_at_rest(carry[1], corrected=False),
         step,
         (evaluate(start, bound), initial_flow(start.dtype)),
     )

@@ -48,7 +48,7 @@ def mcse(draws: Any, method: str = "mean", **options: Any) -> np.ndarray:
     return _over_dataset("mcse", draws, method=method, **options)
 
 
-def pareto_smooth(log_ratios: np.ndarray) -> float:
+def pareto_k_hat(log_ratios: np.ndarray) -> float:
     """Pareto k-hat of importance ratios (n,), given as logarithms; infinite where none is positive.
 
     References:

@@ -52,12 +52,19 @@ class Metric(NamedTuple):
         is_exact: scalar; whether the prior flows exactly (then A = diag(scale)).
         is_harmonic: scalar; whether the flow rotates about the reference's mean (then A is the
             reference's factor).
+        covariance: A A^T, in the form of the factor.
+        prior_slope: slope at the reference's mean of the quadratic that stands for the prior in the
+            residual potential, (dim,); 0 unless the flow is harmonic.
+        prior_curvature: its curvature, (dim,); likewise.
     """
 
     factor: jax.Array
     scale: jax.Array
     is_exact: jax.Array
     is_harmonic: jax.Array
+    covariance: jax.Array
+    prior_slope: jax.Array
+    prior_curvature: jax.Array
 
 
 class Reference(NamedTuple):
@@ -126,22 +133,45 @@ class Phase(NamedTuple):
     force: jax.Array
 
 
-def _quadratic_prior(target: Target, tuning: Tuning) -> tuple[jax.Array, jax.Array]:
-    """Slope at the reference's mean and curvature, (dim,), of what stands for the prior."""
-    metric = tuning.metric
-    if target.prior is None:
-        return jnp.zeros_like(metric.scale), jnp.zeros_like(metric.scale)
-    slope, curvature = target.prior.normal_fit(tuning.reference.mean, metric.scale)
-    return jnp.where(metric.is_harmonic, slope, 0.0), jnp.where(metric.is_harmonic, curvature, 0.0)
+def make_metric(
+    factor: jax.Array,
+    scale: jax.Array,
+    mean: jax.Array,
+    target: Target,
+    *,
+    is_exact: ArrayLike,
+    is_harmonic: ArrayLike,
+) -> Metric:
+    """A metric with all that its flow needs and that no step changes.
+
+    Args:
+        factor: A, (dim, dim) or (dim,).
+        scale: standard deviations, (dim,).
+        mean: of the reference, (dim,).
+        target: the posterior.
+        is_exact: scalar; whether the prior flows exactly.
+        is_harmonic: scalar; whether the flow rotates.
+    """
+    slope, curvature = jnp.zeros_like(scale), jnp.zeros_like(scale)
+    if target.prior is not None:
+        slope, curvature = target.prior.normal_fit(mean, scale)
+    return Metric(
+        factor,
+        scale,
+        jnp.asarray(is_exact),
+        jnp.asarray(is_harmonic),
+        factor**2 if factor.ndim == 1 else factor @ factor.T,
+        jnp.where(is_harmonic, slope, 0.0),
+        jnp.where(is_harmonic, curvature, 0.0),
+    )
 
 
-def start_phase(ensemble: Ensemble, momentum: jax.Array, target: Target, tuning: Tuning) -> Phase:
-    """A phase at evaluated particles."""
+def start_phase(ensemble: Ensemble, momentum: jax.Array, tuning: Tuning) -> Phase:
+    """The phase of an evaluated ensemble with whitened momenta (num_particles, dim)."""
     metric, reference = tuning.metric, tuning.reference
     deviation = ensemble.particles - reference.mean
     whitened = to_whitened(reference.inverse, deviation)
-    slope, curvature = _quadratic_prior(target, tuning)
-    gradient = ensemble.gradient + slope + curvature * deviation
+    gradient = ensemble.gradient + metric.prior_slope + metric.prior_curvature * deviation
     force = to_whitened_gradient(metric.factor, gradient)
     force = force - jnp.where(metric.is_harmonic, whitened, 0.0)
     return Phase(ensemble, momentum, whitened, force)
@@ -150,7 +180,7 @@ def start_phase(ensemble: Ensemble, momentum: jax.Array, target: Target, tuning:
 def _turn(
     position: jax.Array, velocity: jax.Array, time: jax.Array, is_harmonic: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A rotation by the angle ``time``, or a straight line."""
+    """Positions and velocities, (n, dim), after a rotation by ``time`` or a straight line."""
     cos = jnp.where(is_harmonic, jnp.cos(time), 1.0)
     sin = jnp.sin(time)
     return (
@@ -162,7 +192,7 @@ def _turn(
 def _flow(
     phase: Phase, step_size: jax.Array, num_substeps: jax.Array, target: Target, tuning: Tuning
 ) -> tuple[jax.Array, jax.Array]:
-    """Positions and momenta after the flow between two kicks."""
+    """Positions and whitened momenta, (num_particles, dim), after the flow between two kicks."""
     metric, reference = tuning.metric, tuning.reference
     particles, momentum = phase.ensemble.particles, phase.momentum
     deviation = particles - reference.mean
@@ -177,21 +207,19 @@ def _flow(
         particles / metric.scale, momentum, step_size
     )
     exact = metric.scale * exact
-    if metric.factor.ndim == 1:
+    if metric.factor.ndim == 1:  # then warm-up tries no other flow, see warmup.Candidates
         return exact, exact_momentum
 
-    covariance = metric.factor @ metric.factor.T
-    slope, curvature = _quadratic_prior(target, tuning)
     substep = step_size / NUM_SUBSTEPS
 
     def one_substep(
         _: jax.Array, carry: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         deviation, velocity = _turn(*carry, substep / 2, metric.is_harmonic)
-        kick = prior.subgradient(reference.mean + deviation) - slope - curvature * deviation
-        return _turn(
-            deviation, velocity - substep * kick @ covariance, substep / 2, metric.is_harmonic
-        )
+        kick = prior.subgradient(reference.mean + deviation)
+        kick = kick - metric.prior_slope - metric.prior_curvature * deviation
+        velocity = velocity - substep * kick @ metric.covariance
+        return _turn(deviation, velocity, substep / 2, metric.is_harmonic)
 
     deviation, velocity = lax.fori_loop(0, num_substeps, one_substep, (deviation, velocity))
     return (
@@ -225,7 +253,7 @@ def leapfrog_step(
     if jump is not None:
         particles = jnp.where(jump.is_taken, jump.particles, particles)
     ensemble = Ensemble(particles, *target.value_and_grad(particles))
-    phase = start_phase(ensemble, momentum, target, tuning)
+    phase = start_phase(ensemble, momentum, tuning)
     return phase._replace(momentum=momentum - step_size / 2 * phase.force)
 
 
@@ -272,7 +300,7 @@ def sweep(
     jump = Jump(
         jnp.asarray(is_independent), reference.mean + to_position(reference.factor, momentum)
     )
-    start = start_phase(ensemble, momentum, target, tuning)
+    start = start_phase(ensemble, momentum, tuning)
     _, end = lax.while_loop(
         lambda carry: carry[0] < num_steps,
         lambda carry: (

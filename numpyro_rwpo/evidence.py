@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.attention import HEADS, ProximalDensity, relative_prox_time
-from numpyro_rwpo.convergence import ess, pareto_smooth
+from numpyro_rwpo.convergence import ess, pareto_k_hat
 from numpyro_rwpo.priors import LaplacePrior
 
 MAX_FITTED = 2000  # draws that the density is fitted to: more would no longer change it
@@ -193,7 +193,7 @@ def estimate_evidence(
         num_proposals=num_proposals,
     )
     ratios = _finite(_finite(log_density(proposals)) - np.asarray(log_proposal, np.float64))
-    k_hat = pareto_smooth(ratios)
+    k_hat = pareto_k_hat(ratios)
     log_evidence, error, efficiency = importance_evidence(ratios)
     covers = k_hat <= MAX_FINITE_VARIANCE and efficiency >= MIN_EFFICIENCY
     if covers or not is_exact:

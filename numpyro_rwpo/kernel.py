@@ -137,7 +137,7 @@ def iterate(
         """Refresh and, in warm-up, learn from it."""
         before, adaptation = carry.ensemble, carry.adaptation
         placed = target._replace(centring=carry.centring)
-        tuned = tuning(adaptation, update, settings.candidates, is_warmup)
+        tuned = tuning(adaptation, update, placed, settings.candidates, is_warmup)
         after, between, refresh = refresh_ensemble(state.rng_key, elapsed, before, placed, tuned)
 
         def learn(after: Ensemble, adaptation: Adaptation) -> tuple[Ensemble, Adaptation]:

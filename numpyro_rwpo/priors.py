@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from numpyro_rwpo.half_lines import (
     SQRT_TWO_PI,
@@ -304,6 +304,12 @@ class LaplacePrior(NamedTuple):
 def _ratio_or_inf(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     is_positive = denominator > 0
     return jnp.where(is_positive, numerator / jnp.where(is_positive, denominator, 1), jnp.inf)
+
+
+def no_prior(dim: int, dtype: DTypeLike) -> LaplacePrior:
+    """The flat prior: rates 0, fields (dim,)."""
+    zero = jnp.zeros(dim, dtype)
+    return LaplacePrior(zero, zero, zero)
 
 
 def laplace_prior(

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from numpyro_rwpo.attention import HEADS, relative_prox_time
 from numpyro_rwpo.ensemble import Ensemble
 from numpyro_rwpo.metric import Preconditioner, to_position, to_whitened_gradient
-from numpyro_rwpo.priors import LaplacePrior
+from numpyro_rwpo.priors import no_prior
 from numpyro_rwpo.target import Target
 
 MAX_TRANSPORT_STEPS = 40
@@ -62,11 +62,6 @@ def is_at_rest(flow: Flow, corrected: bool) -> jax.Array:
     return (flow.stalled >= _PATIENCE) | is_small
 
 
-def _no_prior(dim: int, dtype: jnp.dtype) -> LaplacePrior:
-    zero = jnp.zeros(dim, dtype)
-    return LaplacePrior(zero, zero, zero)
-
-
 def _at_most(limit: jax.Array, norm: jax.Array) -> jax.Array:
     """What to multiply vectors with to shorten those whose ``norm`` exceeds ``limit``."""
     return jnp.minimum(1.0, limit / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
@@ -98,7 +93,7 @@ def transport_step(
     particles = ensemble.particles
     num_particles, dim = particles.shape
     factor, width = preconditioner.factor, jnp.sqrt(preconditioner.spectrum)
-    prior = target.prior or _no_prior(dim, particles.dtype)
+    prior = target.prior or no_prior(dim, particles.dtype)
     prox_time = relative_prox_time(particles, relative_time)
     density = HEADS[attention](particles, prior, prox_time)
     explicit = ensemble.gradient + prior.moreau_gradient(particles, prox_time) / 2

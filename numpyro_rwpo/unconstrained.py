@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.infer.util import potential_energy, unconstrain_fn
 
 from numpyro_rwpo.laplace_sites import LaplaceSplit, inspect_trace, is_latent, split_laplace_sites
-from numpyro_rwpo.priors import LaplacePrior
+from numpyro_rwpo.priors import LaplacePrior, no_prior
 from numpyro_rwpo.target import prior_from_leaves, ravel_prior
 
 _BLOCK = 500  # positions whose density is computed at once
@@ -72,11 +72,6 @@ def _flatten(values: Any) -> np.ndarray:
     """Leaves (chains, draws, ...) side by side, (chains, draws, dim)."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(values)]
     return np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
-
-
-def _no_prior(dim: int, dtype: Any) -> LaplacePrior:
-    zero = jnp.zeros(dim, dtype)
-    return LaplacePrior(zero, zero, zero)
 
 
 def _is_improper(fn: Any) -> bool:
@@ -157,7 +152,7 @@ def _model_prior(
 ) -> LaplacePrior:
     if not (split.fixed or split.rewritten):
         flat = ravel_pytree(prototype)[0]
-        return _no_prior(flat.size, flat.dtype)
+        return no_prior(flat.size, flat.dtype)
     return ravel_prior(split.prior_parameters(args, kwargs), prototype)
 
 
@@ -171,7 +166,7 @@ def potential_posterior(
     """The posterior of a potential function and its draws, leaves (chains, draws, ...)."""
     prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), samples)
     flat, unravel = ravel_pytree(prototype)
-    prior = prior_from_leaves(nonsmooth, prototype) or _no_prior(flat.size, flat.dtype)
+    prior = prior_from_leaves(nonsmooth, prototype) or no_prior(flat.size, flat.dtype)
     names = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(prototype):
         label = jax.tree_util.keystr(path, simple=True, separator=".") or "x"

@@ -21,6 +21,7 @@ from numpyro_rwpo.correction import (
     Reference,
     Refresh,
     Tuning,
+    make_metric,
 )
 from numpyro_rwpo.ensemble import Ensemble, gradient, potential
 from numpyro_rwpo.metric import (
@@ -73,8 +74,8 @@ class Candidates(NamedTuple):
 class Adaptation(NamedTuple):
     """Running estimates of one ensemble.
 
-    Arrays over kinds of sweep have shape (kinds, ...): one Hamiltonian kind for each candidate
-    metric, and independent proposals last.
+    Arrays over kinds of sweep have shape (kinds, ...): one Hamiltonian kind for each flow on
+    trial, and independent proposals last.
 
     Attributes:
         chosen: the Hamiltonian kind that forgets most cheaply so far.
@@ -147,7 +148,9 @@ def _hamiltonian_kind(
     return jnp.where(_on_trial(update, candidates), turn, kind)
 
 
-def _metric(adaptation: Adaptation, kind: jax.Array, candidates: Candidates) -> Metric:
+def _metric(
+    adaptation: Adaptation, kind: jax.Array, target: Target, candidates: Candidates
+) -> Metric:
     scale = jnp.sqrt(variances(adaptation.moments))
     diagonal = jnp.diag(scale) if candidates.dense else scale
     is_exact, is_harmonic = (
@@ -155,7 +158,8 @@ def _metric(adaptation: Adaptation, kind: jax.Array, candidates: Candidates) -> 
         for flow in ("exact", "harmonic")
     )
     factor = jnp.where(is_exact, diagonal, adaptation.preconditioner.factor)
-    return Metric(factor, scale, is_exact, is_harmonic)
+    mean = adaptation.moments.mean
+    return make_metric(factor, scale, mean, target, is_exact=is_exact, is_harmonic=is_harmonic)
 
 
 def _memory(
@@ -208,7 +212,11 @@ def num_sweeps(adaptation: Adaptation) -> tuple[jax.Array, jax.Array]:
 
 
 def tuning(
-    adaptation: Adaptation, update: jax.Array, candidates: Candidates, is_warmup: jax.Array
+    adaptation: Adaptation,
+    update: jax.Array,
+    target: Target,
+    candidates: Candidates,
+    is_warmup: jax.Array,
 ) -> Tuning:
     """The tuning of the next refresh: the settled one, in warm-up a pair of one kind of sweep."""
     kind = _hamiltonian_kind(adaptation, update, candidates)
@@ -218,7 +226,7 @@ def tuning(
     pair = 2 * _is_independent_turn(update, candidates)
     preconditioner = adaptation.preconditioner
     return Tuning(
-        metric=_metric(adaptation, kind, candidates),
+        metric=_metric(adaptation, kind, target, candidates),
         reference=Reference(adaptation.moments.mean, preconditioner.factor, preconditioner.inverse),
         step_size=jnp.exp(log_step),
         num_independent=jnp.where(is_warmup, pair, num_independent),

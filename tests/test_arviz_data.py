@@ -47,8 +47,8 @@ def test_warm_up_with_the_trajectory_of_the_ensembles(lasso_run: Any) -> None:
 
 def test_it_goes_to_a_file_and_back(lasso_run: Any, tmp_path: Any) -> None:
     data = to_arviz(lasso_run.mcmc, warmup=to_arviz(lasso_run.warmed))
-    pytest.importorskip("h5netcdf")
-    pytest.importorskip("h5py")
+    pytest.importorskip("h5netcdf", reason="writes NetCDF")
+    pytest.importorskip("h5py", reason="h5netcdf needs it")
     data.to_netcdf(str(tmp_path / "run.nc"), engine="h5netcdf")
 
 

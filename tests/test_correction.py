@@ -8,10 +8,10 @@ from jax import random
 
 from numpyro_rwpo import correction
 from numpyro_rwpo.correction import (
-    Metric,
     Reference,
     Tuning,
     leapfrog_step,
+    make_metric,
     start_phase,
     sweep,
 )
@@ -42,7 +42,7 @@ FLOWS = ("exact", "free", "harmonic")
 SCALE = jnp.array([0.6, 1.1, 0.8])
 
 
-def make_tuning(flow, step_size, dense=True):
+def make_tuning(target, flow, step_size, dense=True):
     """Any reference will do for a Metropolis-corrected proposal; this one is off the target."""
     factor = jnp.asarray([[0.7, 0.0, 0.0], [-0.2, 0.6, 0.0], [0.0, 0.3, 1.0]])
     inverse = jnp.linalg.inv(factor)
@@ -51,14 +51,17 @@ def make_tuning(flow, step_size, dense=True):
     reference = Reference(jnp.array([0.3, 0.2, 0.6]), factor, inverse)
     if flow == "exact":
         factor = jnp.diag(SCALE) if dense else SCALE
-    metric = Metric(factor, SCALE, jnp.array(flow == "exact"), jnp.array(flow == "harmonic"))
+    is_exact, is_harmonic = flow == "exact", flow == "harmonic"
+    metric = make_metric(
+        factor, SCALE, reference.mean, target, is_exact=is_exact, is_harmonic=is_harmonic
+    )
     one = jnp.ones((), int)
     return Tuning(metric, reference, jnp.asarray(step_size), one, one)
 
 
 def one_step(target, tuning, x, p, step_size):
     ensemble = Ensemble(x, *target.value_and_grad(x))
-    start = start_phase(ensemble, p, target, tuning)
+    start = start_phase(ensemble, p, tuning)
     end = leapfrog_step(start, jnp.full((len(x), 1), step_size), target, tuning)
     return end.ensemble.particles, end.momentum
 
@@ -78,7 +81,8 @@ EVERY_FLOW = pytest.mark.parametrize(
 @EVERY_FLOW
 def test_step_is_reversible_and_preserves_volume(flow, prior, dense):
     with jax.enable_x64(True):
-        target, tuning = make_target(prior), make_tuning(flow, 0.37, dense)
+        target = make_target(prior)
+        tuning = make_tuning(target, flow, 0.37, dense)
         x = random.normal(random.key(0), (20, DIM))
         p = random.normal(random.key(1), (20, DIM))
         forward = one_step(target, tuning, x, p, 0.37)
@@ -124,7 +128,7 @@ def test_sweeps_leave_the_target_invariant(flow, is_independent):
 
     def moved(target):
         ensemble = Ensemble(draws, *target.value_and_grad(draws))
-        tuning = make_tuning(flow, 0.7)
+        tuning = make_tuning(target, flow, 0.7)
         infos = []
         for k in range(3):
             ensemble, info = sweep(random.key(k + 2), ensemble, target, tuning, is_independent)
@@ -147,7 +151,7 @@ def test_small_steps_are_accepted(flow):
     ensemble = Ensemble(draws, *target.value_and_grad(draws))
 
     def rejected(step_size):
-        _, info = sweep(random.key(1), ensemble, target, make_tuning(flow, step_size))
+        _, info = sweep(random.key(1), ensemble, target, make_tuning(target, flow, step_size))
         return 1 - float(info.accept_prob.mean())
 
     assert rejected(0.05) < rejected(0.5) / (30 if flow == "exact" else 5)
@@ -158,7 +162,9 @@ def test_harmonic_flow_is_exact_on_a_normal_target_that_the_reference_knows():
         target = make_target(prior=False)
         factor = jnp.asarray(np.linalg.cholesky(np.linalg.inv(PRECISION)))
         reference = Reference(jnp.full(DIM, 0.5), factor, jnp.linalg.inv(factor))
-        metric = Metric(factor, SCALE, jnp.array(False), jnp.array(True))
+        metric = make_metric(
+            factor, SCALE, reference.mean, target, is_exact=False, is_harmonic=True
+        )
         tuning = Tuning(metric, reference, jnp.array(1.5), jnp.array(0), jnp.array(1))
         x = random.normal(random.key(0), (200, DIM))
         ensemble = Ensemble(x, *target.value_and_grad(x))
@@ -176,7 +182,7 @@ def test_substeps_spare_most_of_the_rejections_at_the_kinks():
     ensemble = Ensemble(draws, *target.value_and_grad(draws))
 
     def rejected(flow):
-        _, info = sweep(random.key(1), ensemble, target, make_tuning(flow, 0.7))
+        _, info = sweep(random.key(1), ensemble, target, make_tuning(target, flow, 0.7))
         return 1 - float(info.accept_prob.mean())
 
     with pytest.MonkeyPatch.context() as patch:
@@ -194,7 +200,7 @@ def test_non_finite_potentials_are_rejected_and_flagged():
     ensemble = Ensemble(x, *target.value_and_grad(x))
     for is_independent in (False, True):
         moved, info = sweep(
-            random.key(0), ensemble, target, make_tuning("free", 0.8), is_independent
+            random.key(0), ensemble, target, make_tuning(target, "free", 0.8), is_independent
         )
         assert np.all(np.isfinite(moved.particles)) and np.all(moved.particles[:, 0] <= 0.5)
         assert (info.accept_prob == 0).any()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from numpyro_rwpo.convergence import pareto_smooth
+from numpyro_rwpo.convergence import pareto_k_hat
 from numpyro_rwpo.evidence import bridge_evidence, estimate_evidence, importance_evidence
 from numpyro_rwpo.priors import laplace_prior
 
@@ -48,7 +48,7 @@ def test_narrow_proposals_have_large_k_hat():
     rng = np.random.default_rng(1)
 
     def k_hat(scale: float) -> float:
-        return pareto_smooth(log_ratio(scale * rng.normal(size=4000), scale))
+        return pareto_k_hat(log_ratio(scale * rng.normal(size=4000), scale))
 
     # Ratios exp(x^2 (1/s^2 - 1) / 2) of a normal with sd s have tail index 1 - s^2.
     assert k_hat(1.3) < 0.3
@@ -59,11 +59,11 @@ def test_narrow_proposals_have_large_k_hat():
 def test_ratios_that_are_zero_are_left_to_the_lower_tail():
     ratios = log_ratio(1.3 * np.random.default_rng(1).normal(size=2000), 1.3)
     ratios[::3] = -np.inf
-    assert np.isfinite(pareto_smooth(ratios))
+    assert np.isfinite(pareto_k_hat(ratios))
     expected = LOG_Z + np.log(2 / 3)
     log_evidence, error, _ = importance_evidence(ratios)
     assert abs(log_evidence - expected) < 4 * error
-    assert pareto_smooth(np.full(100, -np.inf)) == np.inf
+    assert pareto_k_hat(np.full(100, -np.inf)) == np.inf
     assert importance_evidence(np.full(100, -np.inf))[0] == -np.inf
 
 
