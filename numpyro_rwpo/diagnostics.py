@@ -24,7 +24,7 @@ from numpyro_rwpo.state import RWPOState
 from numpyro_rwpo.stein import MAX_DRAWS, stein_discrepancy, stein_identities
 from numpyro_rwpo.transport import is_at_rest
 from numpyro_rwpo.unconstrained import Posterior, posterior_of
-from numpyro_rwpo.warmup import MAX_HAMILTONIAN, Adaptation, num_sweeps, residual_correlation
+from numpyro_rwpo.warmup import MAX_HAMILTONIAN
 
 _MAX_CHAIN_COORDINATES = 50  # for figures of single chains: those with the fewest effective draws
 
@@ -139,17 +139,11 @@ def _metric_and_flow(state: RWPOState, settings: Settings, chain: int) -> dict[s
     return {"metric": "dense" if is_dense else "diagonal", "flow": flow}
 
 
-@jax.jit
-def _sweeps(adaptation: Adaptation) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Independent and Hamiltonian sweeps a refresh, and the correlation expected after them."""
-    return jax.vmap(num_sweeps)(adaptation), jax.vmap(residual_correlation)(adaptation)
-
-
 def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, Any]]:
     """What happened in each chain, from the kernel's state."""
     fields = mcmc.get_extra_fields(group_by_chain=True)
     accept_prob = np.asarray(fields.get("accept_prob", state.refresh.accept_prob))
-    (independent, hamiltonian), residual = _sweeps(state.adaptation)
+    sweeps = state.adaptation.sweeps
     at_rest = is_at_rest(state.flow, settings.corrected)
     chains = []
     for chain in range(len(state.step_size)):
@@ -169,11 +163,11 @@ def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, A
                 "step_size": step_size,
                 "steps_per_sweep": steps,
                 "is_trajectory_cut": steps >= MAX_STEPS,
-                "independent_sweeps": int(independent[chain]),
-                "hamiltonian_sweeps": int(hamiltonian[chain]),
-                "is_sweep_limit_reached": bool(hamiltonian[chain] >= MAX_HAMILTONIAN),
+                "independent_sweeps": int(sweeps.num_independent[chain]),
+                "hamiltonian_sweeps": int(sweeps.num_hamiltonian[chain]),
+                "is_sweep_limit_reached": bool(sweeps.num_hamiltonian[chain] >= MAX_HAMILTONIAN),
                 "gradients_per_draw": int(state.refresh.num_steps[chain]),
-                "expected_residual_correlation": float(residual[chain]),
+                "expected_residual_correlation": float(sweeps.residual_correlation[chain]),
             }
         chains.append(row)
     return chains

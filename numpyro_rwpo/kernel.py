@@ -52,11 +52,11 @@ from numpyro_rwpo.transport import Flow, is_at_rest, transport_step
 from numpyro_rwpo.warmup import (
     Adaptation,
     SweepPair,
-    is_settled,
     learn_moments,
     learn_sweeps,
     replace_stuck,
     tuning,
+    whose_turn,
 )
 
 Carry = TypeVar("Carry")
@@ -137,13 +137,20 @@ def iterate(
         """Refresh and, in warm-up, learn from it."""
         before, adaptation = carry.ensemble, carry.adaptation
         placed = target._replace(centring=carry.centring)
-        tuned = tuning(adaptation, update, placed, settings.candidates, is_warmup)
+        turn = whose_turn(adaptation, update, settings.candidates)
+        tuned = tuning(adaptation, turn, placed, settings.candidates, is_warmup)
         after, between, refresh = refresh_ensemble(state.rng_key, elapsed, before, placed, tuned)
 
         def learn(after: Ensemble, adaptation: Adaptation) -> tuple[Ensemble, Adaptation]:
             pair = SweepPair(before, between, after, refresh)
             learnt = learn_sweeps(
-                adaptation, update, pair, placed, settings.candidates, settings.target_accept_prob
+                adaptation,
+                update,
+                turn,
+                pair,
+                placed,
+                settings.candidates,
+                settings.target_accept_prob,
             )
             return replace_stuck(update, after, refresh, placed), learnt
 
@@ -168,7 +175,7 @@ def iterate(
         return lax.cond(is_adaptation_phase | is_refresh, correct, lambda c: c, carry)
 
     is_flowing = is_flow_phase & ~is_at_rest(state.flow, settings.corrected)
-    is_adapting = is_adaptation_phase & ~is_settled(state.adaptation, update, settings.candidates)
+    is_adapting = is_adaptation_phase & ~state.adaptation.sweeps.is_settled
     active = is_start | is_flowing | is_adapting | is_refresh
     chain = Chain(state.ensemble, state.centring, state.flow, state.adaptation, state.refresh)
     chain = _run_if(active, advance, chain)

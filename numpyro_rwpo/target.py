@@ -190,7 +190,8 @@ class ModelSource:
         self._split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth)
         self.has_prior = bool(self._split.fixed or self._split.rewritten)
         if self.has_prior:
-            parameters = self._split.prior_parameters(model_args, model_kwargs)
+            # One small program; operation by operation each would be compiled on its own.
+            parameters = jax.jit(lambda: self._split.prior_parameters(model_args, model_kwargs))()
             _check_rates({f"'{name}'": p for name, p in parameters.items()})
         batch = rng_key if not is_prng_key(rng_key) else rng_key[None]
         # A batch also for one chain: NumPyro searches a single start operation by operation.

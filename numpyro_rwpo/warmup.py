@@ -33,9 +33,10 @@ from numpyro_rwpo.metric import (
 )
 from numpyro_rwpo.target import Target
 
-TRIAL_UPDATES = 4  # of each Hamiltonian kind, which take turns
+TRIAL_UPDATES = 2  # of each Hamiltonian kind, which take turns
 RETRIAL_EVERY = 4  # updates, after the trial, one tries any kind: the metric has changed since
-SETTLING_UPDATES = 12  # after the trial, before adaptation may end
+_IN_THE_RUNNING = 0.4  # share of the best kind's efficiency below which a kind is not tried again
+SETTLING_UPDATES = 4  # after the trial, before adaptation may end
 INDEPENDENT_EVERY = 4  # updates, after the trial, one tries independent proposals
 MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
 MAX_HAMILTONIAN = MAX_SWEEPS - MAX_INDEPENDENT
@@ -44,6 +45,9 @@ REPLACEMENT_UPDATES = 12  # in which stuck particles are moved onto others
 _STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
 _STEADY = 0.1  # distance of the log step size from its mean at which it counts as settled
 _CLIP = 3.0
+# Step sizes at which each flow starts, times the fourth root of the dimension: about 0.8 of the
+# steps are then accepted on posteriors of 10 to 50 dimensions.
+_FIRST_STEP = {"free": 1.4, "harmonic": 2.5, "exact": 1.0}
 _MEMORY = 0.08  # weight of the newest sweep in the running moments, once there are enough
 
 
@@ -71,6 +75,23 @@ class Candidates(NamedTuple):
         return len(self.flows)
 
 
+class Sweeps(NamedTuple):
+    """What the estimates say about a refresh.
+
+    Attributes:
+        num_independent: sweeps with independent proposals, scalar.
+        num_hamiltonian: Hamiltonian sweeps, scalar.
+        residual_correlation: expected between two draws of a particle, of its slowest statistic;
+            above a tenth only where the number of sweeps is at its limit.
+        is_settled: whether warm-up has run long enough for its estimates.
+    """
+
+    num_independent: jax.Array
+    num_hamiltonian: jax.Array
+    residual_correlation: jax.Array
+    is_settled: jax.Array
+
+
 class Adaptation(NamedTuple):
     """Running estimates of one ensemble.
 
@@ -88,6 +109,7 @@ class Adaptation(NamedTuple):
         lag_1: autocorrelation of the statistics after one sweep, across particles,
             (kinds, 2 dim + 1).
         lag_2: the same after two sweeps.
+        sweeps: what follows from these for a refresh.
     """
 
     chosen: jax.Array
@@ -99,6 +121,7 @@ class Adaptation(NamedTuple):
     num_steps: jax.Array
     lag_1: jax.Array
     lag_2: jax.Array
+    sweeps: Sweeps
 
 
 class SweepPair(NamedTuple):
@@ -115,7 +138,9 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
     dim, dtype = particles.shape[1], particles.dtype
     unit = jnp.eye(dim, dtype=dtype) if candidates.dense else jnp.ones(dim, dtype)
     num_kinds = candidates.number + 1
-    log_step = jnp.full(num_kinds, -0.25 * math.log(dim), dtype)
+    first_steps = [_FIRST_STEP[flow] for flow in candidates.flows] + [1.0]
+    log_step = jnp.log(jnp.asarray(first_steps, dtype)) - 0.25 * math.log(dim)
+    log_step = jnp.minimum(log_step, math.log(TRAJECTORY_LENGTH))
     correlation = jnp.ones((num_kinds, 2 * dim + 1), dtype)
     return Adaptation(
         chosen=jnp.zeros((), int),
@@ -127,25 +152,44 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
         num_steps=jnp.ones(num_kinds, dtype),
         lag_1=correlation,
         lag_2=correlation,
+        sweeps=Sweeps(
+            jnp.zeros((), int), jnp.ones((), int), jnp.ones((), dtype), jnp.zeros((), bool)
+        ),
     )
 
 
-def _on_trial(update: jax.Array, candidates: Candidates) -> jax.Array:
-    return (update < TRIAL_UPDATES * candidates.number) & (candidates.number > 1)
+class Turn(NamedTuple):
+    """Which kind of sweep an update takes a pair of.
+
+    Attributes:
+        hamiltonian: the Hamiltonian kind whose turn it is, scalar.
+        is_independent: whether independent proposals come instead, scalar.
+    """
+
+    hamiltonian: jax.Array
+    is_independent: jax.Array
 
 
-def _is_independent_turn(update: jax.Array, candidates: Candidates) -> jax.Array:
-    is_turn = lax.rem(update, INDEPENDENT_EVERY) == INDEPENDENT_EVERY - 1
-    return is_turn & ~_on_trial(update, candidates)
-
-
-def _hamiltonian_kind(
-    adaptation: Adaptation, update: jax.Array, candidates: Candidates
-) -> jax.Array:
+def whose_turn(adaptation: Adaptation, update: jax.Array, candidates: Candidates) -> Turn:
+    """Each Hamiltonian kind in trial, then the chosen one, with trials of the others between."""
+    on_trial = (update < TRIAL_UPDATES * candidates.number) & (candidates.number > 1)
     turn = lax.rem(update, candidates.number)
     later = lax.rem(update // RETRIAL_EVERY, candidates.number)
-    kind = jnp.where(lax.rem(update, RETRIAL_EVERY) == 0, later, adaptation.chosen)
-    return jnp.where(_on_trial(update, candidates), turn, kind)
+    efficiency = _efficiency(adaptation)
+    is_retrial = lax.rem(update, RETRIAL_EVERY) == 0
+    is_retrial &= efficiency[later] > _IN_THE_RUNNING * efficiency[adaptation.chosen]
+    kind = jnp.where(is_retrial, later, adaptation.chosen)
+    is_independent = lax.rem(update, INDEPENDENT_EVERY) == INDEPENDENT_EVERY - 1
+    return Turn(jnp.where(on_trial, turn, kind), is_independent & ~on_trial)
+
+
+def _efficiency(adaptation: Adaptation) -> jax.Array:
+    """Forgetting of the slowest statistic a gradient, of every Hamiltonian kind.
+
+    By lag 1 alone: the ratio of two lags is too noisy to compare kinds that had few updates.
+    """
+    memory = jnp.clip(adaptation.lag_1[:-1].max(1), 1e-3, 0.999)
+    return -jnp.log(memory) / adaptation.num_steps[:-1]
 
 
 def _metric(
@@ -178,69 +222,47 @@ def _memory(
     return (once / rate) * lag_1[-1] ** jnp.asarray(num_independent)[..., None], rate
 
 
-def _sweeps_needed(
-    adaptation: Adaptation, kind: jax.Array, num_independent: ArrayLike
-) -> jax.Array:
-    """Hamiltonian sweeps after which no statistic of a particle remembers more than a tenth.
-
-    Of one ``kind`` and after ``num_independent`` (...,) independent ones; at least one, not
-    rounded; (...,).
-    """
-    weight, rate = _memory(adaptation, kind, num_independent)
-    needed = jnp.log(_RESIDUAL_CORRELATION / weight) / jnp.log(rate)
-    return jnp.clip(needed.max(-1), 1, MAX_HAMILTONIAN)
-
-
-def residual_correlation(adaptation: Adaptation) -> jax.Array:
-    """Correlation between two draws of a particle that warm-up expects, of its slowest statistic.
-
-    Above a tenth only where the number of sweeps is at its limit.
-    """
-    num_independent, num_hamiltonian = num_sweeps(adaptation)
-    weight, rate = _memory(adaptation, adaptation.chosen, num_independent)
-    return (weight * rate**num_hamiltonian).max()
-
-
-def num_sweeps(adaptation: Adaptation) -> tuple[jax.Array, jax.Array]:
-    """The cheapest numbers of independent and Hamiltonian sweeps."""
+def _plan_sweeps(adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates) -> Sweeps:
+    """The cheapest numbers of sweeps after which a particle remembers no more than a tenth."""
+    chosen = adaptation.chosen
     num_independent = jnp.arange(MAX_INDEPENDENT + 1)
-    needed = _sweeps_needed(adaptation, adaptation.chosen, num_independent)
-    num_hamiltonian = jnp.ceil(needed).astype(int)
-    cost = num_independent + num_hamiltonian * adaptation.num_steps[adaptation.chosen]
+    weight, rate = _memory(adaptation, chosen, num_independent)
+    needed = (jnp.log(_RESIDUAL_CORRELATION / weight) / jnp.log(rate)).max(-1)
+    num_hamiltonian = jnp.ceil(jnp.clip(needed, 1, MAX_HAMILTONIAN)).astype(int)
+    cost = num_independent + num_hamiltonian * adaptation.num_steps[chosen]
     best = jnp.argmin(cost)
-    return best, num_hamiltonian[best]
+    trial = TRIAL_UPDATES * candidates.number if candidates.number > 1 else 0
+    # A step size that still moves has left its running mean behind.
+    ahead = jnp.abs(adaptation.log_step - adaptation.log_step_mean)[chosen]
+    enough = num_updates >= trial + SETTLING_UPDATES + 2 * num_hamiltonian[0]
+    return Sweeps(
+        num_independent=best,
+        num_hamiltonian=num_hamiltonian[best],
+        residual_correlation=(weight[best] * rate ** num_hamiltonian[best]).max(),
+        is_settled=enough & (ahead < _STEADY),
+    )
 
 
 def tuning(
     adaptation: Adaptation,
-    update: jax.Array,
+    turn: Turn,
     target: Target,
     candidates: Candidates,
     is_warmup: jax.Array,
 ) -> Tuning:
     """The tuning of the next refresh: the settled one, in warm-up a pair of one kind of sweep."""
-    kind = _hamiltonian_kind(adaptation, update, candidates)
-    kind = jnp.where(is_warmup, kind, adaptation.chosen)
+    kind = jnp.where(is_warmup, turn.hamiltonian, adaptation.chosen)
     log_step = jnp.where(is_warmup, adaptation.log_step, adaptation.log_step_mean)[kind]
-    num_independent, num_hamiltonian = num_sweeps(adaptation)
-    pair = 2 * _is_independent_turn(update, candidates)
+    sweeps = adaptation.sweeps
+    pair = 2 * turn.is_independent
     preconditioner = adaptation.preconditioner
     return Tuning(
         metric=_metric(adaptation, kind, target, candidates),
         reference=Reference(adaptation.moments.mean, preconditioner.factor, preconditioner.inverse),
         step_size=jnp.exp(log_step),
-        num_independent=jnp.where(is_warmup, pair, num_independent),
-        num_hamiltonian=jnp.where(is_warmup, 2 - pair, num_hamiltonian),
+        num_independent=jnp.where(is_warmup, pair, sweeps.num_independent),
+        num_hamiltonian=jnp.where(is_warmup, 2 - pair, sweeps.num_hamiltonian),
     )
-
-
-def is_settled(adaptation: Adaptation, update: jax.Array, candidates: Candidates) -> jax.Array:
-    """Whether warm-up has run long enough for its estimates, scalar."""
-    trial = TRIAL_UPDATES * candidates.number if candidates.number > 1 else 0
-    needed = jnp.ceil(_sweeps_needed(adaptation, adaptation.chosen, 0)).astype(int)
-    # A step size that still moves has left its running mean behind.
-    ahead = jnp.abs(adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
-    return (update >= trial + SETTLING_UPDATES + 2 * needed) & (ahead < _STEADY)
 
 
 def _standardize(x: jax.Array) -> jax.Array:
@@ -316,6 +338,7 @@ def learn_moments(
 def learn_sweeps(
     adaptation: Adaptation,
     update: jax.Array,
+    turn: Turn,
     pair: SweepPair,
     target: Target,
     candidates: Candidates,
@@ -325,9 +348,7 @@ def learn_sweeps(
 
     Updates count from 0; each takes one pair.
     """
-    is_independent = _is_independent_turn(update, candidates)
-    hamiltonian = _hamiltonian_kind(adaptation, update, candidates)
-    now = jnp.where(is_independent, candidates.number, hamiltonian)
+    now = jnp.where(turn.is_independent, candidates.number, turn.hamiltonian)
     uses = adaptation.uses[now]
     weight = jnp.maximum(2 / (2.0 + uses), _MEMORY)
 
@@ -347,6 +368,5 @@ def learn_sweeps(
         lag_1=adaptation.lag_1.at[now].set(_blend(adaptation.lag_1[now], lag_1, weight)),
         lag_2=adaptation.lag_2.at[now].set(_blend(adaptation.lag_2[now], lag_2, weight)),
     )
-    # By lag 1 alone: the ratio of two lags is too noisy to compare kinds that had few updates.
-    memory = jnp.clip(learnt.lag_1[:-1].max(1), 1e-3, 0.999)
-    return learnt._replace(chosen=jnp.argmax(-jnp.log(memory) / learnt.num_steps[:-1]))
+    learnt = learnt._replace(chosen=jnp.argmax(_efficiency(learnt)))
+    return learnt._replace(sweeps=_plan_sweeps(learnt, update + 1, candidates))
