@@ -47,6 +47,7 @@ from numpyro_rwpo.target import (
     Source,
     Target,
     has_loop,
+    pool_chains,
 )
 from numpyro_rwpo.transport import Flow, is_at_rest, transport_step
 from numpyro_rwpo.warmup import (
@@ -215,10 +216,16 @@ def sample(
     """One NumPyro iteration of one ensemble or, with a leading chain axis, of several."""
     target = source.bind(model_args, model_kwargs)
     emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
-    step = partial(iterate, target=target, settings=settings, emit=emit)
+    step = partial(iterate, settings=settings, emit=emit)
+    if not is_batch:
+        return step(state, target)
     # `iteration` stays unbatched: what depends on it alone stays a real branch for all chains.
-    step = jax.vmap(step, in_axes=(STATE_AXES,), out_axes=STATE_AXES) if is_batch else step
-    return step(state)
+    return jax.vmap(
+        partial(step, target=pool_chains(target, "chain")),
+        in_axes=(STATE_AXES,),
+        out_axes=STATE_AXES,
+        axis_name="chain",
+    )(state)
 
 
 class RWPO(MCMCKernel):

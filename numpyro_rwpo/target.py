@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax import lax
 from jax.flatten_util import ravel_pytree
 from numpyro.infer.util import constrain_fn, initialize_model
 from numpyro.util import is_prng_key
@@ -76,6 +77,26 @@ class Target(NamedTuple):
         if self.prior is None:
             return jnp.zeros_like(particles)
         return self.prior.subgradient(particles)
+
+
+def pool_chains(target: Target, axis_name: str) -> Target:
+    """The same target for code that is vmapped over chains, with one gradient for all of them.
+
+    The particles of all chains are then the rows of one matrix, whatever the layout that ``vmap``
+    would give the model: on a CPU small problems take half the time.
+    """
+
+    def smooth(*batches: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pooled = (lax.all_gather(x, axis_name, tiled=True) for x in batches)
+        value, gradient = target.smooth(*pooled)
+        number = batches[0].shape[0]
+        start = lax.axis_index(axis_name) * number
+        return (
+            lax.dynamic_slice_in_dim(value, start, number),
+            lax.dynamic_slice_in_dim(gradient, start, number),
+        )
+
+    return target._replace(smooth=smooth)
 
 
 def has_loop(target: Target, dim: int, dtype: Any) -> bool:
