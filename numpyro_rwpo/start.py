@@ -15,6 +15,7 @@ which is the BFGS update. A draw from :math:`N(0, H)` is the factors applied to 
 determinant grows by :math:`s^\top b / s^\top y`, and no matrix is ever factorised.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ PotentialAndGrad = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 NUM_PATHS = 8
 NUM_ROUNDS = 12  # comparisons of the evidence lower bound along a path
 EVALUATIONS_PER_ROUND = 8
+NUM_DRAWS = 64  # of all paths together, for one comparison
 _ARMIJO = 1e-4
 _SMALLEST_SPREAD = 1e-6  # of the starting positions, against division by zero
 _BACKTRACK = 0.2
@@ -211,8 +213,9 @@ def _share_out(bound: jax.Array, num_particles: int) -> jax.Array:
 
 def num_start_evaluations(num_particles: int) -> int:
     """Gradient evaluations of one start, those of the comparisons included."""
-    num_paths = min(NUM_PATHS, num_particles)
-    return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + (NUM_ROUNDS + 1) * num_particles
+    num_paths, num_draws = min(NUM_PATHS, num_particles), min(NUM_DRAWS, num_particles)
+    num_blocks = math.ceil(num_particles / num_draws)
+    return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + (NUM_ROUNDS + num_blocks) * num_draws
 
 
 def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array, jax.Array]:
@@ -263,18 +266,20 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
     )
 
     is_same = centring == centring[:, None]
-    every_path = jnp.arange(num_particles) % num_paths
+    num_draws = min(NUM_DRAWS, num_particles)
+    every_path = jnp.arange(num_draws) % num_paths
 
     Carry = tuple[Descent, Best, jax.Array, jax.Array]
 
     def one_round(i: jax.Array, carry: Carry) -> Carry:
-        """Descend and compare; after the last comparison, draw the particles.
+        """Descend and compare; after the last comparison, draw the particles block by block.
 
-        The final draws take one more round, whose comparison is not used, so that draws and the
+        The final draws take further rounds, whose comparison is not used, so that draws and the
         gradient behind them are compiled in one place.
         """
-        descent, best, _, _ = carry
-        is_last = i == NUM_ROUNDS
+        descent, best, placed, _ = carry
+        is_last = i >= NUM_ROUNDS
+        row = (jnp.maximum(i - NUM_ROUNDS, 0) * num_draws + jnp.arange(num_draws)) % num_particles
         descent = lax.fori_loop(
             0,
             jnp.where(is_last, 0, EVALUATIONS_PER_ROUND),
@@ -284,24 +289,26 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
         evidence = jax.nn.logsumexp(jnp.where(is_same, best.bound, -jnp.inf), axis=1)
         chosen = centring[jnp.argmax(evidence)]
         final_path = _share_out(jnp.where(centring == chosen, best.bound, -jnp.inf), num_particles)
-        path = jnp.where(is_last, final_path, every_path)
+        path = jnp.where(is_last, final_path[row], every_path)
+        white = noise[row]
 
         history = descent.history
         here = Best(best.bound, descent.position, history.num_factors, history.initial)
         source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
-        draws = _draws(noise, path, source, history)
+        draws = _draws(white, path, source, history)
         drawn = target._replace(centring=centring[path])
         value = drawn.value_and_grad(draws)[0] + drawn.prior_potential(draws)
         # Less the draws' own energy, whose mean is the same for all: what is left is constant
         # where the approximation is right, so few draws tell good paths from bad ones.
-        value -= (noise**2).sum(1) / 2
+        value -= (white**2).sum(1) / 2
         member = path == jnp.arange(num_paths)[:, None]
         value = jnp.where(member, value, 0.0).sum(1) / member.sum(1)
         here = here._replace(bound=jnp.where(is_last, -jnp.inf, history.log_det / 2 - value))
-        return descent, _keep_better(best, here), draws, chosen
+        return descent, _keep_better(best, here), placed.at[row].set(draws), chosen
 
+    num_blocks = math.ceil(num_particles / num_draws)
     _, best, draws, chosen = lax.fori_loop(
-        0, NUM_ROUNDS + 1, one_round, (descent, best, particles, centring[0])
+        0, NUM_ROUNDS + num_blocks, one_round, (descent, best, particles, centring[0])
     )
     found = jnp.any(jnp.isfinite(best.bound))
     return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)
