@@ -174,16 +174,19 @@ def _coordinates(figures: dict[str, Any]) -> Table:
 
 
 def _density(figures: dict[str, Any]) -> Table:
-    evidence, stein = figures["evidence"], figures["stein"]
+    coverage, evidence, stein = figures["coverage"], figures["evidence"], figures["stein"]
     settings, passes = figures["settings"], figures["passes"]
     discrepancy = stein["discrepancy"]
     known = "" if settings["is_normalised"] else ", up to the constants that the density lacks"
     rows = [
-        ["Pareto k-hat of the fitted density", f"{evidence['k_hat']:.2f} (good up to 0.7)"],
+        [
+            "Pareto k-hat of an ensemble's density",
+            f"{coverage['k_hat']:.2f} (good up to 0.7; {coverage['efficiency']:.1%} effective)",
+        ],
         [
             "log evidence" + known,
             f"{evidence['log_evidence']:.3f} +- {evidence['standard_error']:.3f} "
-            f"({evidence['method']})",
+            f"({evidence['method']}, k-hat {evidence['k_hat']:.2f})",
         ],
         [
             "kernel Stein discrepancy, squared",

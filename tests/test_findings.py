@@ -62,6 +62,12 @@ def sound() -> dict[str, Any]:
             "drifting": "b",
             "num_statistics": 5,
         },
+        "coverage": {
+            "k_hat": 0.3,
+            "efficiency": 0.2,
+            "num_proposals": 4000,
+            "num_fitted": 64,
+        },
         "evidence": {
             "k_hat": 0.2,
             "log_evidence": -3.0,
@@ -121,13 +127,17 @@ CASES = [
     ("stein.worst_virial_z", -7.0, "Stein identity", sound),
     ("stein.worst_force_z", 7.0, "Stein identity", sound),
     ("stein.discrepancy.p_value", 0.001, "Stein discrepancy", sound),
-    ("evidence.k_hat", 0.9, "k-hat", sound),
-    ("evidence.k_hat", float("inf"), "k-hat", bridged),
+    ("coverage.k_hat", 0.9, "k-hat", sound),
+    ("coverage.k_hat", float("inf"), "k-hat", bridged),
+    ("coverage.k_hat", float("nan"), "k-hat", sound),
+    ("coverage.efficiency", 0.001, "k-hat", sound),
     ("evidence.standard_error", 0.5, "evidence", bridged),
     ("evidence.standard_error", float("nan"), "evidence", bridged),
     ("settings.num_samples", 2000, "repeats", noise_free),
     ("chains.0.transport_at_rest", False, "transport", noise_free),
     ("stein.virial", [0.8, 1.0], "spread", noise_free),
+    ("coverage.k_hat", 0.9, "k-hat", noise_free),
+    ("evidence.standard_error", float("inf"), "evidence", noise_free),
 ]
 
 
@@ -135,6 +145,8 @@ def test_sound_runs_raise_nothing():
     assert find(sound()) == []
     assert find(bridged()) == []
     assert find(noise_free()) == []
+    # Tails beyond the outermost particle, in few dimensions: nothing to worry about.
+    assert find(changed("coverage.k_hat", 0.9, changed("coverage.efficiency", 0.8))) == []
     assert "Nothing here speaks against" in str(Report(sound(), find(sound())))
 
 
