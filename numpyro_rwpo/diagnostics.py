@@ -189,6 +189,7 @@ def _add_chain_convergence(figures: dict[str, Any], draws: np.ndarray) -> None:
     for row, chain in zip(figures["chains"], worst, strict=True):
         row["r_hat"] = float(np.max(convergence.within_r_hat(chain)))
         row["ess_bulk"] = float(np.min(convergence.ess(chain[None])))
+        row["ess_tail"] = float(np.min(convergence.ess(chain[None], "tail")))
 
 
 def _passes(

@@ -6,10 +6,10 @@ of parameters and data (:mod:`numpyro_rwpo.importance`), and
 
 * their mean estimates the **evidence** Z, the integral of p, with finite variance if their Pareto
   tail index k is below 0.5;
-* where k-hat is larger, or few of the proposals are effective, **bridge sampling** (Meng and Wong
-  1996) takes the other half of the draws in as well, and needs no more than overlap of q and the
-  posterior. Iteration and error are those of Gronau et al. (2017), arXiv:1703.08614, eqs. 15
-  and 16.
+* where k-hat is larger, or fewer proposals are effective than there are draws in the other half,
+  **bridge sampling** (Meng and Wong 1996) takes these in as well, and needs no more than overlap
+  of q and the posterior. Iteration and error are those of Gronau et al. (2017),
+  arXiv:1703.08614, eqs. 15 and 16.
 
 Not for posteriors with modes that no draw has visited: what neither q nor the draws know, no
 estimate here can see.
@@ -34,7 +34,6 @@ from numpyro_rwpo.priors import LaplacePrior
 MAX_FITTED = 2000  # draws that the density is fitted to: more would no longer change it
 NUM_PROPOSALS = 4000  # draws from the fitted density; four times as many where there is no bridge
 MAX_FINITE_VARIANCE = 0.5  # k-hat up to which importance ratios have a variance
-_MIN_EFFICIENCY = 0.05  # below it a few hundred of the proposals speak for all
 _TOLERANCE = 1e-10  # relative, of the bridge iteration
 _MAX_ITERATIONS = 1000
 
@@ -153,7 +152,8 @@ def estimate_evidence(
     )
     k_hat = pareto_k_hat(ratios)
     log_evidence, error, efficiency = importance_evidence(ratios)
-    covers = k_hat <= MAX_FINITE_VARIANCE and efficiency >= _MIN_EFFICIENCY
+    num_other = other.shape[0] * other.shape[1]
+    covers = k_hat <= MAX_FINITE_VARIANCE and efficiency * ratios.size >= num_other
     if covers or not is_exact:
         error = error if k_hat <= MAX_RELIABLE else math.inf
         return Evidence(k_hat, log_evidence, error, "importance sampling", efficiency)

@@ -21,6 +21,7 @@ def sound() -> dict[str, Any]:
         "transport_at_rest": True,
         "r_hat": 1.001,
         "ess_bulk": 900.0,
+        "ess_tail": 850.0,
         "accept_prob": 0.8,
         "num_divergences": 0,
         "metric": "dense",
@@ -170,6 +171,18 @@ def test_noise_free_reports_say_that_r_hat_does_not_apply():
     assert "R-hat and ESS do not apply" in text
     assert "r_hat" not in text
     assert "R-hat and ESS do not apply" in Report(noise_free(), [])._repr_html_()
+
+
+def test_the_column_of_the_whole_run_has_what_counts_between_chains():
+    figures = changed("coordinates.1.r_hat", 1.234)
+    figures["chains"][1] |= {"num_divergences": 2, "accept_prob": 0.7, "flow": "exact"}
+    rows = {row[0]: row[1:] for row in Report(figures, []).tables()[0].rows}
+    assert rows["R-hat, worst (a chain: its halves)"] == ["1.001", "1.001", "1.234"]
+    assert rows["bulk ESS, worst"] == ["900", "900", "4,000"]
+    assert rows["divergent draws"] == ["0", "2", "2"]
+    assert rows["acceptance"] == ["0.80", "0.70", "0.70 to 0.80"]
+    assert rows["gradient evaluations"] == ["1,000", "1,000", "2,000"]
+    assert rows["flow"] == ["free", "exact", "mixed"]
 
 
 def test_limits_on_z_have_the_stated_false_alarm_rate():
