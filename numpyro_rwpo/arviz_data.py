@@ -161,7 +161,7 @@ def _attributes(mcmc: Any, settings: Any, evidence: bool, seed: int) -> dict[str
         report = diagnose(mcmc, seed=seed)
         figures = report.figures["evidence"]
         attributes |= {
-            "pareto_k_hat": figures["k_hat"],
+            "pareto_k_hat": report.figures["coverage"]["k_hat"],
             "log_evidence": figures["log_evidence"],
             "log_evidence_standard_error": figures["standard_error"],
             "log_evidence_method": figures["method"],

@@ -2,43 +2,30 @@
 
 import html
 import math
-from collections.abc import Mapping
+import textwrap
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from numpyro_rwpo import convergence
+from numpyro_rwpo.draws import (
+    Draws,
+    columns,
+    common_sites,
+    default_labels,
+    is_noise_free,
+    num_gradients_of,
+    samples_of,
+)
 from numpyro_rwpo.report import Table, table_html, table_text
-from numpyro_rwpo.runs import num_distinct_draws
-from numpyro_rwpo.unconstrained import coordinate_names
 
 QUANTILES = (0.05, 0.95)
 _FALSE_ALARM = 1e-3  # of the verdict on two samplers that agree, over all coordinates
 _RELEVANT = 0.1  # posterior standard deviations: a difference that matters
+_WIDTH = 88  # of sentences in a terminal
+_KNOWN_OF_PARTICLES = ("seconds", "num_gradients")  # of noise-free ones; they have no ESS
 _MAX_SHOWN = 10  # rows printed; `to_dict` and `rows` have all
-
-
-class Draws(NamedTuple):
-    """Draws of one sampler.
-
-    Attributes:
-        label: its name in tables and figures.
-        values: (chains, draws, num_coordinates).
-        names: of the coordinates.
-        is_noise_free: whether these are particles without correction, not a chain's draws.
-        seconds: wall time that the draws took, ``None`` if unknown.
-        num_gradients: gradient evaluations that they took, ``None`` if unknown.
-        is_without_warmup: whether ``num_gradients`` leaves the warm-up out.
-    """
-
-    label: str
-    values: np.ndarray
-    names: list[str]
-    is_noise_free: bool
-    seconds: float | None
-    num_gradients: int | None
-    is_without_warmup: bool
 
 
 class Row(NamedTuple):
@@ -157,11 +144,14 @@ class Comparison:
         """The tables that are printed."""
         first = self.samplers[0].label
         tables = [_cost_table(self.samplers)]
-        return [*tables, *(_row_table(first, label, rows) for label, rows in self.rows.items())]
+        for label, rows in self.rows.items():
+            tables += [_row_table(first, label, rows), _tail_table(first, label, rows)]
+        return tables
 
     def __str__(self) -> str:
         """Verdict and tables as text."""
-        return "\n\n".join([self.verdict, *map(table_text, self.tables())])
+        verdict = "\n".join(textwrap.fill(line, _WIDTH) for line in self.verdict.splitlines())
+        return "\n\n".join([verdict, *map(table_text, self.tables())])
 
     __repr__ = __str__
 
@@ -208,9 +198,9 @@ def compare(
     """
     if len(runs) < 2:
         raise ValueError(f"`compare` needs at least two runs; got {len(runs)}.")
-    labels = _labels(runs) if labels is None else list(labels)
+    labels = default_labels(runs) if labels is None else list(labels)
     seconds = [None] * len(runs) if seconds is None else list(seconds)
-    counts = [_num_gradients(run) for run in runs]
+    counts = [num_gradients_of(run) for run in runs]
     gradients = [count for count, _ in counts] if num_gradients is None else list(num_gradients)
     partial = [without and num_gradients is None for _, without in counts]
     lists: dict[str, list[Any]] = {
@@ -223,10 +213,10 @@ def compare(
             raise ValueError(f"`{name}` must have one entry a run, {len(runs)}; got {len(values)}.")
     if len(set(labels)) != len(labels):
         raise ValueError(f"`labels` must differ from each other; got {labels}.")
-    posteriors = [_samples(run) for run in runs]
-    names = _common_sites(posteriors, labels, sites)
+    posteriors = [samples_of(run) for run in runs]
+    names = common_sites(posteriors, labels, sites)
     samplers = [
-        Draws(label, *_columns(posterior, names), _is_noise_free(run), spent, count, without)
+        Draws(label, *columns(posterior, names), is_noise_free(run), spent, count, without)
         for label, run, posterior, spent, count, without in zip(
             labels, runs, posteriors, seconds, gradients, partial, strict=True
         )
@@ -236,88 +226,6 @@ def compare(
         samplers,
         {other.label: _rows(first, _Summary.of(other), other.names) for other in samplers[1:]},
     )
-
-
-# ------------------------------------------------------------------------------ reading runs
-
-
-def _labels(runs: tuple[Any, ...]) -> list[str]:
-    names = [type(run.sampler).__name__ if hasattr(run, "sampler") else "draws" for run in runs]
-    return [
-        f"{name} {k}" if names.count(name) > 1 else name for k, name in enumerate(names, start=1)
-    ]
-
-
-def _samples(run: Any) -> dict[str, np.ndarray]:
-    """Draws by site, (chains, draws, ...)."""
-    if hasattr(run, "get_samples") and hasattr(run, "sampler"):
-        if run.last_state is None:
-            raise ValueError("A run has no draws yet; call `mcmc.run(...)` first.")
-        samples = run.get_samples(group_by_chain=True)
-        if hasattr(samples, "_asdict"):
-            samples = samples._asdict()
-        samples = samples if isinstance(samples, Mapping) else {"x": samples}
-        distinct = num_distinct_draws(run)
-        samples = {name: values[:, :distinct] for name, values in samples.items()}
-    elif isinstance(run, dict):
-        samples = run
-    elif isinstance(run, Mapping) and "posterior" in run:
-        data = run["posterior"]
-        dims = ("chain", "draw", ...)
-        samples = {str(k): data[k].transpose(*dims).values for k in data.data_vars}
-    else:
-        raise TypeError(
-            "`compare` takes MCMC objects, InferenceData or DataTree with a group 'posterior', or "
-            f"dictionaries of draws (chains, draws, ...); got {type(run).__name__}."
-        )
-    return {str(name): np.asarray(values) for name, values in samples.items()}
-
-
-def _is_noise_free(run: Any) -> bool:
-    settings = getattr(getattr(run, "sampler", None), "settings", None)
-    return settings is not None and not settings.corrected
-
-
-def _num_gradients(run: Any) -> tuple[int | None, bool]:
-    """Gradient evaluations where they are known, and whether those of the warm-up are missing."""
-    if not hasattr(run, "get_extra_fields") or run.last_state is None:
-        return None, False
-    total = getattr(run.last_state, "num_gradients", None)
-    if total is not None:
-        return int(np.sum(total)), False
-    steps = run.get_extra_fields().get("num_steps")
-    return (None, False) if steps is None else (int(np.sum(steps)), True)
-
-
-def _common_sites(
-    posteriors: list[dict[str, np.ndarray]], labels: list[str], sites: list[str] | None
-) -> list[str]:
-    common = [name for name in posteriors[0] if all(name in other for other in posteriors)]
-    names = common if sites is None else list(sites)
-    missing = sorted(set(names) - set(common))
-    if missing or not names:
-        raise ValueError(
-            f"The runs must have the compared sites in common; {missing or 'all'} are missing in "
-            f"at least one of {labels}, which share {sorted(common)}."
-        )
-    for name in names:
-        shapes = [posterior[name].shape for posterior in posteriors]
-        if any(len(s) < 2 or s[1] < 4 or s[2:] != shapes[0][2:] for s in shapes):
-            raise ValueError(
-                f"Site '{name}' must have draws of shape (chains, draws, ...) with at least 4 "
-                f"draws and the same trailing shape in all runs; got {shapes}. Group draws by "
-                "chain: `mcmc.get_samples(group_by_chain=True)`."
-            )
-    return names
-
-
-def _columns(samples: dict[str, np.ndarray], sites: list[str]) -> tuple[np.ndarray, list[str]]:
-    values, names = [], []
-    for site in sites:
-        draws = samples[site]
-        values.append(draws.reshape(*draws.shape[:2], -1))
-        names += coordinate_names(site, draws.shape[2:])
-    return np.concatenate(values, axis=2).astype(np.float64), names
 
 
 # ------------------------------------------------------------------------------- comparing
@@ -383,6 +291,9 @@ def _rows(a: _Summary, b: _Summary, names: list[str]) -> list[Row]:
 
 
 def _costs(draws: Draws) -> dict[str, float | None]:
+    if draws.is_noise_free:  # no Markov chain: R-hat and ESS do not apply
+        none = dict.fromkeys(("max_r_hat", "min_ess", "ess_per_second", "ess_per_gradient"))
+        return none | {"seconds": draws.seconds, "num_gradients": draws.num_gradients}
     ess = float(np.min(convergence.ess(draws.values)))
     return {
         "max_r_hat": float(np.max(convergence.r_hat(draws.values))),
@@ -398,7 +309,7 @@ def _cost_table(samplers: list[Draws]) -> Table:
     def cell(draws: Draws, key: str, form: str) -> str:
         value = costs[draws.label][key]
         if value is None:
-            return "unknown"
+            return "-" if draws.is_noise_free and key not in _KNOWN_OF_PARTICLES else "unknown"
         mark = "*" if "gradient" in key and draws.is_without_warmup else ""
         return format(value, form) + mark
 
@@ -419,8 +330,12 @@ def _cost_table(samplers: list[Draws]) -> Table:
     return Table(title, ["", *(draws.label for draws in samplers)], rows)
 
 
+def _most_different(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: -row.worst_z)[:_MAX_SHOWN]
+
+
 def _row_table(first: str, label: str, rows: list[Row]) -> Table:
-    shown = sorted(rows, key=lambda row: -row.worst_z)[:_MAX_SHOWN]
+    shown = _most_different(rows)
     title = f"{first} | {label}"
     if len(rows) > len(shown):
         title += f" (the {len(shown)} most different of {len(rows)} coordinates)"
@@ -433,13 +348,27 @@ def _row_table(first: str, label: str, rows: list[Row]) -> Table:
             f"{row.mean_difference:+.3f}",
             f"{row.sd_ratio:.2f}",
             f"{row.sd_z:+.1f}",
-            f"{row.quantile_z[0]:+.1f} {row.quantile_z[1]:+.1f}",
             f"{row.ess_a:,.0f} | {row.ess_b:,.0f}",
         ]
         for row in shown
     ]
-    low, high = (f"{100 * p:g}" for p in QUANTILES)
-    header = [
-        "", "mean", "sd", "mean z", "mean diff/sd", "sd ratio", "sd z", f"q{low} q{high} z", "ESS",
-    ]  # fmt: skip
+    header = ["", "mean", "sd", "mean z", "mean diff/sd", "sd ratio", "sd z", "bulk ESS"]
     return Table(title, header, body)
+
+
+def _tail_table(first: str, label: str, rows: list[Row]) -> Table:
+    body = [
+        [
+            row.name,
+            *(
+                cell
+                for a, b, z in zip(row.quantiles_a, row.quantiles_b, row.quantile_z, strict=True)
+                for cell in (f"{a:.3g} | {b:.3g}", f"{z:+.1f}")
+            ),
+        ]
+        for row in _most_different(rows)
+    ]
+    header = [""]
+    for probability in QUANTILES:
+        header += [f"{probability:.0%}", "z"]
+    return Table(f"{first} | {label}, tail quantiles", header, body)

@@ -1,8 +1,8 @@
 """``diagnose``: what a run did, and every reason to doubt it, in sentences.
 
 Measurements come from ArviZ (R-hat, ESS), from the kernel's state (what warm-up chose) and from
-:mod:`numpyro_rwpo.passes`, :mod:`numpyro_rwpo.evidence` and :mod:`numpyro_rwpo.stein`; the findings
-from :mod:`numpyro_rwpo.findings`.
+:mod:`numpyro_rwpo.passes`, :mod:`numpyro_rwpo.importance`, :mod:`numpyro_rwpo.evidence` and
+:mod:`numpyro_rwpo.stein`; the findings from :mod:`numpyro_rwpo.findings`.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from numpyro_rwpo import convergence
 from numpyro_rwpo.correction import MAX_STEPS, trajectory_steps
 from numpyro_rwpo.evidence import estimate_evidence
 from numpyro_rwpo.findings import find
+from numpyro_rwpo.importance import ensemble_coverage
 from numpyro_rwpo.laplace_sites import describe_laplace_sites
 from numpyro_rwpo.passes import compare_passes, statistics
 from numpyro_rwpo.report import Report
@@ -58,13 +59,15 @@ def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
     draws, is_finite = _finite_draws(posterior.draws)
     flat = draws.reshape(-1, draws.shape[2])
     log_density, gradients = posterior.evaluate(flat)
-    key_evidence, key_stein = jax.random.split(jax.random.key(seed))
+    key_coverage, key_evidence, key_stein = jax.random.split(jax.random.key(seed), 3)
+    num_particles = state.ensemble.particles.shape[1]
 
     figures: dict[str, Any] = {
         "settings": _settings_figures(mcmc, state, settings, posterior),
         "coordinates": _coordinates(draws, posterior.names, settings.corrected),
         "chains": _chains(mcmc, state, settings),
         "passes": _passes(draws, log_density, posterior.names, lag),
+        "coverage": _coverage(key_coverage, draws, num_particles, posterior, settings),
         "evidence": _evidence(key_evidence, draws, posterior, settings),
         "stein": _stein(key_stein, draws, gradients, posterior.names, settings.corrected),
         "laplace_sites": _laplace_sites(mcmc, np.asarray(state.centring)),
@@ -180,6 +183,7 @@ def _add_chain_convergence(figures: dict[str, Any], draws: np.ndarray) -> None:
     for row, chain in zip(figures["chains"], worst, strict=True):
         row["r_hat"] = float(np.max(convergence.within_r_hat(chain)))
         row["ess_bulk"] = float(np.min(convergence.ess(chain[None])))
+        row["ess_tail"] = float(np.min(convergence.ess(chain[None], "tail")))
 
 
 def _passes(
@@ -203,6 +207,24 @@ def _passes(
         "drifting": labels[moving],
         "num_statistics": len(labels),
     }
+
+
+def _coverage(
+    rng_key: jax.Array,
+    draws: np.ndarray,
+    num_particles: int,
+    posterior: Posterior,
+    settings: Settings,
+) -> dict[str, Any]:
+    return ensemble_coverage(
+        rng_key,
+        draws,
+        num_particles,
+        lambda x: posterior.evaluate(x)[0],
+        posterior.prior,
+        attention=settings.attention,
+        relative_time=settings.relative_prox_time,
+    )._asdict()
 
 
 def _evidence(

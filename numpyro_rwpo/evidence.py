@@ -1,50 +1,48 @@
-r"""Model evidence and Pareto k-hat from a density fitted to draws.
+r"""Model evidence from a density fitted to draws of all chains.
 
 An attention head (:mod:`numpyro_rwpo.attention`) turns half of the draws into a normalised density
 q that can be sampled. Its draws x have importance ratios w = p(x)/q(x) against the joint density p
-of parameters and data, and
+of parameters and data (:mod:`numpyro_rwpo.importance`), and
 
-* their Pareto tail index **k-hat** says whether q covers the posterior (Vehtari, Simpson, Gelman,
-  Yao and Gabry 2024, arXiv:1507.02646);
-* their mean estimates the **evidence** Z, the integral of p, with finite variance if k < 0.5;
-* where k-hat is larger, or few of the proposals are effective, **bridge sampling** (Meng and Wong
-  1996) takes the other half of the draws in as well, and needs no more than overlap of q and the
-  posterior. Iteration and error are those of Gronau et al. (2017), arXiv:1703.08614, eqs. 15
-  and 16.
+* their mean estimates the **evidence** Z, the integral of p, with finite variance if their Pareto
+  tail index k is below 0.5;
+* where k-hat is larger, or fewer proposals are effective than there are draws in the other half,
+  **bridge sampling** (Meng and Wong 1996) takes these in as well, and needs no more than overlap
+  of q and the posterior. Iteration and error are those of Gronau et al. (2017),
+  arXiv:1703.08614, eqs. 15 and 16.
 
 Not for posteriors with modes that no draw has visited: what neither q nor the draws know, no
 estimate here can see.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_rwpo.attention import HEADS, ProximalDensity, relative_prox_time
 from numpyro_rwpo.convergence import ess, pareto_k_hat
+from numpyro_rwpo.importance import (
+    MAX_RELIABLE,
+    LogDensity,
+    fitted_ratios,
+    importance_evidence,
+)
 from numpyro_rwpo.priors import LaplacePrior
 
 MAX_FITTED = 2000  # draws that the density is fitted to: more would no longer change it
-NUM_PROPOSALS = 4000  # draws from the fitted density
+NUM_PROPOSALS = 4000  # draws from the fitted density; four times as many where there is no bridge
 MAX_FINITE_VARIANCE = 0.5  # k-hat up to which importance ratios have a variance
-MAX_RELIABLE = 0.7  # k-hat up to which Pareto smoothing is reliable (Vehtari et al. 2024, sec. 3)
-# Below it a few hundred of the proposals speak for all. In many dimensions k-hat, which sees only
-# the largest ratios, can be small all the same.
-MIN_EFFICIENCY = 0.05
 _TOLERANCE = 1e-10  # relative, of the bridge iteration
 _MAX_ITERATIONS = 1000
 
 
 class Evidence(NamedTuple):
-    """Evidence of a model, and how well the fitted density covers its posterior.
+    """Evidence of a model, and how well the density behind it covers the posterior.
 
     Attributes:
-        k_hat: Pareto tail index of the importance ratios; up to 0.7 they can be relied on.
+        k_hat: Pareto tail index of the ratios; here of a density fitted to draws of all chains.
         log_evidence: natural logarithm of the evidence.
         standard_error: of ``log_evidence``.
         method: ``"importance sampling"`` or ``"bridge sampling"``.
@@ -56,22 +54,6 @@ class Evidence(NamedTuple):
     standard_error: float
     method: str
     efficiency: float
-
-
-@partial(jax.jit, static_argnames=("attention", "num_proposals"))
-def _propose(
-    rng_key: jax.Array,
-    draws: jax.Array,
-    prior: LaplacePrior,
-    relative_time: float,
-    *,
-    attention: str,
-    num_proposals: int,
-) -> tuple[ProximalDensity, jax.Array, jax.Array]:
-    """The density fitted to draws (n, dim), draws from it, and its log density at these."""
-    density = HEADS[attention](draws, prior, relative_prox_time(draws, relative_time))
-    proposals = density.sample(rng_key, num_proposals)
-    return density, proposals, density.log_prob(proposals)
 
 
 @jax.jit
@@ -87,31 +69,6 @@ def _at_most(draws: np.ndarray, number: int) -> np.ndarray:
 def halves(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Even and odd draws of (chains, draws, dim): one half to fit, one to judge the fit."""
     return draws[:, 0::2], draws[:, 1::2]
-
-
-def _finite(log_values: Any) -> np.ndarray:
-    """In double precision; where a density is not finite it counts as zero."""
-    log_values = np.asarray(log_values, np.float64)
-    return np.where(np.isfinite(log_values), log_values, -np.inf)
-
-
-def _log_mean(log_values: np.ndarray) -> float:
-    top = log_values.max()
-    return float(top + np.log(np.mean(np.exp(log_values - top)))) if np.isfinite(top) else -np.inf
-
-
-def importance_evidence(log_ratios: np.ndarray) -> tuple[float, float, float]:
-    """Log of the mean ratio, its standard error, and the effective share of the proposals.
-
-    Args:
-        log_ratios: log p(x)/q(x) at draws x from q, (n,); minus infinity where p is 0.
-    """
-    log_evidence = _log_mean(log_ratios)
-    if not np.isfinite(log_evidence):
-        return -math.inf, math.nan, 0.0
-    weights = np.exp(log_ratios - log_evidence)  # mean 1
-    variance = weights.var(ddof=1)
-    return log_evidence, math.sqrt(variance / weights.size), float(1 / np.mean(weights**2))
 
 
 def bridge_evidence(
@@ -160,7 +117,7 @@ def bridge_evidence(
 def estimate_evidence(
     rng_key: jax.Array,
     draws: np.ndarray,
-    log_density: Callable[[Any], np.ndarray],
+    log_density: LogDensity,
     prior: LaplacePrior,
     *,
     attention: str = "copula",
@@ -168,7 +125,7 @@ def estimate_evidence(
     num_proposals: int = NUM_PROPOSALS,
     is_exact: bool = True,
 ) -> Evidence:
-    """Fit a density to half of the draws; k-hat and evidence from it and the other half.
+    """Fit a density to half of the draws; evidence from it and the other half.
 
     Args:
         rng_key: one key.
@@ -178,25 +135,27 @@ def estimate_evidence(
         attention: name of the attention head.
         relative_time: prox time in units of each coordinate's variance.
         num_proposals: draws from the fitted density.
-        is_exact: whether the draws are from the posterior. Noise-free particles are not; they
-            serve to fit the density, and there is no bridge.
+        is_exact: whether the draws are from the posterior. Noise-free particles are not; all
+            serve to fit the density, and there is no bridge. Where k-hat is above 0.7, the
+            standard error is then infinite: that of the mean ratio would mean nothing.
     """
-    fitted, other = halves(draws)
+    fitted, other = halves(draws) if is_exact else (draws, draws)
     dim = draws.shape[2]
-    fitted = _at_most(fitted.reshape(-1, dim), MAX_FITTED)
-    density, proposals, log_proposal = _propose(
+    density, ratios = fitted_ratios(
         rng_key,
-        jnp.asarray(fitted),
-        jax.tree.map(lambda field: jnp.asarray(field, fitted.dtype), prior),
-        relative_time,
+        _at_most(fitted.reshape(-1, dim), MAX_FITTED),
+        log_density,
+        prior,
         attention=attention,
-        num_proposals=num_proposals,
+        relative_time=relative_time,
+        num_proposals=num_proposals if is_exact else 4 * num_proposals,
     )
-    ratios = _finite(_finite(log_density(proposals)) - np.asarray(log_proposal, np.float64))
     k_hat = pareto_k_hat(ratios)
     log_evidence, error, efficiency = importance_evidence(ratios)
-    covers = k_hat <= MAX_FINITE_VARIANCE and efficiency >= MIN_EFFICIENCY
+    num_other = other.shape[0] * other.shape[1]
+    covers = k_hat <= MAX_FINITE_VARIANCE and efficiency * ratios.size >= num_other
     if covers or not is_exact:
+        error = error if k_hat <= MAX_RELIABLE else math.inf
         return Evidence(k_hat, log_evidence, error, "importance sampling", efficiency)
     flat = jnp.asarray(other.reshape(-1, dim))
     at_draws = log_density(flat) - np.asarray(_log_prob(density, flat), np.float64)

@@ -5,12 +5,13 @@ reason beside them; those on z-scores are such that a sound run is found fault w
 thousand runs.
 """
 
+import math
 from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from numpyro_rwpo.correction import MAX_STEPS
-from numpyro_rwpo.evidence import MAX_RELIABLE, MIN_EFFICIENCY
+from numpyro_rwpo.importance import MAX_RELIABLE, Coverage
 from numpyro_rwpo.warmup import MAX_HAMILTONIAN
 
 MAX_R_HAT = 1.01  # Vehtari et al. (2021), sec. 4
@@ -248,36 +249,49 @@ def _stein(figures: dict[str, Any]) -> list[Finding]:
     return found
 
 
+def _coverage(figures: dict[str, Any]) -> list[Finding]:
+    coverage = Coverage(**figures["coverage"])
+    if coverage.is_sufficient:
+        return []
+    consequence = (
+        "the corrected draws do not depend on it, but noise-free particles and importance weights "
+        "would be wrong; nothing needs to change unless you need those, then raise "
+        "`num_particles`"
+        if figures["settings"]["is_corrected"]
+        else "the particles are not a substitute for draws and importance weights cannot mend "
+        "them; use `correction='metropolis'`, or raise `num_particles`"
+    )
+    return [
+        Finding(
+            "k-hat",
+            f"Pareto k-hat of the density fitted to an ensemble is {coverage.k_hat:.2f} (reliable "
+            f"up to {MAX_RELIABLE}) and {coverage.efficiency:.1%} of its proposals are effective; "
+            f"the density of {coverage.num_fitted} particles does not cover the posterior; "
+            f"{consequence}.",
+        )
+    ]
+
+
 def _evidence(figures: dict[str, Any]) -> list[Finding]:
-    evidence, found = figures["evidence"], []
-    error = evidence["standard_error"]
-    bridged = evidence["method"] == "bridge sampling"
-    efficiency = evidence["efficiency"]
-    if not (evidence["k_hat"] <= MAX_RELIABLE and efficiency >= MIN_EFFICIENCY):
-        consequence = (
-            "the draws are unaffected and the evidence comes from bridge sampling, but do not "
-            "reweight by this density; nothing needs to change unless you need such weights"
-            if bridged
-            else "reweighting and evidence from it are unreliable; use `correction='metropolis'`"
+    evidence = figures["evidence"]
+    error, k_hat = evidence["standard_error"], evidence["k_hat"]
+    is_corrected = figures["settings"]["is_corrected"]
+    if error <= _MAX_LOG_EVIDENCE_ERROR:
+        return []
+    change = (
+        "raise `num_samples`, or use nested sampling for the evidence"
+        if is_corrected
+        else "use `correction='metropolis'`, which allows bridge sampling"
+    )
+    seen = f"a standard error of {error:.2g} nats" if math.isfinite(error) else "no standard error"
+    return [
+        Finding(
+            "evidence",
+            f"The log evidence has {seen} (Pareto k-hat of the density behind it: {k_hat:.2f}); "
+            "that density overlaps too little with the posterior for a comparison of models; "
+            f"{change}.",
         )
-        found.append(
-            Finding(
-                "k-hat",
-                f"Pareto k-hat is {evidence['k_hat']:.2f} (reliable up to {MAX_RELIABLE}) and "
-                f"{efficiency:.1%} of the proposals are effective (enough: {MIN_EFFICIENCY:.0%}); "
-                f"the density fitted to the particles does not cover the posterior; {consequence}.",
-            )
-        )
-    if bridged and not error <= _MAX_LOG_EVIDENCE_ERROR:
-        found.append(
-            Finding(
-                "evidence",
-                f"The log evidence has a standard error of {error:.2g} nats; the fitted density "
-                "overlaps too little with the posterior for a comparison of models; raise "
-                "`num_samples`, or use nested sampling for the evidence.",
-            )
-        )
-    return found
+    ]
 
 
 def _at_rest(figures: dict[str, Any]) -> list[Finding]:
@@ -338,6 +352,7 @@ _CORRECTED: tuple[Check, ...] = (
     _step_size,
     _ess,
     _stein,
+    _coverage,
     _evidence,
 )
 _NOISE_FREE: tuple[Check, ...] = (
@@ -345,5 +360,6 @@ _NOISE_FREE: tuple[Check, ...] = (
     _repeats,
     _at_rest,
     _noise_free_bias,
+    _coverage,
     _evidence,
 )

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.animation import FuncAnimation
     from matplotlib.axes import Axes
 
-    from numpyro_rwpo.compare import Comparison, Draws
+    from numpyro_rwpo.compare import Comparison
+    from numpyro_rwpo.draws import Draws
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: safe for the colour-blind
 _GREY = "0.6"
@@ -137,11 +138,14 @@ def _plot_ranks(axes: "Axes", samplers: Sequence["Draws"], index: int) -> None:
             place = np.searchsorted(edges[1:-1], chain, side="right")
             share = np.bincount(place, minlength=_RANK_BINS) / len(chain) * _RANK_BINS
             axes.step(centres, share, where="mid", color=colour, linewidth=0.9, alpha=0.8)
+    shortest = min(column.shape[1] for column in columns)
+    spread = 2 * np.sqrt((_RANK_BINS - 1) / shortest)  # of a binomial count over its mean
+    axes.axhspan(max(1 - spread, 0), 1 + spread, color=_GREY, alpha=0.15, lw=0, zorder=0)
     axes.axhline(1.0, color=_GREY, linewidth=0.8, zorder=0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"rank of {samplers[0].names[index]}, all draws pooled")
     axes.set_ylabel("share of a chain, 1 expected")
-    axes.set_title("ranks, one line a chain", fontsize="medium")
+    axes.set_title("ranks, one line a chain; band: 2 sd of chance", fontsize="medium")
     _bare(axes)
 
 
@@ -193,6 +197,8 @@ def plot_transport(
     axes: Any = None,
 ) -> Any:
     """Draw an ensemble at several iterations of the warm-up, in two dimensions.
+
+    Grey points are those of the last iteration.
 
     Args:
         particles: (iterations, num_particles, dim): one chain of the extra field
@@ -432,10 +438,11 @@ def plot_selection(
     axes.hlines(rows, lower, upper, color=colours, linewidth=4.5)
     axes.scatter(middle, rows, s=8, color="white", zorder=3)
     axes.set_yticks(rows, names)
+    axes.set_ylim(-0.7, len(names) - 0.3)
     for row, positive, null in zip(rows, selection.prob_positive, selection.prob_null, strict=True):
         sign = f"P(> 0) = {positive:.2f}" if positive >= 0.5 else f"P(< 0) = {1 - positive:.2f}"
         axes.annotate(
-            f"{sign}   P(|.| < eps) = {null:.2f}",
+            f"{sign}   P(|.| < {epsilon:g}) = {null:.2f}",
             (1.02, row),
             xycoords=("axes fraction", "data"),
             fontsize="small",

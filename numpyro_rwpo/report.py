@@ -119,37 +119,66 @@ def table_text(table: Table) -> str:
 
 
 def _number(value: float, digits: int = 3) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
+def _span(values: list[Any], form: str) -> str:
+    """The smallest and the largest of formatted values, or the one that all have."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def _common(values: list[str]) -> str:
+    return values[0] if len(set(values)) == 1 else "mixed"
 
 
 def _chains(figures: dict[str, Any]) -> Table:
-    rows = []
-    for name, value in [
-        ("R-hat between halves, worst", lambda c: f"{c['r_hat']:.3f}"),
-        ("bulk ESS, worst", lambda c: f"{c['ess_bulk']:.0f}"),
-        ("acceptance", lambda c: f"{c['accept_prob']:.2f}"),
-        ("divergent draws", lambda c: str(c["num_divergences"])),
-        ("transport residual", lambda c: _number(c["transport_residual"], 2)),
-        ("gradient evaluations", lambda c: f"{c['num_gradients']:,}"),
-        ("gradients a draw", lambda c: str(c["gradients_per_draw"])),
-        (
-            "sweeps a draw (independent + Hamiltonian)",
-            lambda c: f"{c['independent_sweeps']} + {c['hamiltonian_sweeps']}",
-        ),
-        ("metric", lambda c: c["metric"]),
-        ("flow", lambda c: c["flow"]),
-    ]:
-        rows.append([name, *(value(chain) for chain in figures["chains"])])
-    return Table("Chains", ["", *(str(k) for k in range(len(figures["chains"])))], rows)
+    """One column a chain, and one for the run: between chains where that is what counts."""
+    chains, coordinates = figures["chains"], figures["coordinates"]
+
+    def each(key: str, form: str = "") -> list[str]:
+        return [format(chain[key], form) for chain in chains]
+
+    def whole(key: str) -> Any:
+        return [row[key] for row in coordinates]
+
+    def column(key: str) -> list[Any]:
+        return [chain[key] for chain in chains]
+
+    sweeps = [f"{c['independent_sweeps']} + {c['hamiltonian_sweeps']}" for c in chains]
+    r_hat = max(whole("r_hat"), key=lambda value: (value != value, value))
+    rows = [
+        ["R-hat, worst (a chain: its halves)", *each("r_hat", ".3f"), f"{r_hat:.3f}"],
+        ["bulk ESS, worst", *each("ess_bulk", ",.0f"), f"{min(whole('ess_bulk')):,.0f}"],
+        ["tail ESS, worst", *each("ess_tail", ",.0f"), f"{min(whole('ess_tail')):,.0f}"],
+        ["acceptance", *each("accept_prob", ".2f"), _span(column("accept_prob"), ".2f")],
+        ["divergent draws", *each("num_divergences"), str(sum(column("num_divergences")))],
+        [
+            "transport residual",
+            *(_number(x, 2) for x in column("transport_residual")),
+            _span(column("transport_residual"), ".2g"),
+        ],
+        ["gradient evaluations", *each("num_gradients", ","), f"{sum(column('num_gradients')):,}"],
+        ["gradients a draw", *each("gradients_per_draw"), _span(column("gradients_per_draw"), "d")],
+        ["sweeps a draw (independent + Hamiltonian)", *sweeps, _common(sweeps)],
+        ["metric", *each("metric"), _common(column("metric"))],
+        ["flow", *each("flow"), _common(column("flow"))],
+    ]
+    return Table("Chains", ["", *(str(k) for k in range(len(chains))), "all"], rows)
 
 
 def _flows(figures: dict[str, Any]) -> Table:
+    chains = figures["chains"]
+    residuals, steps, gradients = (
+        [chain[key] for chain in chains]
+        for key in ("transport_residual", "transport_steps", "num_gradients")
+    )
     rows = [
-        ["transport residual", *(_number(c["transport_residual"], 2) for c in figures["chains"])],
-        ["transport steps", *(str(c["transport_steps"]) for c in figures["chains"])],
-        ["gradient evaluations", *(f"{c['num_gradients']:,}" for c in figures["chains"])],
+        ["transport residual", *(_number(x, 2) for x in residuals), _span(residuals, ".2g")],
+        ["transport steps", *map(str, steps), _span(steps, "d")],
+        ["gradient evaluations", *(f"{x:,}" for x in gradients), f"{sum(gradients):,}"],
     ]
-    return Table("Ensembles", ["", *(str(k) for k in range(len(figures["chains"])))], rows)
+    return Table("Ensembles", ["", *(str(k) for k in range(len(chains))), "all"], rows)
 
 
 def _coordinates(figures: dict[str, Any]) -> Table:
@@ -174,16 +203,19 @@ def _coordinates(figures: dict[str, Any]) -> Table:
 
 
 def _density(figures: dict[str, Any]) -> Table:
-    evidence, stein = figures["evidence"], figures["stein"]
+    coverage, evidence, stein = figures["coverage"], figures["evidence"], figures["stein"]
     settings, passes = figures["settings"], figures["passes"]
     discrepancy = stein["discrepancy"]
     known = "" if settings["is_normalised"] else ", up to the constants that the density lacks"
     rows = [
-        ["Pareto k-hat of the fitted density", f"{evidence['k_hat']:.2f} (good up to 0.7)"],
+        [
+            "Pareto k-hat of an ensemble's density",
+            f"{coverage['k_hat']:.2f} (good up to 0.7; {coverage['efficiency']:.1%} effective)",
+        ],
         [
             "log evidence" + known,
             f"{evidence['log_evidence']:.3f} +- {evidence['standard_error']:.3f} "
-            f"({evidence['method']})",
+            f"({evidence['method']}, k-hat {evidence['k_hat']:.2f})",
         ],
         [
             "kernel Stein discrepancy, squared",

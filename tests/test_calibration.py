@@ -330,32 +330,62 @@ def test_evidence(make):
     assert evidence["standard_error"] < 0.05
 
 
+NUM_SEEDS = 5
+ANNEALED = Path(__file__).parent / "data" / "evidence" / "breast_cancer_logistic.json"
+
+
+def run_problem(name: str, seed: int, correction: str | None = "metropolis") -> Any:
+    problem = PROBLEMS[name]()
+    mcmc = MCMC(
+        RWPO(problem.model, correction=correction),
+        num_warmup=200,
+        num_samples=1000 if correction else 64,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(seed), **problem.kwargs)
+    return diagnose(mcmc)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "is_flagged"),
     [
         ("diabetes_lasso", False),
-        pytest.param(
-            "breast_cancer_logistic",
-            True,
-            # Open: fitted to 2000 corrected draws the density has k-hat 0.23, to noise-free
-            # particles 0.44, though only a few per cent of the proposals are effective.
-            marks=pytest.mark.xfail(reason="k-hat misses the low efficiency", strict=True),
-        ),
+        ("breast_cancer_logistic", True),
+        # Reported only: k-hat is 0.4 to 0.63 with a standard error of 0.1, too near the limit.
+        ("l1_logistic_d50", None),
     ],
 )
 def test_k_hat_flags_the_fit_that_does_not_cover(name, is_flagged):
-    problem = PROBLEMS[name]()
-    mcmc = MCMC(
-        RWPO(problem.model),
-        num_warmup=200,
-        num_samples=1000,
-        num_chains=4,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(jax.random.key(0), **problem.kwargs)
-    report = diagnose(mcmc)
-    print(f"\n{report}")
-    assert (report.figures["evidence"]["k_hat"] > 0.7) == is_flagged
-    assert ("k-hat" in {finding.about for finding in report.findings}) == is_flagged
+    """Of every seed: no statistic over seeds that one of them could spoil or save.
+
+    k-hat has a standard error of about (1 + k)/sqrt(3 sqrt(8000)): 0.1 below the limit of 0.7, and
+    0.15 above it.
+    """
+    exact = json.loads(ANNEALED.read_text())
+    for seed in range(NUM_SEEDS):
+        report = run_problem(name, seed)
+        coverage, evidence = report.figures["coverage"], report.figures["evidence"]
+        print(f"\n{name}, seed {seed}: {coverage}\n  {evidence}\n  {report.findings}")
+        if is_flagged is not None:
+            assert (coverage["k_hat"] > 0.7) == is_flagged
+            assert ("k-hat" in {finding.about for finding in report.findings}) == is_flagged
+        if name == "breast_cancer_logistic":
+            error = evidence["log_evidence"] - exact["log_evidence"]
+            assert evidence["standard_error"] < 0.2
+            assert abs(error) < 4 * np.hypot(evidence["standard_error"], exact["standard_error"])
+
+
+@pytest.mark.slow
+def test_evidence_of_noise_free_particles_is_right_or_without_error():
+    """The particles are biased; what importance sampling makes of them says how far to trust it."""
+    exact = json.loads(ANNEALED.read_text())
+    for seed in range(NUM_SEEDS):
+        report = run_problem("breast_cancer_logistic", seed, correction=None)
+        evidence = report.figures["evidence"]
+        error = evidence["log_evidence"] - exact["log_evidence"]
+        print(f"\nseed {seed}: {report.figures['coverage']}\n  {evidence}, error {error:+.3f}")
+        assert {"k-hat", "spread"} <= {finding.about for finding in report.findings}
+        assert abs(error) < 4 * np.hypot(evidence["standard_error"], exact["standard_error"])

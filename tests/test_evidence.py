@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from numpyro_rwpo.convergence import pareto_k_hat
-from numpyro_rwpo.evidence import bridge_evidence, estimate_evidence, importance_evidence
+from numpyro_rwpo.evidence import bridge_evidence, estimate_evidence
+from numpyro_rwpo.importance import ensemble_coverage, importance_evidence
 from numpyro_rwpo.priors import laplace_prior
 
 LOG_Z = 3.7
@@ -105,3 +106,32 @@ def test_a_missing_constant_shows():
         jax.random.key(0), draws, lambda x: log_density(x) + np.log(2), prior, num_proposals=2000
     )
     assert abs(evidence.log_evidence - LOG_Z) > 4 * evidence.standard_error
+
+
+def coverage(draws: np.ndarray, num_particles: int):
+    prior = laplace_prior(jnp.array([0.0, 0.0, 1.0]))
+    return ensemble_coverage(jax.random.key(0), draws, num_particles, log_density, prior)
+
+
+def test_coverage_is_that_of_single_ensembles():
+    """Right draws cover; an ensemble that is too narrow does not, however many draws there are."""
+    draws = exact_draws(np.random.default_rng(2), (4, 500))
+    right = coverage(draws, 64)
+    assert right.is_sufficient
+    assert right.efficiency > 0.5
+    assert (right.num_proposals, right.num_fitted) == (8000, 64)
+    draws[:, -64:] *= 0.3
+    narrow = coverage(draws, 64)
+    assert narrow.k_hat > 0.7
+    assert not narrow.is_sufficient
+    assert coverage(draws, 500).is_sufficient  # lost among the others
+    assert coverage(draws, 1000).num_fitted == 500
+
+
+def test_noise_free_evidence_has_no_error_where_the_ratios_have_no_variance():
+    prior = laplace_prior(jnp.array([0.0, 0.0, 1.0]))
+    narrow = 0.3 * exact_draws(np.random.default_rng(2), (4, 64))
+    evidence = estimate_evidence(jax.random.key(0), narrow, log_density, prior, is_exact=False)
+    assert evidence.method == "importance sampling"
+    assert evidence.k_hat > 0.7
+    assert evidence.standard_error == np.inf

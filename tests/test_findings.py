@@ -21,6 +21,7 @@ def sound() -> dict[str, Any]:
         "transport_at_rest": True,
         "r_hat": 1.001,
         "ess_bulk": 900.0,
+        "ess_tail": 850.0,
         "accept_prob": 0.8,
         "num_divergences": 0,
         "metric": "dense",
@@ -61,6 +62,12 @@ def sound() -> dict[str, Any]:
             "drift_z": 1.0,
             "drifting": "b",
             "num_statistics": 5,
+        },
+        "coverage": {
+            "k_hat": 0.3,
+            "efficiency": 0.2,
+            "num_proposals": 4000,
+            "num_fitted": 64,
         },
         "evidence": {
             "k_hat": 0.2,
@@ -121,13 +128,17 @@ CASES = [
     ("stein.worst_virial_z", -7.0, "Stein identity", sound),
     ("stein.worst_force_z", 7.0, "Stein identity", sound),
     ("stein.discrepancy.p_value", 0.001, "Stein discrepancy", sound),
-    ("evidence.k_hat", 0.9, "k-hat", sound),
-    ("evidence.k_hat", float("inf"), "k-hat", bridged),
+    ("coverage.k_hat", 0.9, "k-hat", sound),
+    ("coverage.k_hat", float("inf"), "k-hat", bridged),
+    ("coverage.k_hat", float("nan"), "k-hat", sound),
+    ("coverage.efficiency", 0.001, "k-hat", sound),
     ("evidence.standard_error", 0.5, "evidence", bridged),
     ("evidence.standard_error", float("nan"), "evidence", bridged),
     ("settings.num_samples", 2000, "repeats", noise_free),
     ("chains.0.transport_at_rest", False, "transport", noise_free),
     ("stein.virial", [0.8, 1.0], "spread", noise_free),
+    ("coverage.k_hat", 0.9, "k-hat", noise_free),
+    ("evidence.standard_error", float("inf"), "evidence", noise_free),
 ]
 
 
@@ -135,6 +146,8 @@ def test_sound_runs_raise_nothing():
     assert find(sound()) == []
     assert find(bridged()) == []
     assert find(noise_free()) == []
+    # Tails beyond the outermost particle, in few dimensions: nothing to worry about.
+    assert find(changed("coverage.k_hat", 0.9, changed("coverage.efficiency", 0.8))) == []
     assert "Nothing here speaks against" in str(Report(sound(), find(sound())))
 
 
@@ -158,6 +171,18 @@ def test_noise_free_reports_say_that_r_hat_does_not_apply():
     assert "R-hat and ESS do not apply" in text
     assert "r_hat" not in text
     assert "R-hat and ESS do not apply" in Report(noise_free(), [])._repr_html_()
+
+
+def test_the_column_of_the_whole_run_has_what_counts_between_chains():
+    figures = changed("coordinates.1.r_hat", 1.234)
+    figures["chains"][1] |= {"num_divergences": 2, "accept_prob": 0.7, "flow": "exact"}
+    rows = {row[0]: row[1:] for row in Report(figures, []).tables()[0].rows}
+    assert rows["R-hat, worst (a chain: its halves)"] == ["1.001", "1.001", "1.234"]
+    assert rows["bulk ESS, worst"] == ["900", "900", "4,000"]
+    assert rows["divergent draws"] == ["0", "2", "2"]
+    assert rows["acceptance"] == ["0.80", "0.70", "0.70 to 0.80"]
+    assert rows["gradient evaluations"] == ["1,000", "1,000", "2,000"]
+    assert rows["flow"] == ["free", "exact", "mixed"]
 
 
 def test_limits_on_z_have_the_stated_false_alarm_rate():

@@ -143,7 +143,7 @@ def test_selection_picture() -> None:
     drawn(axes)
     assert "2 of 3" in axes.get_title()
     texts = [text.get_text() for text in axes.texts]
-    assert texts[1] == "P(< 0) = 0.90   P(|.| < eps) = 0.20"
+    assert texts[1] == "P(< 0) = 0.90   P(|.| < 0.1) = 0.20"
     for options, match in [({"epsilon": 0.0}, "`epsilon`"), ({"max_fdr": 1.0}, "`max_fdr`")]:
         with pytest.raises(ValueError, match=match):
             plots.plot_selection(COEFFICIENTS, **{"epsilon": 0.1, **options})
