@@ -46,7 +46,7 @@ def check_num_particles(value: Any) -> None:
             f"`num_particles` must be at least 4; got {value}. The ensemble's moments tune the "
             "sampler; leave it None to have a number picked from the dimension."
         )
-    if value > _MOST_PARTICLES:
+    if int(value) > _MOST_PARTICLES:
         raise ValueError(
             f"`num_particles` must be at most {_MOST_PARTICLES}; got {value}. Draws of one chain "
             "may exceed the number of particles: leave it None."
