@@ -50,6 +50,7 @@ from numpyro_rwpo.target import (
     Target,
     has_loop,
 )
+from numpyro_rwpo.threads import one_at_a_time
 from numpyro_rwpo.transport import Flow, is_at_rest, transport_step
 from numpyro_rwpo.warmup import (
     Adaptation,
@@ -347,6 +348,7 @@ class RWPO(MCMCKernel):
             f"acc. prob={state.refresh.accept_prob.mean():.2f}"
         )
 
+    @one_at_a_time
     def init(
         self,
         rng_key: jax.Array,
@@ -433,6 +435,7 @@ class RWPO(MCMCKernel):
         check_start(start, source.bind(model_args, model_kwargs))
         return source, start
 
+    @one_at_a_time
     def sample(
         self, state: RWPOState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> RWPOState:
@@ -447,7 +450,8 @@ class RWPO(MCMCKernel):
         """Map an unconstrained draw to the sites of the user's model."""
         if self._source is None:
             return lambda values: values
-        return self._source.postprocess_fn(model_args, model_kwargs or {})
+        make = one_at_a_time(self._source.postprocess_fn)
+        return one_at_a_time(make(model_args, model_kwargs or {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""
