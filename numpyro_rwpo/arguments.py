@@ -4,6 +4,14 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.util import is_prng_key
+
+_TINY, _HUGE = 1e-18, 1e18
+_MOST_PARTICLES = 2**30  # what 32-bit indices count
+
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices`` (same type, too)."""
@@ -20,6 +28,11 @@ def check_range(name: str, value: Any, low: float, high: float) -> None:
         raise TypeError(f"`{name}` must be a number; got {value!r}.") from None
     if not low < number < high:
         raise ValueError(f"`{name}` must lie strictly between {low} and {high}; got {value!r}.")
+    if not _TINY < number < _HUGE:
+        raise ValueError(
+            f"`{name}` must lie between {_TINY:g} and {_HUGE:g}, the range in which single "
+            f"precision can square it; got {value!r}."
+        )
 
 
 def check_num_particles(value: Any) -> None:
@@ -32,6 +45,11 @@ def check_num_particles(value: Any) -> None:
         raise ValueError(
             f"`num_particles` must be at least 4; got {value}. The ensemble's moments tune the "
             "sampler; leave it None to have a number picked from the dimension."
+        )
+    if int(value) > _MOST_PARTICLES:
+        raise ValueError(
+            f"`num_particles` must be at most {_MOST_PARTICLES}; got {value}. Draws of one chain "
+            "may exceed the number of particles: leave it None."
         )
 
 
@@ -56,4 +74,26 @@ def check_site_names(nonsmooth: Any) -> None:
         raise ValueError(
             "`nonsmooth` must be 'auto', None or a list of names of Laplace sites when a model is "
             f"given; got {nonsmooth!r}."
+        )
+
+
+def check_init_strategy(value: Any) -> None:
+    """Raise unless ``value`` can be NumPyro's per-site initialisation strategy."""
+    if not callable(value):
+        raise TypeError(
+            "`init_strategy` must be a strategy of numpyro.infer such as init_to_median or "
+            f"init_to_value(values=...); got {value!r}."
+        )
+
+
+def check_rng_key(value: Any) -> None:
+    """Raise unless ``value`` is a random key or a batch of them, one per chain."""
+    is_old_batch = isinstance(value, (jax.Array, np.ndarray)) and value.dtype == np.uint32
+    is_batch = is_old_batch or (
+        isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    )
+    if not (is_batch or is_prng_key(value)):
+        raise TypeError(
+            "`rng_key` must be a key such as jax.random.key(0), or an array of keys, one per "
+            f"chain; got {value!r}."
         )

@@ -23,8 +23,10 @@ from numpyro.util import is_prng_key
 
 from numpyro_rwpo.arguments import (
     check_choice,
+    check_init_strategy,
     check_num_particles,
     check_range,
+    check_rng_key,
     check_site_names,
     check_target,
 )
@@ -49,6 +51,7 @@ from numpyro_rwpo.target import (
     has_loop,
     pool_chains,
 )
+from numpyro_rwpo.threads import one_at_a_time
 from numpyro_rwpo.transport import Flow, is_at_rest, transport_step
 from numpyro_rwpo.warmup import (
     Adaptation,
@@ -131,7 +134,10 @@ def iterate(
             ensemble._replace(particles=particles),
             flow,
         )
-        ensemble = evaluate(ensemble.particles, placed)
+        # A particle whose new position overflowed stays where it was.
+        moved, old = ensemble.particles, carry.ensemble.particles
+        moved = jnp.where(jnp.isfinite(moved).all(1, keepdims=True), moved, old)
+        ensemble = evaluate(moved, placed)
         return carry._replace(ensemble=ensemble, centring=centring, flow=flow)
 
     def correct(carry: Chain) -> Chain:
@@ -294,6 +300,8 @@ class RWPO(MCMCKernel):
         check_choice("attention", attention, tuple(HEADS))
         check_choice("correction", correction, ("metropolis", None))
         check_choice("dense_mass", dense_mass, (True, False, "auto"))
+        check_init_strategy(init_strategy)
+        check_choice("forward_mode_differentiation", forward_mode_differentiation, (True, False))
         check_range("relative_prox_time", relative_prox_time, 0.0, math.inf)
         check_range("inverse_temperature", inverse_temperature, 0.0, math.inf)
         check_range("target_accept_prob", target_accept_prob, 0.0, 1.0)
@@ -354,6 +362,7 @@ class RWPO(MCMCKernel):
             f"acc. prob={state.refresh.accept_prob.mean():.2f}"
         )
 
+    @one_at_a_time
     def init(
         self,
         rng_key: jax.Array,
@@ -369,6 +378,7 @@ class RWPO(MCMCKernel):
                 sampled (discrete, Delta or no latent sites).
             RuntimeError: no valid starting position.
         """
+        check_rng_key(rng_key)
         model_kwargs = {} if model_kwargs is None else model_kwargs
         is_batch = not is_prng_key(rng_key)
         rng_key, key_source = split_keys(rng_key, is_batch=is_batch)
@@ -439,6 +449,7 @@ class RWPO(MCMCKernel):
         check_start(start, source.bind(model_args, model_kwargs))
         return source, start
 
+    @one_at_a_time
     def sample(
         self, state: RWPOState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> RWPOState:
@@ -453,7 +464,8 @@ class RWPO(MCMCKernel):
         """Map an unconstrained draw to the sites of the user's model."""
         if self._source is None:
             return lambda values: values
-        return self._source.postprocess_fn(model_args, model_kwargs or {})
+        make = one_at_a_time(self._source.postprocess_fn)
+        return one_at_a_time(make(model_args, model_kwargs or {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""

@@ -64,7 +64,8 @@ class mark_direct(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
             msg["infer"] = {**msg["infer"], _DIRECT: True}
 
 
-def _trace(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def trace_model(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The trace of a model whose latent sites have some valid values."""
     # init_to_uniform gives values to improper sites too, which cannot be sampled.
     started = handlers.substitute(
         handlers.seed(mark_direct(model), 0), substitute_fn=init_to_uniform()
@@ -77,7 +78,7 @@ def inspect_trace(
 ) -> T:
     """What ``read`` says of the model's trace, which is made abstractly: nothing is computed."""
     found: list[T] = []
-    jax.eval_shape(lambda: found.append(read(_trace(model, args, kwargs))))
+    jax.eval_shape(lambda: found.append(read(trace_model(model, args, kwargs))))
     return found[0]
 
 
@@ -185,7 +186,7 @@ class LaplaceSplit(NamedTuple):
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, SiteParameters]:
         """Parameters of all split sites for these model arguments, base sites at centring 0."""
-        trace = _trace(self.model(), args, kwargs)
+        trace = trace_model(self.model(), args, kwargs)
         names = (*self.fixed, *self.base_sites)
         return {name: distribution_parameters(trace[name]["fn"]) for name in names}
 

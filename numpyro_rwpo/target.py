@@ -27,11 +27,10 @@ from numpyro.util import is_prng_key
 from numpyro_rwpo.laplace_sites import (
     SiteParameters,
     distribution_parameters,
-    inspect_trace,
     is_laplace,
-    is_latent,
     split_laplace_sites,
 )
+from numpyro_rwpo.model_checks import check_model, explained, with_fixed_sites
 from numpyro_rwpo.priors import LaplacePrior
 
 
@@ -191,8 +190,9 @@ class ModelSource:
 
     Raises:
         ValueError: discrete latent sites, Delta sites, no latent sites, or a name in
-            ``nonsmooth`` that is not a Laplace site.
-        RuntimeError: no valid starting position, from NumPyro.
+            ``nonsmooth`` that is not a Laplace site; see also
+            :func:`numpyro_rwpo.model_checks.check_model`.
+        RuntimeError: no valid starting position; the message names the site to blame.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class ModelSource:
         differentiation: Differentiation,
     ) -> None:
         self._differentiation = differentiation
-        inspect_trace(model, model_args, model_kwargs, _check_latent_sites)
+        model = with_fixed_sites(model, check_model(model, model_args, model_kwargs))
         self._split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth)
         self.has_prior = bool(self._split.fixed or self._split.rewritten)
         if self.has_prior:
@@ -216,15 +216,16 @@ class ModelSource:
             _check_rates({f"'{name}'": p for name, p in parameters.items()})
         batch = rng_key if not is_prng_key(rng_key) else rng_key[None]
         # A batch also for one chain: NumPyro searches a single start operation by operation.
-        info = initialize_model(
-            batch,
-            self._split.smooth_model,
-            init_strategy=init_strategy,
-            dynamic_args=True,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            forward_mode_differentiation=differentiation.forward_mode,
-        )
+        with explained(model, model_args, model_kwargs):
+            info = initialize_model(
+                batch,
+                self._split.smooth_model,
+                init_strategy=init_strategy,
+                dynamic_args=True,
+                model_args=model_args,
+                model_kwargs=model_kwargs,
+                forward_mode_differentiation=differentiation.forward_mode,
+            )
         self._smooth_potential = info.potential_fn
         self._postprocess = info.postprocess_fn
         self._prototype = jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), info.param_info.z)
@@ -308,7 +309,7 @@ class PotentialSource:
 
     Raises:
         ValueError: ``potential_fn`` does not return a scalar, or ``nonsmooth`` does not fit.
-        TypeError: a leaf of ``init_params`` is not floating-point.
+        TypeError: a leaf of ``init_params`` or the potential is not floating-point.
     """
 
     def __init__(
@@ -322,10 +323,11 @@ class PotentialSource:
         self._potential_fn = potential_fn
         self._differentiation = differentiation
         for leaf in jax.tree.leaves(init_params):
-            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            dtype = getattr(leaf, "dtype", np.asarray(leaf).dtype)
+            if dtype not in (np.float32, np.float64):
                 raise TypeError(
-                    "`init_params` must hold floating-point arrays; got a leaf of dtype "
-                    f"{jnp.result_type(leaf)}. Convert it, e.g. with jnp.asarray(x, float)."
+                    "`init_params` must hold arrays in float32 or float64; got a leaf of dtype "
+                    f"{dtype}. Convert it, e.g. with jnp.asarray(x, float)."
                 )
         self._prototype = jax.tree.map(
             lambda x: np.zeros(jnp.shape(x), jnp.result_type(x)), init_params
@@ -338,6 +340,11 @@ class PotentialSource:
             raise ValueError(
                 "`potential_fn` must return a scalar (minus the log density of one position); "
                 f"got {shape}. Sum over coordinates and observations."
+            )
+        if not jnp.issubdtype(shape.dtype, jnp.floating):
+            raise TypeError(
+                "`potential_fn` must return a floating-point number, of which there is a gradient; "
+                f"got dtype {shape.dtype}. Convert its arguments or its result."
             )
         self._prior = prior_from_leaves(nonsmooth, self._prototype)
         self.has_prior = self._prior is not None
@@ -375,33 +382,18 @@ class PotentialSource:
         return lambda values: values
 
 
-def _check_latent_sites(trace: dict[str, Any]) -> None:
-    latent = {name: site for name, site in trace.items() if is_latent(site)}
-    for name, site in latent.items():
-        if site["fn"].support.is_discrete:
-            raise ValueError(
-                f"Latent site '{name}' is discrete ({type(site['fn']).__name__}); RWPO moves "
-                "particles by gradients and needs continuous latent sites. Marginalise the site "
-                "in the model, or use DiscreteHMCGibbs or MixedHMC for it."
-            )
-    if not latent:
-        raise ValueError(
-            "The model has no latent sample sites, so there is nothing to sample. Check that "
-            "not every site is observed or conditioned, or use Predictive to run the model."
-        )
-
-
 def _check_rates(parameters: dict[str, SiteParameters]) -> None:
-    """Refuse Laplace scales that are known here and not positive."""
+    """Refuse Laplace scales that are known here and not positive, or too small for their square."""
     for name, (_, left, right) in parameters.items():
         rates = jnp.stack([left, right])
         if isinstance(rates, jax.core.Tracer):
             continue
-        if not np.all(np.isfinite(rates) & (np.asarray(rates) > 0)):
+        if not np.all(np.isfinite(rates**2) & (np.asarray(rates) > 0)):
+            smallest = 1 / np.sqrt(float(jnp.finfo(rates.dtype).max))
             raise ValueError(
-                f"The scale of Laplace site {name} must be positive and finite everywhere; "
-                f"got scales between {np.min(1 / rates)} and {np.max(1 / rates)}. Correct the "
-                "scale (and asymmetry) in the model."
+                f"The scale of Laplace site {name} must be positive and finite everywhere, and in "
+                f"{rates.dtype} above {smallest:.0e}; got scales between {np.min(1 / rates)} and "
+                f"{np.max(1 / rates)}. Correct the scale (and asymmetry) in the model."
             )
 
 
