@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.primitives import Messenger
 
-from numpyro_rwpo.laplace_sites import inspect_trace, is_latent, trace_model
+from numpyro_rwpo.laplace_sites import BASE_SUFFIX, inspect_trace, is_latent, trace_model
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -170,6 +170,8 @@ class _Watch(Messenger):
         if msg["type"] != "sample" or msg["is_observed"]:
             return
         name = msg["name"]
+        if name.endswith(BASE_SUFFIX) and name.removesuffix(BASE_SUFFIX) in self.expected:
+            return  # our own rewriting of a site sends its base site past here, too
         self.seen.add(name)
         shape = msg["fn"].shape(msg["kwargs"].get("sample_shape", ()))
         if name not in self.expected:
