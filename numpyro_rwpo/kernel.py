@@ -189,7 +189,11 @@ def iterate(
 
     is_sweep = is_adapting | is_refresh
     spent = (
-        jnp.where(is_start & is_warmup, num_start_evaluations(num_particles), 0)
+        jnp.where(
+            is_start & is_warmup,
+            num_start_evaluations(num_particles, target.is_rewritten is not None),
+            0,
+        )
         + num_particles * (is_start | is_flowing)
         + num_particles * chain.refresh.num_steps * is_sweep
     )

@@ -81,6 +81,7 @@ class Best(NamedTuple):
     position: jax.Array
     num_factors: jax.Array
     initial: jax.Array
+    log_det: jax.Array
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -211,11 +212,11 @@ def _share_out(bound: jax.Array, num_particles: int) -> jax.Array:
     return jnp.minimum((share < rank[:, None]).sum(1), num_paths - 1)
 
 
-def num_start_evaluations(num_particles: int) -> int:
+def num_start_evaluations(num_particles: int, has_centrings: bool) -> int:
     """Gradient evaluations of one start, those of the comparisons included."""
     num_paths, num_draws = min(NUM_PATHS, num_particles), min(NUM_DRAWS, num_particles)
-    num_blocks = math.ceil(num_particles / num_draws)
-    return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + (NUM_ROUNDS + num_blocks) * num_draws
+    num_judged = NUM_ROUNDS + has_centrings + math.ceil(num_particles / num_draws)
+    return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + num_judged * num_draws
 
 
 def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array, jax.Array]:
@@ -263,9 +264,10 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
         position=particles[:num_paths],
         num_factors=jnp.zeros(num_paths, int),
         initial=jnp.zeros(num_paths, dtype),
+        log_det=jnp.zeros(num_paths, dtype),
     )
 
-    is_same = centring == centring[:, None]
+    has_centrings = target.is_rewritten is not None
     num_draws = min(NUM_DRAWS, num_particles)
     every_path = jnp.arange(num_draws) % num_paths
 
@@ -274,26 +276,32 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
     def one_round(i: jax.Array, carry: Carry) -> Carry:
         """Descend and compare; after the last comparison, draw the particles block by block.
 
-        The final draws take further rounds, whose comparison is not used, so that draws and the
-        gradient behind them are compiled in one place.
+        Between the two, where there is a choice of centring, the best path of each is judged once
+        more, by draws that had no part in making it the best. These draws and the final ones take
+        further rounds, so that draws and the gradient behind them are compiled in one place.
         """
-        descent, best, placed, _ = carry
+        descent, best, placed, chosen = carry
         is_last = i >= NUM_ROUNDS
-        row = (jnp.maximum(i - NUM_ROUNDS, 0) * num_draws + jnp.arange(num_draws)) % num_particles
+        is_duel = (i == NUM_ROUNDS) & has_centrings
+        block = jnp.maximum(i - NUM_ROUNDS - has_centrings, 0)
+        row = (block * num_draws + jnp.arange(num_draws)) % num_particles
         descent = lax.fori_loop(
             0,
             jnp.where(is_last, 0, EVALUATIONS_PER_ROUND),
             lambda _, d: _descend(d, smoothed),
             descent,
         )
-        evidence = jax.nn.logsumexp(jnp.where(is_same, best.bound, -jnp.inf), axis=1)
-        chosen = centring[jnp.argmax(evidence)]
         final_path = _share_out(jnp.where(centring == chosen, best.bound, -jnp.inf), num_particles)
-        path = jnp.where(is_last, final_path[row], every_path)
+        rivals = jnp.argmax(jnp.where(centring == jnp.arange(2)[:, None], best.bound, -jnp.inf), 1)
+        # A path is judged by every eighth draw, an odd one by odd draws: the rivals change sides.
+        rival_path = rivals[(jnp.arange(num_draws) + 1) % 2]
+        path = jnp.where(is_last, jnp.where(is_duel, rival_path, final_path[row]), every_path)
         white = noise[row]
 
         history = descent.history
-        here = Best(best.bound, descent.position, history.num_factors, history.initial)
+        here = Best(
+            best.bound, descent.position, history.num_factors, history.initial, history.log_det
+        )
         source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
         draws = _draws(white, path, source, history)
         drawn = target._replace(centring=centring[path])
@@ -302,13 +310,20 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
         # where the approximation is right, so few draws tell good paths from bad ones.
         value -= (white**2).sum(1) / 2
         member = path == jnp.arange(num_paths)[:, None]
-        value = jnp.where(member, value, 0.0).sum(1) / member.sum(1)
-        here = here._replace(bound=jnp.where(is_last, -jnp.inf, history.log_det / 2 - value))
+        number = member.sum(1)
+        energy = jnp.where(member, value, 0.0).sum(1) / number
+        spread = jnp.where(member, (value - energy[:, None]) ** 2, 0.0).sum(1)
+        bound = source.log_det / 2 - energy
+        # Two standard errors down: the worse the approximation, the more its energy scatters.
+        judged = bound - 2 * jnp.sqrt(spread) / number
+        judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
+        chosen = jnp.where(is_duel, centring[rivals[jnp.argmax(judged)]], chosen)
+        here = here._replace(bound=jnp.where(is_last, -jnp.inf, bound))
         return descent, _keep_better(best, here), placed.at[row].set(draws), chosen
 
-    num_blocks = math.ceil(num_particles / num_draws)
+    num_rounds = NUM_ROUNDS + has_centrings + math.ceil(num_particles / num_draws)
     _, best, draws, chosen = lax.fori_loop(
-        0, NUM_ROUNDS + num_blocks, one_round, (descent, best, particles, centring[0])
+        0, num_rounds, one_round, (descent, best, particles, centring[0])
     )
     found = jnp.any(jnp.isfinite(best.bound))
     return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)
