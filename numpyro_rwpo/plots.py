@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from numpyro_rwpo.attention import attention_weights
 from numpyro_rwpo.priors import LaplacePrior
@@ -349,6 +350,18 @@ def _coefficient_names(names: Sequence[str] | None, number: int) -> list[str]:
     return names
 
 
+def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Heights of labels in the same order, at least ``gap`` apart, moved as little as that takes.
+
+    Least squares in sorted order, which is an isotonic regression.
+    """
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(heights))
+    moved = np.empty(len(heights))
+    moved[order] = isotonic_regression(heights[order] - steps).x + steps
+    return moved
+
+
 def plot_shrinkage(
     scales: Any,
     draws: Any,
@@ -383,13 +396,14 @@ def plot_shrinkage(
     order = np.argsort(scales)
     low, middle, high = np.quantile(draws[order], [(1 - level) / 2, 0.5, (1 + level) / 2], axis=1)
     axes = _new_axes(axes, (6.5, 4.0))
+    heights = _apart(middle[-1], 0.045 * max(high.max() - low.min(), np.finfo(float).tiny))
     for k, name in enumerate(names):
         colour = f"C{k % 10}"
         axes.plot(scales[order], middle[:, k], color=colour, linewidth=1.5)
         axes.fill_between(scales[order], low[:, k], high[:, k], color=colour, alpha=0.12, lw=0)
         axes.annotate(
             f" {name}",
-            (scales[order][-1], middle[-1, k]),
+            (scales[order][-1], heights[k]),
             color=colour,
             fontsize="small",
             va="center",

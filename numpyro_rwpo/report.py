@@ -147,8 +147,9 @@ def _chains(figures: dict[str, Any]) -> Table:
 
     sweeps = [f"{c['independent_sweeps']} + {c['hamiltonian_sweeps']}" for c in chains]
     r_hat = max(whole("r_hat"), key=lambda value: (value != value, value))
+    between = f"{r_hat:.3f}" if len(chains) > 1 else "-"  # one chain has nothing to differ from
     rows = [
-        ["R-hat, worst (a chain: its halves)", *each("r_hat", ".3f"), f"{r_hat:.3f}"],
+        ["R-hat, worst (a chain: its halves)", *each("r_hat", ".3f"), between],
         ["bulk ESS, worst", *each("ess_bulk", ",.0f"), f"{min(whole('ess_bulk')):,.0f}"],
         ["tail ESS, worst", *each("ess_tail", ",.0f"), f"{min(whole('ess_tail')):,.0f}"],
         ["acceptance", *each("accept_prob", ".2f"), _span(column("accept_prob"), ".2f")],

@@ -116,6 +116,13 @@ def test_shrinkage_paths() -> None:
         plots.plot_shrinkage(scales, draws, names=["age"])
 
 
+def test_labels_are_apart_in_order_and_not_moved_without_need():
+    heights = np.array([0.0, 5.0, 0.1, 0.05, 9.0])
+    moved = plots._apart(heights, 1.0)
+    np.testing.assert_allclose(moved, [-0.95, 5.0, 1.05, 0.05, 9.0])
+    assert np.diff(np.sort(moved)).min() > 1 - 1e-9
+
+
 COEFFICIENTS = np.stack(
     [
         np.linspace(0.5, 1.5, 1000),  # surely positive
