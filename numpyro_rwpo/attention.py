@@ -271,9 +271,10 @@ def fit_copula(
     spectrum, rotation = jnp.linalg.eigh(_shrunk_correlation(grid.to_normal(particles)))
     spectrum = jnp.maximum(spectrum, particles.shape[1] * float(np.finfo(spectrum.dtype).eps))
     coupling = jnp.matmul(rotation * (1 / spectrum - 1), rotation.T, precision=_EXACT)
-    return CopulaDensity(
-        grid, rotation * jnp.sqrt(spectrum), coupling, 0.5 * jnp.sum(jnp.log(spectrum))
-    )
+    factor = rotation * jnp.sqrt(spectrum)
+    # Rounding of the eigenvectors, which differs by processor, must not change the variances.
+    factor = factor / jnp.linalg.norm(factor, axis=1, keepdims=True)
+    return CopulaDensity(grid, factor, coupling, 0.5 * jnp.sum(jnp.log(spectrum)))
 
 
 def attention_weights(
