@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import lax, random
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
@@ -64,6 +64,8 @@ from numpyro_rwpo.warmup import (
 )
 
 Carry = TypeVar("Carry")
+
+_START_ID = 2**31 - 1  # of the start's random numbers; those of refreshes count from 0
 
 
 class Chain(NamedTuple):
@@ -114,7 +116,7 @@ def iterate(
         ensemble, centring, flow = carry.ensemble, carry.centring, carry.flow
         particles, centring = lax.cond(
             is_start & is_warmup,
-            lambda x, c: quasi_newton_start(x, target),
+            lambda x, c: quasi_newton_start(random.fold_in(state.rng_key, _START_ID), x, target),
             lambda x, c: (x, c),
             ensemble.particles,
             centring,

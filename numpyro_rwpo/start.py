@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import lax, random
 
 from numpyro_rwpo.ensemble import is_usable
 from numpyro_rwpo.target import Target
@@ -33,7 +33,6 @@ NUM_ROUNDS = 12  # comparisons of the evidence lower bound along a path
 EVALUATIONS_PER_ROUND = 8
 NUM_DRAWS = 64  # of all paths together, for one comparison
 _ARMIJO = 1e-4
-_SMALLEST_SPREAD = 1e-6  # of the starting positions, against division by zero
 _BACKTRACK = 0.2
 _CURVATURE = 1e-6  # smallest cosine between step and gradient difference that enters H
 
@@ -219,12 +218,15 @@ def num_start_evaluations(num_particles: int, has_centrings: bool) -> int:
     return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + num_judged * num_draws
 
 
-def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array, jax.Array]:
+def quasi_newton_start(
+    rng_key: jax.Array, particles: jax.Array, target: Target
+) -> tuple[jax.Array, jax.Array]:
     """Place an ensemble by the best normal approximations along a few BFGS paths.
 
     Args:
-        particles: random starting positions (num_particles, dim). The first few start the paths;
-            all of them, standardised, are the white noise of the draws.
+        rng_key: one key, for the draws.
+        particles: random starting positions (num_particles, dim), of which the first few start the
+            paths.
         target: the posterior. Where it has Laplace sites with latent scales, every other path
             uses the other centring.
 
@@ -241,7 +243,8 @@ def quasi_newton_start(particles: jax.Array, target: Target) -> tuple[jax.Array,
     if target.is_rewritten is not None:
         centring = jnp.arange(num_paths) % 2.0
     smoothed = _smoothed_potential(target._replace(centring=centring))
-    noise = (particles - particles.mean(0)) / jnp.maximum(particles.std(0), _SMALLEST_SPREAD)
+    # Flat, as XLA takes several times as long to compile random numbers of two axes.
+    noise = random.normal(rng_key, (particles.size,), dtype).reshape(particles.shape)
 
     history = History(
         steps=jnp.zeros((num_paths, length, dim), dtype),

@@ -250,7 +250,15 @@ class ModelSource:
             name: np.full(np.shape(x), name in split.base_sites)
             for name, x in self._prototype.items()
         }
-        return self._differentiation.target(smooth, prior, ravel_pytree(rewritten)[0])
+        is_rewritten = ravel_pytree(rewritten)[0]
+        # What g leaves out of minus the log density: the centrings must differ by nothing else.
+        width = jnp.where(is_rewritten, 1 / prior.rate_left + 1 / prior.rate_right, 1.0)
+        log_normalizer = jnp.log(width).sum()
+
+        def comparable(position: jax.Array, centring: jax.Array) -> jax.Array:
+            return smooth(position, centring) + jnp.where(centring > 0, 0.0, log_normalizer)
+
+        return self._differentiation.target(comparable, prior, is_rewritten)
 
     def emit(
         self,

@@ -46,7 +46,9 @@ def errors(particles, mean, covariance):
 def test_start_finds_a_gaussian(units):
     smooth, mean, covariance = gaussian(units)
     target = Differentiation(1.0, False).target(smooth, None)
-    particles, centring = jax.jit(lambda x: quasi_newton_start(x, target))(starting_positions())
+    particles, centring = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
+        starting_positions()
+    )
     mean_error, sd_ratio = errors(particles, mean, covariance)
     assert mean_error < 0.5 and centring == 0
     assert np.all((sd_ratio > 0.5) & (sd_ratio < 2.0)), sd_ratio
@@ -59,7 +61,9 @@ def test_start_prefers_the_typical_set_to_an_infinite_density():
         return 0.5 * (x[0] / 3) ** 2 + 0.5 * jnp.exp(-x[0]) * (x[1:] @ x[1:]) + (DIM - 1) / 2 * x[0]
 
     target = Differentiation(1.0, False).target(smooth, None)
-    particles, _ = jax.jit(lambda x: quasi_newton_start(x, target))(starting_positions())
+    particles, _ = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
+        starting_positions()
+    )
     assert -6 < float(particles[:, 0].mean()) < 3
     assert float(particles[:, 0].std()) > 0.3
 
@@ -70,7 +74,7 @@ def test_start_survives_a_space_that_is_mostly_forbidden():
 
     target = Differentiation(1.0, False).target(smooth, None)
     start = starting_positions().at[0].set(0.5)
-    particles, _ = jax.jit(lambda x: quasi_newton_start(x, target))(start)
+    particles, _ = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(start)
     assert np.all(np.isfinite(particles))
 
 
