@@ -43,6 +43,8 @@ MAX_HAMILTONIAN = MAX_SWEEPS - MAX_INDEPENDENT
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
 REPLACEMENT_UPDATES = 12  # in which stuck particles are moved onto others
 _STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
+_DIVERGENCE_COST = 10.0  # of acceptance probability, for the share of particles that diverge
+_AFFORDABLE_STEPS = 32  # of a trajectory, beyond which divergences no longer shorten the steps
 _STEADY = 0.1  # distance of the log step size from its mean at which it counts as settled
 _CLIP = 3.0
 # Step sizes at which each flow starts, times the fourth root of the dimension: about 0.8 of the
@@ -352,7 +354,10 @@ def learn_sweeps(
     uses = adaptation.uses[now]
     weight = jnp.maximum(2 / (2.0 + uses), _MEMORY)
 
-    accept_prob = pair.refresh.accept_prob.mean()
+    # Divergences mark a region that the draws miss: shorter steps, as far as these are affordable.
+    is_long = adaptation.log_step[now] > math.log(TRAJECTORY_LENGTH / _AFFORDABLE_STEPS)
+    fine = jnp.where(is_long, _DIVERGENCE_COST * pair.refresh.diverging.mean(), 0.0)
+    accept_prob = jnp.maximum(pair.refresh.accept_prob.mean() - fine, 0.0)
     log_step = _adapt_step(adaptation.log_step[now], accept_prob, target_accept_prob, uses)
     log_step_mean = _blend(adaptation.log_step_mean[now], log_step, jnp.maximum(weight, 0.15))
     ensembles = jax.tree.map(lambda *x: jnp.stack(x), pair.before, pair.between, pair.after)
