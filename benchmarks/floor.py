@@ -64,7 +64,7 @@ def measure(name: str) -> dict[str, Any]:
     problem = load_problem(name)
     covariates = device_kwargs(problem)["X"]
     target = flat_target(problem)
-    dim = target.start(jax.random.key(0)).size
+    dim = target.dim
     batch = NUM_CHAINS * default_num_particles(dim, False)
     positions = 0.1 * jax.random.normal(jax.random.key(0), (batch, dim))
     rows, columns = covariates.shape
