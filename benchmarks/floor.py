@@ -88,9 +88,11 @@ def run_us(name: str, cells: Path) -> float:
     records = [json.loads(path.read_text()) for path in cells.glob(f"{name}--rwpo--seed*.json")]
     runs = [run for record in records for run in (record, *record.get("repeats", ()))]
     costs = [
-        1e6 * (run["warmup_seconds"] + run["sampling_seconds"]) / run["evaluations"]
+        1e6
+        * (run["warmup_seconds"] + run["sampling_seconds"])
+        / (run["warmup_evaluations"] + run["sampling_evaluations"])
         for run in runs
-        if run.get("evaluations")
+        if run.get("sampling_evaluations")
     ]
     return float(np.median(costs)) if costs else float("nan")
 
