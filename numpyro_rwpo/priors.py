@@ -75,10 +75,11 @@ class LaplacePrior(NamedTuple):
         Returns:
             The minimisers; exactly ``location`` where the threshold is not passed.
         """
-        distance = jnp.asarray(x) - self.location
-        right = jnp.maximum(distance - step_size * self.rate_right, 0)
-        left = jnp.minimum(distance + step_size * self.rate_left, 0)
-        return self.location + right + left
+        # Not by way of the distance to the kink, which may have lost the digits of x.
+        x = jnp.asarray(x)
+        return jnp.clip(
+            self.location, x - step_size * self.rate_right, x + step_size * self.rate_left
+        )
 
     def moreau_gradient(self, x: ArrayLike, step_size: ArrayLike) -> jax.Array:
         """Gradient of the Moreau envelope, ``(x - prox(x)) / step_size`` free of cancellation.

@@ -21,6 +21,13 @@ import pytest
 numpyro.set_host_device_count(2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `test_soak.py`."""
+    parser.addoption(
+        "--soak-minutes", type=float, default=5.0, help="time of the random models (slow group)"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep compiled programs on disk for the session: most of a test's time is compilation.
