@@ -1,4 +1,4 @@
-"""Print the zoo's table: ``python -m tests.zoo [--nuts] [--seed N] [--record] [part of a name ...]``.
+"""Print the zoo's table: ``python -m tests.zoo [--nuts] [--seed N] [--record] [NAME ...]``.
 
 With ``--nuts``, NUTS with 1000 + 1000 iterations runs instead. With ``--record`` the rows are kept,
 those of NUTS for the tests too, and the table of ``docs/hard-targets.md`` is written anew.
