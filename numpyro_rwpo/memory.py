@@ -2,7 +2,7 @@
 
 import os
 
-import jax.numpy as jnp
+import jax
 
 # Arrays of the ensemble's size that are alive at the same time in a step, at the very least:
 # positions and gradients before and after, momenta, forces, random numbers, whitened positions.
@@ -12,8 +12,8 @@ _DENSE_ARRAYS = 5
 
 
 def device_bytes() -> int | None:
-    """Memory of the device that JAX computes on; ``None`` where it does not say."""
-    (device,) = jnp.zeros(()).devices()
+    """Memory of the first device of JAX's default backend; ``None`` where it does not say."""
+    device = jax.devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
