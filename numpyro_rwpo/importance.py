@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.attention import HEADS, ProximalDensity, relative_prox_time
-from numpyro_rwpo.convergence import pareto_k_hat
+from numpyro_rwpo.convergence import pareto_smoothing
 from numpyro_rwpo.priors import LaplacePrior
 
 LogDensity = Callable[[Any], np.ndarray]
@@ -42,7 +42,8 @@ class Coverage(NamedTuple):
     Attributes:
         k_hat: Pareto tail index of the ratios of all ensembles together, each against the density
             of its own ensemble; up to 0.7 they can be relied on.
-        efficiency: effective share of the proposals, between 0 and 1.
+        efficiency: effective share of the proposals, between 0 and 1, by the smoothed weights: by
+            the raw ones a single proposal far out can decide.
         num_proposals: draws from the densities, of all ensembles together.
         num_fitted: particles that each density was fitted to.
     """
@@ -170,6 +171,7 @@ def ensemble_coverage(
             for key, ensemble in zip(jax.random.split(rng_key, num_chains), ensembles, strict=True)
         ]
     )
-    return Coverage(
-        pareto_k_hat(ratios), importance_evidence(ratios)[2], ratios.size, ensembles.shape[1]
-    )
+    log_weights, k_hat = pareto_smoothing(ratios)
+    sum_of_squares = float(np.exp(2 * log_weights).sum())
+    efficiency = 1 / (ratios.size * sum_of_squares) if sum_of_squares > 0 else 0.0
+    return Coverage(k_hat, efficiency, ratios.size, ensembles.shape[1])
