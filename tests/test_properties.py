@@ -201,7 +201,7 @@ def test_gradient_of_the_reference(regression: Regression) -> None:
 
 HARD = [
     ("normal", 20, 30, 0.999, 0.0, frozenset({"missing", "repeated"})),
-    ("logistic", 200, 3, 0.9, 3.0, frozenset({"constant"})),
+    pytest.param("logistic", 200, 3, 0.9, 3.0, frozenset({"constant"}), marks=pytest.mark.slow),
 ]
 
 
