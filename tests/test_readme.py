@@ -40,7 +40,7 @@ def test_code_blocks_run(capsys: Any) -> None:
     }
     exec(compile(shorter, "README.md", "exec"), names)
     assert "RWPO: 4 chains of 20 draws" in capsys.readouterr().out
-    assert names["idata"].posterior.sizes["chain"] == 4
+    assert names["idata"]["posterior"].sizes["chain"] == 4
 
 
 def test_number_of_samplers() -> None:
