@@ -2,7 +2,8 @@
 
 ``sphinx-build docs docs/_build/html`` runs every example of the gallery at full length (about ten
 minutes on two cores). With ``-t fast`` they draw little and compile without optimisation: that is
-what the continuous integration builds, to see that all of it runs.
+what the continuous integration builds, to see that all of it runs. With ``-t no_gallery`` no
+example is run.
 """
 
 import os
@@ -87,7 +88,8 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "min_reported_time": 10_000,
-    "plot_gallery": True,
+    "plot_gallery": not tags.has("no_gallery"),  # noqa: F821
+    "write_computation_times": False,
     "abort_on_example_error": True,
     "remove_config_comments": True,
     "capture_repr": ("_repr_html_",),
