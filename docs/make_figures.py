@@ -30,33 +30,42 @@ def save(figure: Any, name: str) -> None:
     plt.close(figure)
 
 
-def curved_lasso(y: jax.Array) -> None:
-    """Two coefficients with Laplace priors, of which the data know the sum of a curve."""
+def correlated_lasso(y: jax.Array) -> None:
+    """Two coefficients with Laplace priors; the data know their sum better than each."""
     x = numpyro.sample("x", dist.Laplace(0.0, 1.0).expand([2]).to_event(1))
-    numpyro.sample("y", dist.Normal(x[0] + 0.5 * x[1] ** 2, 0.5), obs=y)
+    numpyro.sample("y", dist.Normal(jnp.stack([x.sum(), x[0]]), jnp.array([0.7, 1.5])), obs=y)
 
 
 def transport() -> None:
-    """An ensemble on its way, and what one particle attends to when it is there."""
-    kernel = RWPO(curved_lasso, attention="joint", num_particles=300, correction=None)
-    mcmc = MCMC(kernel, num_warmup=60, num_samples=300)
+    """An ensemble on its way, the draws after correction, and what one particle attends to."""
+    data, num_particles = jnp.array([1.5, 1.0]), 300
+    kernel = RWPO(correlated_lasso, num_particles=num_particles, correction=None)
+    mcmc = MCMC(kernel, num_warmup=60, num_samples=num_particles)
     fields = ("ensemble.particles",)
-    data = jnp.array(1.0)
     mcmc.warmup(jax.random.key(0), data, collect_warmup=True, extra_fields=fields)
     group = to_arviz(mcmc, evidence=False)["warmup_ensemble"]
     path = np.asarray(group["particles"].values)[0]
 
+    kernel = RWPO(correlated_lasso, num_particles=num_particles)
+    mcmc = MCMC(kernel, num_warmup=200, num_samples=num_particles)
+    mcmc.run(jax.random.key(0), data)
+    draws = np.asarray(mcmc.get_samples()["x"])
+
     figure, axes = plt.subplots(
         1, 4, figsize=(9, 2.6), layout="constrained", sharex=True, sharey=True
     )
-    plot_transport(path, frames=[0, 2, 8, len(path) - 1], coordinates=(0, 1), axes=axes)
+    plot_transport(path, frames=[0, 4, len(path) - 1], coordinates=(0, 1), axes=axes[:3])
+    axes[3].plot(*draws.T, ".", color=GREEN, markersize=4)
+    axes[3].spines[["top", "right"]].set_visible(False)
+    axes[3].set_title("draws after correction", fontsize="medium")
+    axes[3].set_xlabel("coordinate 0", fontsize="small")
     save(figure, "transport")
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    last = path[-1]
-    query = int(np.argmax(last[:, 1]))
+    draws = draws[:120]  # more would hide each other
+    query = int(np.argmin(((draws - np.array([1.0, 1.0])) ** 2).sum(1)))
     for axes, attention in ((left, "joint"), (right, "marginal")):
-        plot_attention(last, query, laplace_prior(1.0), attention=attention, axes=axes)
+        plot_attention(draws, query, laplace_prior(1.0), attention=attention, axes=axes)
         axes.set_title(f"{attention}: {axes.get_title()}", fontsize="medium")
     save(figure, "attention")
 
@@ -127,17 +136,23 @@ def heads() -> None:
     """Spread of noise-free particles by dimension, from the committed measurements of the bias."""
     rows = json.loads(BIAS.read_text())["rows"]
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
-    styles = {"paper": GREY, "joint": ORANGE, "marginal": GREEN, "copula": BLUE}
+    # In this order, and marginal in dashes: on independent coordinates it is the copula head.
+    styles = {
+        "paper": (GREY, "-"),
+        "joint": (ORANGE, "-"),
+        "copula": (BLUE, "-"),
+        "marginal": (GREEN, "--"),
+    }
     num_particles = 300
     for axes, target in zip(panels, ("normal", "lasso"), strict=True):
-        for sampler, colour in styles.items():
+        for sampler, (colour, line) in styles.items():
             points = sorted(
                 (row["dim"], row["sd_ratio"])
                 for row in rows
                 if (row["target"], row["sampler"], row["num_particles"])
                 == (target, sampler, num_particles)
             )
-            axes.plot(*np.array(points).T, "o-", color=colour, label=sampler, markersize=4)
+            axes.plot(*np.array(points).T, f"o{line}", color=colour, label=sampler, markersize=4)
         axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
         axes.set_xticks([2, 10, 30, 100], ["2", "10", "30", "100"])

@@ -3,7 +3,8 @@
 A continuous prior never makes a coefficient exactly 0, so a coefficient counts as null when it is
 negligible, ``|beta| < epsilon``. The posterior probability of that is its local false-discovery
 rate; a set of coefficients has as expected share of nulls their mean, its **Bayesian
-false-discovery rate** (Mueller, Parmigiani and Rice 2006, "FDR and Bayesian multiple comparisons rules").
+false-discovery rate** (Mueller, Parmigiani and Rice 2006, "FDR and Bayesian multiple comparisons
+rules").
 """
 
 from typing import NamedTuple
