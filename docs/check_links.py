@@ -31,8 +31,15 @@ class Page(HTMLParser):
 
 
 def broken_links(folder: Path) -> tuple[list[str], int]:
-    """Lines about broken links of all pages under a folder, and the number of links looked at."""
-    pages = {path: Page(path.read_text()) for path in sorted(folder.resolve().rglob("*.html"))}
+    """Lines about broken links of all pages of a site, and the number of links looked at.
+
+    ``_static`` holds what a theme brings, templates of pages among it.
+    """
+    folder = folder.resolve()
+    paths = (
+        p for p in sorted(folder.rglob("*.html")) if p.relative_to(folder).parts[0] != "_static"
+    )
+    pages = {path: Page(path.read_text()) for path in paths}
     found, number = [], 0
     for path, page in pages.items():
         for link in sorted(page.links):
@@ -42,9 +49,9 @@ def broken_links(folder: Path) -> tuple[list[str], int]:
             number += 1
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.exists():
-                found.append(f"{path.relative_to(folder.resolve())}: {link} does not exist")
+                found.append(f"{path.relative_to(folder)}: {link} does not exist")
             elif target in pages and unquote(parts.fragment) not in pages[target].anchors:
-                found.append(f"{path.relative_to(folder.resolve())}: {link} has no such anchor")
+                found.append(f"{path.relative_to(folder)}: {link} has no such anchor")
     return found, number
 
 

@@ -20,7 +20,11 @@ if IS_FAST:  # before JAX starts: most of an example's time is compilation
 os.environ["CI"] = "true"  # NumPyro: no progress bars
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax  # noqa: E402
+
 from numpyro_rwpo import __version__  # noqa: E402
+
+jax.Array.__module__, jax.Array.__qualname__ = "jax", "Array"  # as users know it
 
 project = "numpyro-rwpo"
 author = "The numpyro-rwpo developers"
@@ -48,7 +52,11 @@ html_theme = "sphinx_book_theme"
 html_title = f"numpyro-rwpo {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": False}
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": False,
+    "navbar_persistent": [],  # the side bar has the search already
+}
 html_show_sourcelink = False
 
 # ------------------------------------------------------------------------------------ reference
