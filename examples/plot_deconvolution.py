@@ -18,7 +18,7 @@ from numpyro.infer import MCMC
 from numpyro_rwpo import RWPO, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
-SIZE, BLUR, NOISE = 100, 2.0, 0.05
+SIZE, BLUR, NOISE = 100, 2.0, 0.02
 
 # %%
 # The problem
@@ -36,9 +36,9 @@ data = (blur @ signal + NOISE * rng.normal(size=SIZE)).astype(np.float32)
 
 
 def model(blur, data):
-    noise = numpyro.sample("noise", dist.HalfNormal(0.2))
+    noise = numpyro.sample("noise", dist.HalfNormal(0.1))
     with numpyro.plate("cells", blur.shape[1]):
-        signal = numpyro.sample("signal", dist.Laplace(0.0, 0.05))
+        signal = numpyro.sample("signal", dist.Laplace(0.0, 0.1))
     blurred = numpyro.deterministic("blurred", blur @ signal)
     numpyro.sample("data", dist.Normal(blurred, noise), obs=data)
 
