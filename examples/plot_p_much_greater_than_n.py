@@ -10,12 +10,12 @@ the prior exactly, so that its steps are as long as the likelihood permits.
 import sys
 import time
 
-import arviz as az
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 
 from numpyro_rwpo import RWPO, compare, diagnose
@@ -66,7 +66,7 @@ print(diagnose(mcmc))
 # NUTS
 # ----
 # One chain, and far fewer draws than one would want: each of them costs hundreds of gradients.
-nuts = MCMC(NUTS(model), num_warmup=30 if FAST else 100, num_samples=30 if FAST else 50)
+nuts = MCMC(NUTS(model), num_warmup=30 if FAST else 150, num_samples=30 if FAST else 100)
 seconds_nuts = timed_run(nuts)
 num_steps = nuts.get_extra_fields()["num_steps"]
 print(f"NUTS: {np.mean(num_steps):.0f} gradients a draw, {seconds_nuts:.0f} s in all")
@@ -93,8 +93,8 @@ left.invert_yaxis()
 left.set_xlabel("coefficient")
 left.legend(frameon=False, fontsize="small", loc="lower right")
 for name, run, seconds in (("RWPO", mcmc, seconds_rwpo), ("NUTS", nuts, seconds_nuts)):
-    ess = az.ess(np.asarray(run.get_samples(group_by_chain=True)["beta"]))["x"].values / seconds
-    right.hist(np.log10(np.maximum(ess, 1e-3)), bins=40, alpha=0.7, label=name)
+    ess = effective_sample_size(np.asarray(run.get_samples(group_by_chain=True)["beta"]))
+    right.hist(np.log10(ess / seconds), bins=40, alpha=0.7, label=name)
 right.set_xlabel("effective draws a second, log10")
 right.set_ylabel("coefficients")
 right.legend(frameon=False)
