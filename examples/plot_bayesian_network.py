@@ -54,11 +54,14 @@ train, test = (X[~is_test], y[~is_test]), (X[is_test], y[is_test])
 # Everything that ``diagnose`` says about R-hat of single weights is true, and harmless if the
 # predictions agree between chains; ``compare`` is asked about those, the site ``mean``.
 runs = {}
-for kernel, num_warmup in ((RWPO(model), 400), (NUTS(model), 1000)):
+for kernel, num_warmup in (
+    (RWPO(model, num_particles=16 if FAST else None), 400),
+    (NUTS(model), 1000),
+):
     mcmc = MCMC(
         kernel,
-        num_warmup=40 if FAST else num_warmup,
-        num_samples=50 if FAST else 500,
+        num_warmup=20 if FAST else num_warmup,
+        num_samples=20 if FAST else 500,
         num_chains=4,
         chain_method="vectorized",
     )

@@ -52,11 +52,14 @@ print(X.shape)
 # Both samplers
 # -------------
 runs = {}
-for kernel, num_warmup in ((RWPO(model), 200), (NUTS(model), 1000)):
+for kernel, num_warmup in (
+    (RWPO(model, num_particles=16 if FAST else None), 200),
+    (NUTS(model), 1000),
+):
     mcmc = MCMC(
         kernel,
-        num_warmup=40 if FAST else num_warmup,
-        num_samples=50 if FAST else 1000,
+        num_warmup=20 if FAST else num_warmup,
+        num_samples=20 if FAST else 1000,
         num_chains=4,
         chain_method="vectorized",
     )

@@ -21,7 +21,7 @@ from numpyro.infer import MCMC, NUTS
 from numpyro_rwpo import RWPO, compare, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
-NUM_ROWS, NUM_COLUMNS = (40, 200) if FAST else (200, 2000)
+NUM_ROWS, NUM_COLUMNS = (20, 40) if FAST else (200, 2000)
 NOISE, PRIOR_SCALE = 6.0, 0.15
 
 
@@ -53,9 +53,9 @@ def timed_run(mcmc):
 
 
 mcmc = MCMC(
-    RWPO(model),
-    num_warmup=40 if FAST else 200,
-    num_samples=50 if FAST else 500,
+    RWPO(model, num_particles=16 if FAST else None),
+    num_warmup=20 if FAST else 200,
+    num_samples=20 if FAST else 500,
     num_chains=4,
     chain_method="vectorized",
 )
@@ -66,7 +66,7 @@ print(diagnose(mcmc))
 # NUTS
 # ----
 # One chain, and far fewer draws than one would want: each of them costs hundreds of gradients.
-nuts = MCMC(NUTS(model), num_warmup=30 if FAST else 150, num_samples=30 if FAST else 100)
+nuts = MCMC(NUTS(model), num_warmup=20 if FAST else 150, num_samples=20 if FAST else 100)
 seconds_nuts = timed_run(nuts)
 num_steps = nuts.get_extra_fields()["num_steps"]
 print(f"NUTS: {np.mean(num_steps):.0f} gradients a draw, {seconds_nuts:.0f} s in all")

@@ -26,9 +26,9 @@ NOISE, TV_SCALE = 0.25, 0.05
 
 def run(model, data):
     mcmc = MCMC(
-        RWPO(model),
-        num_warmup=40 if FAST else 200,
-        num_samples=50 if FAST else 500,
+        RWPO(model, num_particles=16 if FAST else 64),
+        num_warmup=20 if FAST else 200,
+        num_samples=20 if FAST else 500,
         num_chains=4,
         chain_method="vectorized",
     )
@@ -71,7 +71,7 @@ def image_model(data):
     numpyro.sample("data", dist.Normal(image, NOISE).to_event(2), obs=data)
 
 
-size = 8 if FAST else 16
+size = 6 if FAST else 12
 row, column = np.mgrid[:size, :size] / size
 disc = (row - 0.35) ** 2 + (column - 0.35) ** 2 < 0.06
 block = (row > 0.55) & (column > 0.5)
