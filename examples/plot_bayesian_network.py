@@ -55,13 +55,13 @@ train, test = (X[~is_test], y[~is_test]), (X[is_test], y[is_test])
 # predictions agree between chains; ``compare`` is asked about those, the site ``mean``.
 runs = {}
 for kernel, num_warmup in (
-    (RWPO(model, num_particles=16 if FAST else None), 400),
+    (RWPO(model, num_particles=8 if FAST else None), 400),
     (NUTS(model), 1000),
 ):
     mcmc = MCMC(
         kernel,
-        num_warmup=20 if FAST else num_warmup,
-        num_samples=20 if FAST else 500,
+        num_warmup=8 if FAST else num_warmup,
+        num_samples=8 if FAST else 500,
         num_chains=4,
         chain_method="vectorized",
     )

@@ -57,13 +57,13 @@ def model(data):
 # A latent scale of a hundred increments is a funnel, which costs both of them.
 runs = {}
 for kernel, num_warmup in (
-    (RWPO(model, num_particles=16 if FAST else None), 400),
+    (RWPO(model, num_particles=8 if FAST else None), 400),
     (NUTS(model), 1000),
 ):
     mcmc = MCMC(
         kernel,
-        num_warmup=20 if FAST else num_warmup,
-        num_samples=20 if FAST else 1000,
+        num_warmup=8 if FAST else num_warmup,
+        num_samples=8 if FAST else 1000,
         num_chains=4,
         chain_method="vectorized",
     )

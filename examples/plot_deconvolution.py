@@ -47,9 +47,9 @@ def model(blur, data):
 # Sampling
 # --------
 mcmc = MCMC(
-    RWPO(model, num_particles=16 if FAST else None),
-    num_warmup=20 if FAST else 200,
-    num_samples=20 if FAST else 1000,
+    RWPO(model, num_particles=8 if FAST else None),
+    num_warmup=8 if FAST else 200,
+    num_samples=8 if FAST else 1000,
     num_chains=4,
     chain_method="vectorized",
 )

@@ -38,9 +38,9 @@ y = 1.0 * x - 1.5 * x**3 + NOISE * rng.normal(size=x.size)
 def run(degree, prior):
     X = (x[:, None] ** np.arange(degree + 1)).astype(np.float32)
     mcmc = MCMC(
-        RWPO(model, num_particles=16 if FAST else None),
-        num_warmup=20 if FAST else 200,
-        num_samples=20 if FAST else 1000,
+        RWPO(model, num_particles=8 if FAST else None),
+        num_warmup=8 if FAST else 200,
+        num_samples=8 if FAST else 1000,
         num_chains=4,
         chain_method="vectorized",
     )

@@ -37,8 +37,8 @@ def model():
 def run(kernel, num_warmup, num_samples=1000):
     mcmc = MCMC(
         kernel,
-        num_warmup=20 if FAST else num_warmup,
-        num_samples=20 if FAST else num_samples,
+        num_warmup=8 if FAST else num_warmup,
+        num_samples=8 if FAST else num_samples,
         num_chains=4,
         chain_method="vectorized",
     )
@@ -48,7 +48,7 @@ def run(kernel, num_warmup, num_samples=1000):
 
 start = init_to_uniform(radius=6.0)
 rwpo = run(
-    RWPO(model, attention="joint", num_particles=16 if FAST else 1000, init_strategy=start), 200
+    RWPO(model, attention="joint", num_particles=8 if FAST else 1000, init_strategy=start), 200
 )
 print(diagnose(rwpo))
 

@@ -53,9 +53,9 @@ def timed_run(mcmc):
 
 
 mcmc = MCMC(
-    RWPO(model, num_particles=16 if FAST else None),
-    num_warmup=20 if FAST else 200,
-    num_samples=20 if FAST else 500,
+    RWPO(model, num_particles=8 if FAST else None),
+    num_warmup=8 if FAST else 200,
+    num_samples=8 if FAST else 500,
     num_chains=4,
     chain_method="vectorized",
 )
@@ -66,7 +66,7 @@ print(diagnose(mcmc))
 # NUTS
 # ----
 # One chain, and far fewer draws than one would want: each of them costs hundreds of gradients.
-nuts = MCMC(NUTS(model), num_warmup=20 if FAST else 150, num_samples=20 if FAST else 100)
+nuts = MCMC(NUTS(model), num_warmup=8 if FAST else 150, num_samples=8 if FAST else 100)
 seconds_nuts = timed_run(nuts)
 num_steps = nuts.get_extra_fields()["num_steps"]
 print(f"NUTS: {np.mean(num_steps):.0f} gradients a draw, {seconds_nuts:.0f} s in all")

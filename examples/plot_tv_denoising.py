@@ -21,14 +21,15 @@ from numpyro.infer import MCMC
 from numpyro_rwpo import RWPO, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
-NOISE, TV_SCALE = 0.25, 0.05
+NOISE = 0.25
+LINE_SCALE, IMAGE_SCALE = 0.05, 0.2  # of neighbouring differences; an image has more of them
 
 
 def run(model, data):
     mcmc = MCMC(
-        RWPO(model, num_particles=16 if FAST else 64),
-        num_warmup=20 if FAST else 200,
-        num_samples=20 if FAST else 500,
+        RWPO(model, num_particles=8 if FAST else 64),
+        num_warmup=8 if FAST else 200,
+        num_samples=8 if FAST else 500,
         num_chains=4,
         chain_method="vectorized",
     )
@@ -43,7 +44,7 @@ def run(model, data):
 def line_model(data):
     first = numpyro.sample("first", dist.Normal(0.0, 1.0))
     with numpyro.plate("increments", data.shape[0] - 1):
-        increments = numpyro.sample("increment", dist.Laplace(0.0, TV_SCALE))
+        increments = numpyro.sample("increment", dist.Laplace(0.0, LINE_SCALE))
     line = first + jnp.concatenate([jnp.zeros(1), jnp.cumsum(increments)])
     line = numpyro.deterministic("line", line)
     numpyro.sample("data", dist.Normal(line, NOISE), obs=data)
@@ -64,10 +65,12 @@ def image_model(data):
     rows, columns = data.shape
     first = numpyro.sample("first", dist.Normal(0.0, 1.0).expand([rows, 1]).to_event(2))
     shape = [rows, columns - 1]
-    increments = numpyro.sample("increment", dist.Laplace(0.0, TV_SCALE).expand(shape).to_event(2))
+    increments = numpyro.sample(
+        "increment", dist.Laplace(0.0, IMAGE_SCALE).expand(shape).to_event(2)
+    )
     image = jnp.cumsum(jnp.concatenate([first, increments], axis=1), axis=1)
     image = numpyro.deterministic("image", image)
-    numpyro.factor("columns", -jnp.abs(jnp.diff(image, axis=0)).sum() / TV_SCALE)
+    numpyro.factor("columns", -jnp.abs(jnp.diff(image, axis=0)).sum() / IMAGE_SCALE)
     numpyro.sample("data", dist.Normal(image, NOISE).to_event(2), obs=data)
 
 
