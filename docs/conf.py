@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
@@ -111,14 +110,3 @@ if IS_FAST:
 
 # ArviZ 0.23 says at its first import of the day that 1.0 is different.
 warnings.filterwarnings("ignore", message=r"\sArviZ is undergoing", category=FutureWarning)
-
-
-def add_optional_pages(app: Any, name: str, source: list[str]) -> None:
-    """Put pages that not every copy has into the table of contents of the start page."""
-    if name == "index" and (HERE / "scaling.md").exists():
-        source[0] = source[0].replace("\nfaq\n", "\nscaling\nfaq\n")
-
-
-def setup(app: Any) -> None:
-    """Connect what is above."""
-    app.connect("source-read", add_optional_pages)

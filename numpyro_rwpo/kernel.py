@@ -217,6 +217,12 @@ def iterate(
     )
 
 
+def layout(values: Any) -> Any:
+    """Structure, shapes and types of a pytree of arrays, for comparison."""
+    leaves, structure = jax.tree.flatten(values)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+
+
 def sample(
     state: RWPOState,
     model_args: tuple[Any, ...],
@@ -329,6 +335,27 @@ class RWPO(MCMCKernel):
         self._sample_fn: Callable[..., RWPOState] | None = None
         self._source: Source | None = None
         self._settings: Settings | None = None
+        self._layout: Any = None  # structure, shapes and types of the draws
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that are numbers or words: what a resumed run must share."""
+        nonsmooth = self._nonsmooth
+        if self._model is None:
+            nonsmooth = str(nonsmooth)  # a pytree of distributions
+        elif not (nonsmooth is None or isinstance(nonsmooth, str)):
+            nonsmooth = sorted(nonsmooth)
+        return {
+            "num_particles": None if self._num_particles is None else int(self._num_particles),
+            "attention": self._attention,
+            "relative_prox_time": float(self._relative_prox_time),
+            "inverse_temperature": self._differentiation.inverse_temperature,
+            "correction": self._correction,
+            "nonsmooth": nonsmooth,
+            "dense_mass": self._dense_mass,
+            "target_accept_prob": float(self._target_accept_prob),
+            "forward_mode_differentiation": self._differentiation.forward_mode,
+        }
 
     @property
     def model(self) -> Callable[..., Any] | None:
@@ -361,12 +388,17 @@ class RWPO(MCMCKernel):
         return ("z", "diverging")
 
     def get_diagnostics_str(self, state: RWPOState) -> str:
-        """What the progress bar says of one chain."""
-        if state.iteration <= 0:
-            return f"{int(state.num_steps)} gradients. transport residual={state.flow.residual:.2e}"
+        """What the progress bar says of one chain: the phase, and how it is going."""
+        iteration, settings = int(state.iteration), self._settings
+        done = iteration + (settings.num_warmup if settings is not None else 0)
+        num_transport = settings.num_transport if settings is not None else 0
+        if iteration <= 0 and done <= max(num_transport, 1):
+            phase = "start" if done <= 1 else "transport"
+            return f"{phase}: {int(state.num_steps)} gradients, residual {state.flow.residual:.2e}"
+        phase = "adaptation" if iteration <= 0 else "sampling"
         return (
-            f"{int(state.num_steps)} steps of size {state.step_size:.2e}. "
-            f"acc. prob={state.refresh.accept_prob.mean():.2f}"
+            f"{phase}: {int(state.num_steps)} gradients, step size {state.step_size:.2e}, "
+            f"acc. prob {state.refresh.accept_prob.mean():.2f}"
         )
 
     @one_at_a_time
@@ -424,6 +456,7 @@ class RWPO(MCMCKernel):
         self._sample_fn = partial(sample, source=source, settings=settings, is_batch=is_batch)
         emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
         z, _ = (jax.vmap(emit) if is_batch else emit)(state.z, state.centring)
+        self._layout = layout(z)
         return state._replace(z=z)
 
     def _make_source(
@@ -472,6 +505,12 @@ class RWPO(MCMCKernel):
         """One iteration: advance the ensemble's phase and emit the next particle."""
         if self._sample_fn is None:
             raise RuntimeError("`init` must be called before `sample`.")
+        if layout(state.z) != self._layout:
+            raise ValueError(
+                "The state from which to go on must be of the same model: its latent sites have "
+                f"the shapes {jax.tree.map(jnp.shape, state.z)}; the model's do not. Use the saved "
+                "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
+            )
         return self._sample_fn(state, model_args, {} if model_kwargs is None else model_kwargs)
 
     def postprocess_fn(
@@ -485,4 +524,4 @@ class RWPO(MCMCKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""
-        return {**self.__dict__, "_sample_fn": None, "_source": None}
+        return {**self.__dict__, "_sample_fn": None, "_source": None, "_layout": None}

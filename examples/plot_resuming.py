@@ -1,0 +1,141 @@
+"""
+Resuming a long run
+===================
+
+A run that takes hours should survive the end of a job, a power cut, a closed laptop.
+``run_in_pieces`` takes the place of ``mcmc.run``: it draws piece by piece and has the draws and the
+state of the sampler on the disk after each. Started again, the same script goes on where it was; a
+run that was killed loses the piece it was in. The draws are those of a run that nobody disturbed.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer import MCMC
+from sklearn.datasets import load_diabetes
+
+from numpyro_rwpo import RWPO, diagnose, load, run_in_pieces, save
+
+FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+NUM_SAMPLES = 24 if FAST else 4000
+DRAWS_PER_PIECE = 8 if FAST else 500
+
+# %%
+# The model
+# ---------
+# The Bayesian lasso on scikit-learn's diabetes data.
+
+FEATURES = ["age", "sex", "bmi", "bp", "tc", "ldl", "hdl", "tch", "ltg", "glu"]
+
+
+def model(covariates, progression=None):
+    noise_scale = numpyro.sample("noise_scale", dist.HalfNormal(1.0))
+    with numpyro.plate("features", covariates.shape[1]):
+        coefficients = numpyro.sample("coefficients", dist.Laplace(0.0, 0.1))
+    mean = covariates @ coefficients
+    numpyro.sample("progression", dist.Normal(mean, noise_scale), obs=progression)
+
+
+def standardise(x):
+    return jnp.asarray((x - x.mean(axis=0)) / x.std(axis=0))
+
+
+data = [standardise(x) for x in load_diabetes(return_X_y=True)]
+
+
+def make_mcmc(num_samples):
+    return MCMC(
+        RWPO(model, num_particles=8 if FAST else None),
+        num_warmup=8 if FAST else 200,
+        num_samples=num_samples,
+        num_chains=2,
+        chain_method="vectorized",
+    )
+
+
+# %%
+# First session
+# -------------
+# The script asks for ``run_in_pieces(mcmc, folder, ...)`` instead of ``mcmc.run(...)``. Here the
+# job ends after a few pieces. What is left of it is a folder: the state, and the draws of each
+# piece.
+
+folder = Path(tempfile.mkdtemp())
+key = jax.random.key(0)
+pieces = {"draws_per_piece": DRAWS_PER_PIECE}
+num_pieces = -(-NUM_SAMPLES // DRAWS_PER_PIECE)
+num_first = min((num_pieces // 3 + 1) * DRAWS_PER_PIECE, NUM_SAMPLES)
+
+run_in_pieces(make_mcmc(num_first), folder, key, *data, **pieces)
+for path in sorted(folder.iterdir()):
+    print(f"{path.name:16} {path.stat().st_size / 1e3:8.0f} kB")
+
+# %%
+# Second session
+# --------------
+# A new process would run the same lines: nothing of the first session is used but its folder.
+
+resumed = make_mcmc(NUM_SAMPLES)
+run_in_pieces(resumed, folder, key, *data, **pieces)
+print(diagnose(resumed))
+
+# %%
+# The same without a break
+# ------------------------
+# One call of ``mcmc.run`` with the same key. The draws agree bit for bit as long as both run the
+# same compiled program on the same machine; another processor may round differently.
+
+whole = make_mcmc(NUM_SAMPLES)
+whole.run(key, *data)
+difference = np.abs(resumed.get_samples()["coefficients"] - whole.get_samples()["coefficients"])
+print(f"Largest difference of a coefficient in {difference.shape[0]} draws: {difference.max():.1e}")
+
+# %%
+# By hand
+# -------
+# NumPyro's own convention works, too: save the state, load it into ``post_warmup_state``, run.
+# Settings that do not fit the file are refused.
+
+save(resumed, folder / "by_hand.npz")
+mcmc = make_mcmc(DRAWS_PER_PIECE)
+mcmc.post_warmup_state = load(folder / "by_hand.npz", mcmc)
+mcmc.run(mcmc.post_warmup_state.rng_key, *data)
+
+# %%
+# What the second session added
+# -----------------------------
+# Monte Carlo error of the posterior means falls as the pieces come in: running means of chain 0,
+# less the final mean of both chains, in posterior standard deviations.
+
+draws = np.asarray(resumed.get_samples(group_by_chain=True)["coefficients"])
+number = np.arange(1, draws.shape[1] + 1)
+running = np.cumsum(draws[0], axis=0) / number[:, None]
+error = (running - draws.mean((0, 1))) / draws.std((0, 1))
+
+figure, axes = plt.subplots(figsize=(8.0, 4.2), layout="constrained")
+axes.axvspan(1, num_first, color="#0072B2", alpha=0.12, lw=0, label="first session")
+axes.axvspan(num_first, draws.shape[1], color="#E69F00", alpha=0.15, lw=0, label="second session")
+axes.plot(number, error, color="0.25", linewidth=0.8)
+axes.fill_between(
+    number,
+    -2 / np.sqrt(number),
+    2 / np.sqrt(number),
+    color="0.8",
+    lw=0,
+    label="two Monte Carlo errors",
+)
+axes.set_xlim(1, draws.shape[1])
+axes.set_ylim(-0.4, 0.4)
+axes.set_xlabel("draws of the chain")
+axes.set_ylabel("running mean less final mean (sd)")
+axes.set_title("Ten coefficients of the lasso, one run in two sessions")
+axes.spines[["top", "right"]].set_visible(False)
+axes.legend(loc="lower right", frameon=False, ncols=3)
+plt.show()
