@@ -22,7 +22,7 @@ from sklearn.datasets import load_wine
 from numpyro_rwpo import RWPO, compare, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
-NUM_HIDDEN = 5
+NUM_HIDDEN = 4
 
 
 def model(X, y=None):
@@ -55,13 +55,13 @@ train, test = (X[~is_test], y[~is_test]), (X[is_test], y[is_test])
 # predictions agree between chains; ``compare`` is asked about those, the site ``mean``.
 runs = {}
 for kernel, num_warmup in (
-    (RWPO(model, num_particles=8 if FAST else None), 400),
-    (NUTS(model), 1000),
+    (RWPO(model, num_particles=8 if FAST else 64), 200),
+    (NUTS(model), 300),
 ):
     mcmc = MCMC(
         kernel,
         num_warmup=8 if FAST else num_warmup,
-        num_samples=8 if FAST else 500,
+        num_samples=8 if FAST else 300,
         num_chains=4,
         chain_method="vectorized",
     )
