@@ -106,7 +106,9 @@ sphinx_gallery_conf = {
 }
 
 if IS_FAST:
-    sphinx_gallery_conf |= {"reset_argv": "gallery_arguments.fast", "parallel": 2}
+    sphinx_gallery_conf["reset_argv"] = "gallery_arguments.fast"
+    if sphinx_gallery_conf["plot_gallery"]:
+        sphinx_gallery_conf["parallel"] = 2
 
 # ArviZ 0.23 says at its first import of the day that 1.0 is different.
 warnings.filterwarnings("ignore", message=r"\sArviZ is undergoing", category=FutureWarning)

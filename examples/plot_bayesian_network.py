@@ -22,7 +22,7 @@ from sklearn.datasets import load_wine
 from numpyro_rwpo import RWPO, compare, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
-NUM_HIDDEN = 5
+NUM_HIDDEN = 4
 
 
 def model(X, y=None):
@@ -55,13 +55,13 @@ train, test = (X[~is_test], y[~is_test]), (X[is_test], y[is_test])
 # predictions agree between chains; ``compare`` is asked about those, the site ``mean``.
 runs = {}
 for kernel, num_warmup in (
-    (RWPO(model, num_particles=8 if FAST else None), 400),
-    (NUTS(model), 1000),
+    (RWPO(model, num_particles=8 if FAST else 64), 200),
+    (NUTS(model), 300),
 ):
     mcmc = MCMC(
         kernel,
         num_warmup=8 if FAST else num_warmup,
-        num_samples=8 if FAST else 500,
+        num_samples=8 if FAST else 300,
         num_chains=4,
         chain_method="vectorized",
     )
@@ -91,7 +91,7 @@ limits = [test[1].min() - 0.2, test[1].max() + 0.2]
 left.plot(limits, limits, color="0.6", linewidth=0.8, zorder=0)
 left.set_xlabel("measured colour intensity (standardised)")
 left.set_ylabel("predicted: median, 90 % interval")
-left.legend(frameon=False)
+left.legend(frameon=False, loc="upper left")
 
 weights = np.abs(np.asarray(runs["RWPO"].get_samples()["first"])).sum(-1)
 order = np.argsort(weights.mean(0))
@@ -99,5 +99,5 @@ low, median, high = np.quantile(weights[:, order], [0.05, 0.5, 0.95], axis=0)
 right.hlines(np.arange(len(order)), low, high, color="#0072B2")
 right.plot(median, np.arange(len(order)), "o", color="#0072B2", markersize=4)
 right.set_yticks(np.arange(len(order)), names[order], fontsize="small")
-right.set_xlabel("sum of the absolute weights of a measurement")
+right.set_xlabel("sum of absolute weights")
 plt.show()
