@@ -22,6 +22,11 @@ from sklearn.datasets import load_wine
 from numpyro_rwpo import RWPO, compare, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+OPTIONS = (
+    {"num_particles": 8, "attention": "marginal", "dense_mass": False}
+    if FAST
+    else {"num_particles": 64}
+)
 NUM_HIDDEN = 4
 
 
@@ -55,7 +60,7 @@ train, test = (X[~is_test], y[~is_test]), (X[is_test], y[is_test])
 # predictions agree between chains; ``compare`` is asked about those, the site ``mean``.
 runs = {}
 for kernel, num_warmup in (
-    (RWPO(model, num_particles=8 if FAST else 64), 200),
+    (RWPO(model, **OPTIONS), 200),
     (NUTS(model), 300),
 ):
     mcmc = MCMC(

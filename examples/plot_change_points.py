@@ -20,6 +20,7 @@ from numpyro.infer import MCMC, NUTS
 from numpyro_rwpo import RWPO, compare, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 SCALE = 0.1  # of the increments, in standard deviations of the flow
 
 # %%
@@ -56,7 +57,7 @@ def model(data):
 # -------------
 runs = {}
 for kernel, num_warmup in (
-    (RWPO(model, num_particles=8 if FAST else None), 200),
+    (RWPO(model, **OPTIONS), 200),
     (NUTS(model), 1000),
 ):
     mcmc = MCMC(

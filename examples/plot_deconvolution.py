@@ -18,6 +18,7 @@ from numpyro.infer import MCMC
 from numpyro_rwpo import RWPO, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 SIZE, BLUR, NOISE = 100, 2.0, 0.02
 
 # %%
@@ -47,7 +48,7 @@ def model(blur, data):
 # Sampling
 # --------
 mcmc = MCMC(
-    RWPO(model, num_particles=8 if FAST else None),
+    RWPO(model, **OPTIONS),
     num_warmup=8 if FAST else 200,
     num_samples=8 if FAST else 1000,
     num_chains=4,

@@ -20,6 +20,7 @@ from scipy.stats import multivariate_normal
 from numpyro_rwpo import RWPO, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 NOISE = 0.3
 PRIORS = {"normal": dist.Normal(0.0, 1.0), "Laplace": dist.Laplace(0.0, 2**-0.5)}  # equal variances
 
@@ -38,7 +39,7 @@ y = 1.0 * x - 1.5 * x**3 + NOISE * rng.normal(size=x.size)
 def run(degree, prior):
     X = (x[:, None] ** np.arange(degree + 1)).astype(np.float32)
     mcmc = MCMC(
-        RWPO(model, num_particles=8 if FAST else None),
+        RWPO(model, **OPTIONS),
         num_warmup=8 if FAST else 200,
         num_samples=8 if FAST else 1000,
         num_chains=4,

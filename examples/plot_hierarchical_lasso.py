@@ -21,6 +21,7 @@ from sklearn.preprocessing import PolynomialFeatures
 from numpyro_rwpo import RWPO, compare, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 
 
 def model(X, y):
@@ -53,7 +54,7 @@ print(X.shape)
 # -------------
 runs = {}
 for kernel, num_warmup in (
-    (RWPO(model, num_particles=8 if FAST else None), 200),
+    (RWPO(model, **OPTIONS), 200),
     (NUTS(model), 1000),
 ):
     mcmc = MCMC(

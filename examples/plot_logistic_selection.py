@@ -22,6 +22,7 @@ from numpyro_rwpo.plots import plot_selection
 from numpyro_rwpo.selection import select_variables
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 
 
 def model(X, y):
@@ -40,7 +41,7 @@ y = data.target.astype(np.float32)
 # -------------
 runs = {}
 for kernel, num_warmup in (
-    (RWPO(model, num_particles=8 if FAST else None), 200),
+    (RWPO(model, **OPTIONS), 200),
     (NUTS(model), 1000),
 ):
     mcmc = MCMC(

@@ -21,6 +21,7 @@ from numpyro.infer import MCMC, NUTS
 from numpyro_rwpo import RWPO, compare, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 NUM_ROWS, NUM_COLUMNS = (20, 40) if FAST else (200, 2000)
 NOISE, PRIOR_SCALE = 6.0, 0.15
 
@@ -53,7 +54,7 @@ def timed_run(mcmc):
 
 
 mcmc = MCMC(
-    RWPO(model, num_particles=8 if FAST else None),
+    RWPO(model, **OPTIONS),
     num_warmup=8 if FAST else 200,
     num_samples=8 if FAST else 500,
     num_chains=4,

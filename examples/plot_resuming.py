@@ -24,6 +24,7 @@ from sklearn.datasets import load_diabetes
 from numpyro_rwpo import RWPO, diagnose, load, run_in_pieces, save
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 NUM_SAMPLES = 24 if FAST else 4000
 DRAWS_PER_PIECE = 8 if FAST else 500
 
@@ -52,7 +53,7 @@ data = [standardise(x) for x in load_diabetes(return_X_y=True)]
 
 def make_mcmc(num_samples):
     return MCMC(
-        RWPO(model, num_particles=8 if FAST else None),
+        RWPO(model, **OPTIONS),
         num_warmup=8 if FAST else 200,
         num_samples=num_samples,
         num_chains=2,

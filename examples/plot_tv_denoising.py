@@ -21,13 +21,14 @@ from numpyro.infer import MCMC
 from numpyro_rwpo import RWPO, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+LIGHT = {"num_particles": 8, "attention": "marginal", "dense_mass": False}
 NOISE = 0.25
 LINE_SCALE, IMAGE_SCALE = 0.05, 0.4  # of neighbouring differences; an image has more of them
 
 
-def run(model, data, num_particles=None):
+def run(model, data, **options):
     mcmc = MCMC(
-        RWPO(model, num_particles=8 if FAST else num_particles),
+        RWPO(model, **(LIGHT if FAST else options)),
         num_warmup=8 if FAST else 200,
         num_samples=8 if FAST else 500,
         num_chains=4,

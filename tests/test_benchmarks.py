@@ -120,6 +120,7 @@ def test_myula_has_its_known_stationary_distribution_and_not_the_posterior():
     assert abs(draws.mean() - posterior_mean()) > 10 * standard_error  # the bias that it has
 
 
+@pytest.mark.slow
 def test_flat_target_splits_the_laplace_prior_off():
     target = flat_target(PROBLEMS["diabetes_lasso"]())
     assert target.dim == 11
