@@ -35,7 +35,6 @@ NUM_DRAWS = 64  # of all paths together, for one comparison
 _ARMIJO = 1e-4
 _BACKTRACK = 0.2
 _CURVATURE = 1e-6  # smallest cosine between step and gradient difference that enters H
-_ROUNDINGS = 16  # of the potential, which a step must be expected to change it by to enter H
 
 
 class History(NamedTuple):
@@ -158,9 +157,6 @@ def _descend(descent: Descent, potential_and_grad: PotentialAndGrad) -> Descent:
     difference = gradient - descent.gradient
     curvature = _dot(step, difference)
     curved = curvature > _CURVATURE * jnp.sqrt(_dot(step, step) * _dot(difference, difference))
-    # Once a path is at its optimum, the difference of two gradients is nothing but rounding.
-    rounding = jnp.finfo(value.dtype).eps * jnp.maximum(jnp.abs(value), 1.0)
-    curved &= curvature > 2 * _ROUNDINGS * rounding
     history = _remember(
         descent.history, step, difference, descent.gradient, descent.length, accepted & curved
     )
