@@ -133,6 +133,18 @@ def importance_evidence(log_ratios: np.ndarray) -> tuple[float, float, float]:
     return log_evidence, math.sqrt(variance / weights.size), float(1 / np.mean(weights**2))
 
 
+def coverage_of_ratios(log_ratios: np.ndarray, num_fitted: int) -> Coverage:
+    """How well a density covers the posterior, by log importance ratios at its draws, (n,).
+
+    References:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646, on the smoothed weights.
+    """
+    log_weights, k_hat = pareto_smoothing(log_ratios)
+    sum_of_squares = float(np.exp(2 * log_weights).sum())
+    efficiency = 1 / (log_ratios.size * sum_of_squares) if sum_of_squares > 0 else 0.0
+    return Coverage(k_hat, efficiency, log_ratios.size, num_fitted)
+
+
 def ensemble_coverage(
     rng_key: jax.Array,
     draws: np.ndarray,
@@ -171,7 +183,4 @@ def ensemble_coverage(
             for key, ensemble in zip(jax.random.split(rng_key, num_chains), ensembles, strict=True)
         ]
     )
-    log_weights, k_hat = pareto_smoothing(ratios)
-    sum_of_squares = float(np.exp(2 * log_weights).sum())
-    efficiency = 1 / (ratios.size * sum_of_squares) if sum_of_squares > 0 else 0.0
-    return Coverage(k_hat, efficiency, ratios.size, ensembles.shape[1])
+    return coverage_of_ratios(ratios, num_fitted=ensembles.shape[1])

@@ -100,12 +100,11 @@ def test_kernel_of_any_floats(
 
 
 @jax.jit
-def there_and_back(
+def flow(
     left: jax.Array, right: jax.Array, x: jax.Array, p: jax.Array, time: jax.Array
 ) -> jax.Array:
     prior = LaplacePrior(jnp.zeros_like(x), left, right)
-    there = prior.hamiltonian_flow(x, p, time)
-    return jnp.stack([*there, *prior.hamiltonian_flow(*there, -time)])
+    return jnp.stack(prior.hamiltonian_flow(x, p, time))
 
 
 @MANY
@@ -114,7 +113,7 @@ def test_hamiltonian_flow_of_any_floats(
     left: np.ndarray, right: np.ndarray, x: np.ndarray, p: np.ndarray, time: np.ndarray
 ) -> None:
     """The energy is kept to rounding, whatever the number of oscillations."""
-    new_x, new_p, *_ = np.asarray(there_and_back(left, right, x, p, time), np.float64)
+    new_x, new_p = np.asarray(flow(left, right, x, p, time), np.float64)
 
     def energy(x: np.ndarray, p: np.ndarray) -> np.ndarray:
         x, p = x.astype(float), p.astype(float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from tests.zoo.driver import Row, recorded
@@ -11,22 +12,21 @@ PAGE = Path(__file__).parents[2] / "docs" / "hard-targets.md"
 BEGIN, END = "<!-- made by tests/zoo -->", "<!-- end of what tests/zoo made -->"
 
 
+VERDICTS = {"SILENT": "wrong, not flagged", "flagged": "wrong, flagged"}
+
+
 def cells(row: Row | None) -> list[str]:
     """Verdict, errors, and what spoke against the draws."""
     if row is None:
         return ["not run", "", "", ""]
-    low, high = row.sd_ratios
     if row.error:
         return ["refused", "", "", "an error"]
-    known = row.mean_error == row.mean_error
-    return [
-        {"SILENT": "wrong, not flagged", "flagged": "wrong, flagged"}.get(row.verdict, row.verdict)
-        if known
-        else row.verdict,
-        f"{row.mean_error:.2f}" if known else "",
-        f"{low:.2f} to {high:.2f}" if known else "",
-        ", ".join(row.findings) or "nothing",
-    ]
+    said = ", ".join(row.findings) or "nothing"
+    if math.isnan(row.mean_error):  # improper: there is no truth to be wrong about
+        return [row.verdict, "", "", said]
+    low, high = row.sd_ratios
+    verdict = VERDICTS.get(row.verdict, row.verdict)
+    return [verdict, f"{row.mean_error:.2f}", f"{low:.2f} to {high:.2f}", said]
 
 
 def table() -> str:
