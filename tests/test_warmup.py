@@ -18,7 +18,7 @@ TARGET = Differentiation(1.0, False).target(lambda x, centring: 0.5 * x @ x, Non
 def moved(last: float, accept_prob: float, update: int, others: float = 0.8) -> bool:
     """Whether the last particle, with all coordinates ``last``, is put onto another one.
 
-    The others are standard normal; half their squared length has mean 32 and standard deviation 5.7.
+    The others are standard normal: their potential has mean 32 and standard deviation 5.7.
     """
     particles = np.random.default_rng(0).normal(size=(NUM_PARTICLES, DIM)).astype(np.float32)
     particles[-1] = last
