@@ -34,6 +34,8 @@ from numpyro_rwpo.attention import HEADS
 from numpyro_rwpo.correction import Refresh, refresh_ensemble
 from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.memory import check_memory
+from numpyro_rwpo.model_checks import explained
+from numpyro_rwpo.preparation import CompiledOnce, Preparation, check_preparation
 from numpyro_rwpo.settings import (
     Settings,
     default_num_particles,
@@ -41,7 +43,7 @@ from numpyro_rwpo.settings import (
     num_transport_iterations,
     start_radius,
 )
-from numpyro_rwpo.start import check_start, num_start_evaluations, quasi_newton_start
+from numpyro_rwpo.start import num_start_evaluations, quasi_newton_start
 from numpyro_rwpo.state import STATE_AXES, RWPOState, initial_states, split_keys
 from numpyro_rwpo.target import (
     Differentiation,
@@ -335,6 +337,7 @@ class RWPO(MCMCKernel):
         self._sample_fn: Callable[..., RWPOState] | None = None
         self._source: Source | None = None
         self._settings: Settings | None = None
+        self._program: CompiledOnce[Preparation] | None = None
         self._layout: Any = None  # structure, shapes and types of the draws
 
     @property
@@ -423,14 +426,20 @@ class RWPO(MCMCKernel):
         is_batch = not is_prng_key(rng_key)
         rng_key, key_source = split_keys(rng_key, is_batch=is_batch)
 
-        source, start = self._make_source(
-            key_source, is_batch, init_params, model_args, model_kwargs
-        )
+        self._source = source = self._make_source(is_batch, init_params, model_args, model_kwargs)
+        batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
+        keys = key_source if is_batch else key_source[None]
+        with explained(self._model, model_args, model_kwargs):
+            prepared = self._prepare((keys, batch), model_args, model_kwargs)
+        check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
+        start, z = prepared.start, prepared.values
+        if not is_batch:
+            start, z = jax.tree.map(lambda x: x[0], (start, z))
         dim = start.shape[-1]
         num_particles = self._num_particles
         if num_particles is None:
-            target = source.bind(model_args, model_kwargs)
-            num_particles = default_num_particles(dim, has_loop(target, dim, start.dtype))
+            bind = partial(source.bind, model_args, model_kwargs)
+            num_particles = default_num_particles(dim, has_loop(bind, dim, start.dtype))
         settings = Settings(
             num_warmup=num_warmup,
             num_transport=num_transport_iterations(num_warmup, self._correction is not None),
@@ -451,39 +460,20 @@ class RWPO(MCMCKernel):
         )
         radius = start_radius(self._init_strategy, init_params)
         state = initial_states(rng_key, start, num_particles, radius, settings, is_batch=is_batch)
-        self._source = source
         self._settings = settings
         self._sample_fn = partial(sample, source=source, settings=settings, is_batch=is_batch)
-        emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
-        z, _ = (jax.vmap(emit) if is_batch else emit)(state.z, state.centring)
         self._layout = layout(z)
         return state._replace(z=z)
 
     def _make_source(
         self,
-        rng_key: jax.Array,
         is_batch: bool,
         init_params: Any,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
-    ) -> tuple[Source, jax.Array]:
-        """The source and one starting position per chain, (dim,) or (chains, dim)."""
-        if self._potential_fn is not None:
-            if init_params is None:
-                raise ValueError(
-                    "Valid value of `init_params` must be provided with `potential_fn`: a pytree "
-                    "of floating-point arrays, with a leading chain axis for several chains."
-                )
-            one = jax.tree.map(lambda x: x[0], init_params) if is_batch else init_params
-            source: Source = PotentialSource(
-                self._potential_fn,
-                one,
-                nonsmooth=self._nonsmooth,
-                differentiation=self._differentiation,
-            )
-        elif self._model is not None:
-            source = ModelSource(
-                rng_key,
+    ) -> Source:
+        if self._model is not None:
+            return ModelSource(
                 self._model,
                 model_args,
                 model_kwargs,
@@ -491,12 +481,31 @@ class RWPO(MCMCKernel):
                 nonsmooth=self._nonsmooth,
                 differentiation=self._differentiation,
             )
-            if init_params is None:
-                return source, source.start
-        ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
-        start = (jax.vmap(ravel) if is_batch else ravel)(init_params)
-        check_start(start, source.bind(model_args, model_kwargs))
-        return source, start
+        if init_params is None:
+            raise ValueError(
+                "Valid value of `init_params` must be provided with `potential_fn`: a pytree "
+                "of floating-point arrays, with a leading chain axis for several chains."
+            )
+        assert self._potential_fn is not None
+        return PotentialSource(
+            self._potential_fn,
+            jax.tree.map(lambda x: x[0], init_params) if is_batch else init_params,
+            nonsmooth=self._nonsmooth,
+            differentiation=self._differentiation,
+        )
+
+    @property
+    def _prepare(self) -> CompiledOnce[Preparation]:
+        """The source's preparation, as a program that is traced when `init` has made a source."""
+        if self._program is None:
+
+            def prepare(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Preparation:
+                assert self._source is not None
+                rng_keys, init_params = inputs
+                return self._source.prepare(rng_keys, init_params, args, kwargs)
+
+            self._program = CompiledOnce(prepare)
+        return self._program
 
     @one_at_a_time
     def sample(
@@ -524,4 +533,10 @@ class RWPO(MCMCKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""
-        return {**self.__dict__, "_sample_fn": None, "_source": None, "_layout": None}
+        return {
+            **self.__dict__,
+            "_sample_fn": None,
+            "_source": None,
+            "_program": None,
+            "_layout": None,
+        }

@@ -330,15 +330,3 @@ def quasi_newton_start(
     )
     found = jnp.any(jnp.isfinite(best.bound))
     return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)
-
-
-def check_start(start: jax.Array, target: Target) -> None:
-    """Refuse a user's start (dim,) or (chains, dim) where potential or gradient is not finite."""
-    smooth, gradient = jax.jit(target.value_and_grad)(jnp.atleast_2d(start))
-    usable = is_usable(smooth, gradient)
-    if not isinstance(usable, jax.core.Tracer) and not usable.all():
-        raise RuntimeError(
-            "Cannot find valid initial parameters: `init_params` must be unconstrained values at "
-            "which the potential and its gradient are finite; got a potential of "
-            f"{smooth}. Start elsewhere, or check the model for nan and inf."
-        )
