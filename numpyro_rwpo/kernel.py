@@ -225,6 +225,24 @@ def layout(values: Any) -> Any:
     return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
+def different_model(values: Any) -> ValueError:
+    """The error where a state is of another model."""
+    return ValueError(
+        "The state from which to go on must be of the same model: its latent sites have "
+        f"the shapes {jax.tree.map(jnp.shape, values)}; the model's do not. Use the saved "
+        "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
+    )
+
+
+def fits(values: Any, expected: Any) -> bool:
+    """Whether values have a layout's structure and shapes, with whatever leading axes."""
+    structure, leaves = layout(values)
+    pairs = zip(leaves, expected[1], strict=False)
+    return structure == expected[0] and all(
+        a[max(len(a) - len(b), 0) :] == b[max(len(b) - len(a), 0) :] for (a, _), (b, _) in pairs
+    )
+
+
 def sample(
     state: RWPOState,
     model_args: tuple[Any, ...],
@@ -515,11 +533,7 @@ class RWPO(MCMCKernel):
         if self._sample_fn is None:
             raise RuntimeError("`init` must be called before `sample`.")
         if layout(state.z) != self._layout:
-            raise ValueError(
-                "The state from which to go on must be of the same model: its latent sites have "
-                f"the shapes {jax.tree.map(jnp.shape, state.z)}; the model's do not. Use the saved "
-                "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
-            )
+            raise different_model(state.z)
         return self._sample_fn(state, model_args, {} if model_kwargs is None else model_kwargs)
 
     def postprocess_fn(
@@ -528,8 +542,15 @@ class RWPO(MCMCKernel):
         """Map an unconstrained draw to the sites of the user's model."""
         if self._source is None:
             return lambda values: values
-        make = one_at_a_time(self._source.postprocess_fn)
-        return one_at_a_time(make(model_args, model_kwargs or {}))
+        constrain = self._source.postprocess_fn(model_args, model_kwargs or {})
+
+        @one_at_a_time
+        def postprocess(values: Any) -> Any:
+            if not fits(values, self._layout):
+                raise different_model(values)
+            return constrain(values)
+
+        return postprocess
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""
