@@ -37,7 +37,9 @@ from jax.typing import ArrayLike
 
 from numpyro_rwpo.arguments import check_choice
 from numpyro_rwpo.grid import GridDensity, fit_grid
+from numpyro_rwpo.placement import ONE_PLACE, Placement
 from numpyro_rwpo.priors import LaplacePrior
+from numpyro_rwpo.ring import ring_attention
 from numpyro_rwpo.streaming import streamed_attention
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -54,10 +56,11 @@ class ProximalDensity(Protocol):
     def score(self, x: jax.Array) -> jax.Array:
         """Gradient of :meth:`log_prob` at points (num_points, dim), same shape."""
 
-    def heat_score(self, x: jax.Array) -> jax.Array:
+    def heat_score(self, x: jax.Array, placement: Placement = ONE_PLACE) -> jax.Array:
         r"""Score without the prior, ``score + inverse_temperature/2 * prior.subgradient(x)``.
 
-        Computed without the detour: smooth across the prior's kinks.
+        Computed without the detour: smooth across the prior's kinks. Where devices share the
+        particles, ``placement`` says how; then ``x`` are as many points, shared out alike.
         """
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
@@ -99,9 +102,14 @@ class JointDensity(NamedTuple):
     prox_time: jax.Array
     inverse_temperature: jax.Array
 
-    def _attend(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _attend(
+        self, x: jax.Array, placement: Placement = ONE_PLACE
+    ) -> tuple[jax.Array, jax.Array]:
         scale = jnp.sqrt(2 * self.prox_time / self.inverse_temperature)
-        return streamed_attention(x, self.particles, self.log_normalizer, scale)
+        if placement.mesh is None:
+            return streamed_attention(x, self.particles, self.log_normalizer, scale)
+        mesh, axis = placement.mesh, placement.axis
+        return ring_attention(x, self.particles, self.log_normalizer, scale, mesh=mesh, axis=axis)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """See :class:`ProximalDensity`."""
@@ -113,9 +121,9 @@ class JointDensity(NamedTuple):
         """See :class:`ProximalDensity`."""
         return self.heat_score(x) - 0.5 * self.inverse_temperature * self.prior.subgradient(x)
 
-    def heat_score(self, x: jax.Array) -> jax.Array:
+    def heat_score(self, x: jax.Array, placement: Placement = ONE_PLACE) -> jax.Array:
         """See :class:`ProximalDensity`."""
-        _, displacement = self._attend(x)
+        _, displacement = self._attend(x, placement)
         return 0.5 * self.inverse_temperature * displacement / self.prox_time
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
@@ -144,7 +152,7 @@ class MarginalDensity(NamedTuple):
         """See :class:`ProximalDensity`."""
         return self.grid.score(x)
 
-    def heat_score(self, x: jax.Array) -> jax.Array:
+    def heat_score(self, x: jax.Array, placement: Placement = ONE_PLACE) -> jax.Array:
         """See :class:`ProximalDensity`."""
         return self.grid.heat_score(x)
 
@@ -191,7 +199,7 @@ class CopulaDensity(NamedTuple):
         """See :class:`ProximalDensity`."""
         return self.grid.score(x) + self._glue(x)
 
-    def heat_score(self, x: jax.Array) -> jax.Array:
+    def heat_score(self, x: jax.Array, placement: Placement = ONE_PLACE) -> jax.Array:
         """See :class:`ProximalDensity`."""
         return self.grid.heat_score(x) + self._glue(x)
 
@@ -207,6 +215,8 @@ def fit_joint(
     prior: LaplacePrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
+    *,
+    placement: Placement = ONE_PLACE,
 ) -> JointDensity:
     """Fit the mixture of d-dimensional kernels; its scores cost O(num_particles^2 dim).
 
@@ -217,6 +227,7 @@ def fit_joint(
         prior: The part of the potential with closed forms.
         prox_time: T > 0 in position units squared, scalar or (dim,).
         inverse_temperature: beta > 0.
+        placement: Devices that share the particles.
 
     Returns:
         The fitted density.
@@ -241,13 +252,15 @@ def fit_marginal(
     prior: LaplacePrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
+    *,
+    placement: Placement = ONE_PLACE,
 ) -> MarginalDensity:
     """Fit every coordinate on its own, on a grid, in O(num_particles dim).
 
     Arguments, result and errors are those of :func:`fit_joint`.
     """
     check_particles(particles)
-    return MarginalDensity(fit_grid(particles, prior, prox_time, inverse_temperature))
+    return MarginalDensity(fit_grid(particles, prior, prox_time, inverse_temperature, placement))
 
 
 def fit_copula(
@@ -255,6 +268,8 @@ def fit_copula(
     prior: LaplacePrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
+    *,
+    placement: Placement = ONE_PLACE,
 ) -> CopulaDensity | MarginalDensity:
     """Fit the coordinates and a Gaussian copula, in O(num_particles dim^2 + dim^3).
 
@@ -263,7 +278,7 @@ def fit_copula(
     are those of :func:`fit_joint`.
     """
     check_particles(particles)
-    grid = fit_grid(particles, prior, prox_time, inverse_temperature)
+    grid = fit_grid(particles, prior, prox_time, inverse_temperature, placement)
     if particles.shape[1] > particles.shape[0]:
         return MarginalDensity(grid)
     # Not Cholesky: on CPUs a triangular solve takes longer than all else, because LAPACK's threads

@@ -50,8 +50,13 @@ def evaluate(particles: jax.Array, target: Target) -> Ensemble:
     """
     smooth, gradient = target.value_and_grad(particles)
     usable = is_usable(smooth, gradient)
-    order = jnp.argsort(~usable, stable=True)
-    index = jnp.arange(particles.shape[0])
-    substitute = order[index % jnp.maximum(usable.sum(), 1)]
-    source = jnp.where(usable | ~usable.any(), index, substitute)
-    return Ensemble(particles[source], smooth[source], gradient[source])
+
+    def substituted(ensemble: Ensemble) -> Ensemble:
+        order = jnp.argsort(~usable, stable=True)
+        index = jnp.arange(particles.shape[0])
+        substitute = order[index % jnp.maximum(usable.sum(), 1)]
+        source = jnp.where(usable | ~usable.any(), index, substitute)
+        return jax.tree.map(lambda x: x[source], ensemble)
+
+    ensemble = Ensemble(particles, smooth, gradient)
+    return target.placement.rows(target.placement.where_needed(~usable, substituted, ensemble))

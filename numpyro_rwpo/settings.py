@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from numpyro.infer import init_to_uniform
 
+from numpyro_rwpo.placement import Placement
 from numpyro_rwpo.transport import MAX_TRANSPORT_STEPS
 from numpyro_rwpo.warmup import Candidates
 
@@ -22,6 +23,7 @@ class Settings(NamedTuple):
     candidates: Candidates
     target_accept_prob: float
     inverse_temperature: float
+    placement: Placement
 
 
 def num_transport_iterations(num_warmup: int, corrected: bool) -> int:

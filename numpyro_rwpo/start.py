@@ -245,6 +245,8 @@ def quasi_newton_start(
     smoothed = _smoothed_potential(target._replace(centring=centring))
     # Flat, as XLA takes several times as long to compile random numbers of two axes.
     noise = random.normal(rng_key, (particles.size,), dtype).reshape(particles.shape)
+    # Where devices share the particles, each of them does the whole start.
+    noise, particles = target.placement.whole((noise, particles))
 
     history = History(
         steps=jnp.zeros((num_paths, length, dim), dtype),
@@ -329,7 +331,8 @@ def quasi_newton_start(
         0, num_rounds, one_round, (descent, best, particles, centring[0])
     )
     found = jnp.any(jnp.isfinite(best.bound))
-    return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)
+    placed = target.placement.rows(jnp.where(found, draws, particles))
+    return placed, jnp.where(found, chosen, 0.0)
 
 
 def check_start(start: jax.Array, target: Target) -> None:

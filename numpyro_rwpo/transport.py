@@ -95,9 +95,10 @@ def transport_step(
     factor, width = preconditioner.factor, jnp.sqrt(preconditioner.spectrum)
     prior = target.prior or no_prior(dim, particles.dtype)
     prox_time = relative_prox_time(particles, relative_time)
-    density = HEADS[attention](particles, prior, prox_time)
+    placement = target.placement
+    density = HEADS[attention](particles, prior, prox_time, placement=placement)
     explicit = ensemble.gradient + prior.moreau_gradient(particles, prox_time) / 2
-    velocity = to_whitened_gradient(factor, explicit + density.heat_score(particles))
+    velocity = to_whitened_gradient(factor, explicit + density.heat_score(particles, placement))
     speed = jnp.linalg.norm(velocity, axis=1, keepdims=True)
     typical = jnp.median(speed)
     velocity = velocity * _at_most(_OUTLIER * typical, speed)

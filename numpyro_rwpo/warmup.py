@@ -299,10 +299,14 @@ def replace_stuck(
     stuck &= update < REPLACEMENT_UPDATES
     height = potential(ensemble, target)
     stuck |= height - jnp.median(height) > DIVERGENCE_THRESHOLD
-    order = jnp.argsort(stuck, stable=True)
-    index = jnp.arange(accept_prob.size)
-    source = jnp.where(stuck, order[index % jnp.maximum((~stuck).sum(), 1)], index)
-    return jax.tree.map(lambda x: x[source], ensemble)
+
+    def replaced(ensemble: Ensemble) -> Ensemble:
+        order = jnp.argsort(stuck, stable=True)
+        index = jnp.arange(accept_prob.size)
+        source = jnp.where(stuck, order[index % jnp.maximum((~stuck).sum(), 1)], index)
+        return jax.tree.map(lambda x: x[source], ensemble)
+
+    return target.placement.where_needed(stuck, replaced, ensemble)
 
 
 def _blend(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
@@ -331,7 +335,9 @@ def learn_moments(
 
     Up to update 0 (in transport, where they are negative) they replace them.
     """
-    new = ensemble_moments(ensemble.particles, gradient(ensemble, target), candidates.dense)
+    new = ensemble_moments(
+        ensemble.particles, gradient(ensemble, target), candidates.dense, target.placement
+    )
     memory = jnp.maximum(1 / (1.0 + jnp.maximum(update, 0)), _MEMORY)
     moments = jax.tree.map(lambda o, n: _blend(o, n, memory), adaptation.moments, new)
     return adaptation._replace(moments=moments, preconditioner=fisher_preconditioner(moments))
