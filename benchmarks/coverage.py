@@ -33,9 +33,8 @@ from numpyro.infer.util import constrain_fn, initialize_model
 
 from benchmarks.problems import load_problem
 from numpyro_rwpo import RWPO, __version__
-from numpyro_rwpo.convergence import pareto_k_hat
 from numpyro_rwpo.evidence import halves
-from numpyro_rwpo.importance import ensemble_coverage, fitted_ratios, importance_evidence
+from numpyro_rwpo.importance import coverage_of_ratios, ensemble_coverage, fitted_ratios
 from numpyro_rwpo.unconstrained import Posterior, model_posterior
 
 PROBLEMS = ("diabetes_lasso", "l1_logistic_d50", "breast_cancer_logistic")
@@ -97,14 +96,8 @@ def measure(name: str, draws: np.ndarray, num_particles: int) -> list[dict[str, 
                 num_proposals=max(SIZES),
             )[1]
             for size in SIZES:
-                found = {
-                    "fit": fit,
-                    "num_fitted": len(fitted),
-                    "num_proposals": size,
-                    "k_hat": pareto_k_hat(ratios[:size]),
-                    "efficiency": importance_evidence(ratios[:size])[2],
-                }
-                rows.append(row | found)
+                found = coverage_of_ratios(ratios[:size], len(fitted))
+                rows.append(row | {"fit": fit} | found._asdict())
         coverage = ensemble_coverage(keys[2], run, num_particles, log_density, target.prior)
         rows.append(row | {"fit": "diagnose"} | coverage._asdict())
         print(rows[-1], flush=True)

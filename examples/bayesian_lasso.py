@@ -1,4 +1,11 @@
-"""Bayesian lasso on real data: RWPO and NUTS on the same model, side by side.
+"""
+Bayesian lasso on real data, beside NUTS
+========================================
+
+RWPO and NUTS on the same model, side by side.
+
+.. image:: /images/bayesian_lasso.png
+   :alt: Posteriors of the ten coefficients: intervals and densities of both samplers agree
 
 The data are scikit-learn's diabetes measurements: 442 patients, ten standardised covariates and
 the progression of the disease after one year. The coefficients have a Laplace prior, the
@@ -6,8 +13,10 @@ Bayesian lasso of Park and Casella (2008).
 
 Run it with ``python examples/bayesian_lasso.py``; ``--help`` lists the settings. It prints ArviZ's
 summary of both posteriors, a table that puts them and their costs side by side, and the file it
-saved the figure to.
+saved the figure to. Each sampler runs in a process of its own, so that its first run is a first.
 """
+
+# sphinx_gallery_thumbnail_path = 'images/bayesian_lasso.png'
 
 import argparse
 import time

@@ -14,7 +14,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from numpyro_rwpo._version import __version__
@@ -40,15 +39,12 @@ def write_archive(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarr
 
     Until then it is whole: the data go to a temporary file in the same folder, are on the disk
     before it is renamed, and the rename is atomic. A process that is killed on the way leaves a
-    file ``.NAME.*.tmp`` behind that nothing reads. Of several processes in one run
-    (``jax.distributed``) the first writes.
+    file ``.NAME.*.tmp`` behind that nothing reads.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is
             still there.
     """
-    if jax.process_index() > 0:
-        return
     about = {"package": _PACKAGE, "version": __version__, "format": FORMAT, **header}
     temporary = None
     try:

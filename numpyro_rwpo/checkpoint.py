@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import random
-from jax.experimental import multihost_utils
 from numpyro.infer import MCMC
 
 from numpyro_rwpo._version import __version__
@@ -142,24 +141,17 @@ def _other_structure(path: str, header: dict[str, Any], what: str) -> ValueError
 def check_precision(arrays: dict[str, np.ndarray], path: str) -> None:
     """Refuse arrays in double precision where JAX would silently round them to single."""
     is_double = any(x.dtype == np.float64 for x in arrays.values())
-    if is_double and not jax.config.jax_enable_x64:
+    if is_double and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise ValueError(
             f"'{path}' holds a run in double precision, which is not enabled here; call "
             "numpyro.enable_x64() before anything else, as the saved run did."
         )
 
 
-def to_host(x: Any) -> np.ndarray:
-    """An array as NumPy's, also where other processes hold parts of it."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
-        x = multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)
-
-
 def _flatten(node: Any, prefix: str) -> dict[str, np.ndarray]:
     """Arrays of nested named tuples, by their dotted names."""
     if not isinstance(node, tuple):
-        return {prefix: to_host(node)}
+        return {prefix: np.asarray(node)}
     fields = node._asdict().items() if hasattr(node, "_asdict") else ()
     arrays: dict[str, np.ndarray] = {}
     for name, value in fields:
@@ -189,7 +181,7 @@ def encode_values(values: Any, prefix: str, arrays: dict[str, np.ndarray]) -> An
     """
     structure = _structure(values)
     leaves = jax.tree.leaves(values)
-    arrays.update({f"{prefix}/{k}": to_host(leaf) for k, leaf in enumerate(leaves)})
+    arrays.update({f"{prefix}/{k}": np.asarray(leaf) for k, leaf in enumerate(leaves)})
     return {
         "prefix": prefix,
         "num_leaves": len(leaves),
@@ -257,7 +249,7 @@ def _arguments(mcmc: Any) -> dict[str, Any]:
     Raises:
         TypeError: not an ``MCMC`` with an ``RWPO`` kernel.
     """
-    kernel = getattr(mcmc, "sampler", None)
+    kernel: Any = getattr(mcmc, "sampler", None)
     if not hasattr(kernel, "arguments"):
         raise TypeError(
             "`run` must be a numpyro.infer.MCMC whose kernel is RWPO, or a state of one; got "

@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
     @property
     def worst_z(self) -> float:
-        """Largest |z| of mean, sd and quantiles; infinite where one is not a number."""
+        """Largest ``|z|`` of mean, sd and quantiles; infinite where one is not a number."""
         z = np.abs([self.mean_z, self.sd_z, *self.quantile_z])
         return float(np.max(np.where(np.isnan(z), np.inf, z)))
 
@@ -85,7 +85,7 @@ class Comparison:
 
     @property
     def max_z(self) -> float:
-        """The |z| that samplers which agree exceed anywhere once in a thousand comparisons."""
+        """The ``|z|`` that samplers which agree exceed anywhere once in a thousand comparisons."""
         number = 4 * sum(len(rows) for rows in self.rows.values())
         return NormalDist().inv_cdf(1 - _FALSE_ALARM / (2 * number))
 

@@ -48,15 +48,18 @@ def mcse(draws: Any, method: str = "mean", **options: Any) -> np.ndarray:
     return _over_dataset("mcse", draws, method=method, **options)
 
 
-def pareto_k_hat(log_ratios: np.ndarray) -> float:
-    """Pareto k-hat of importance ratios (n,), given as logarithms; infinite where none is positive.
+def pareto_smoothing(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
+    """Pareto-smoothed importance weights, as logarithms that sum to one, and k-hat.
+
+    Args:
+        log_ratios: (n,); where none is finite, all weights are zero and k-hat infinite.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646.
     """
     finite = np.isfinite(log_ratios)
     if not finite.any():
-        return float("inf")
+        return np.full(log_ratios.shape, -np.inf), float("inf")
     # The fit looks at the largest ratios only; ratios of 0 need a logarithm of some kind.
     log_ratios = np.where(finite, log_ratios, log_ratios[finite].min() - 700.0)
     try:
@@ -64,5 +67,16 @@ def pareto_k_hat(log_ratios: np.ndarray) -> float:
     except ImportError:  # ArviZ 1.x, which negates: it expects log likelihoods, as for LOO
         from arviz_stats.base import array_stats
 
-        return float(array_stats.psislw(-log_ratios)[1])
-    return float(psislw(log_ratios)[1])
+        log_weights, k_hat = array_stats.psislw(-log_ratios)
+    else:
+        log_weights, k_hat = psislw(log_ratios)
+    return np.asarray(log_weights, np.float64), float(k_hat)
+
+
+def pareto_k_hat(log_ratios: np.ndarray) -> float:
+    """Pareto k-hat of importance ratios (n,), given as logarithms; infinite where none is positive.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646.
+    """
+    return pareto_smoothing(log_ratios)[1]

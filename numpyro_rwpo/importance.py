@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.attention import HEADS, ProximalDensity, relative_prox_time
-from numpyro_rwpo.convergence import pareto_k_hat
+from numpyro_rwpo.convergence import pareto_smoothing
 from numpyro_rwpo.priors import LaplacePrior
 
 LogDensity = Callable[[Any], np.ndarray]
@@ -42,7 +42,8 @@ class Coverage(NamedTuple):
     Attributes:
         k_hat: Pareto tail index of the ratios of all ensembles together, each against the density
             of its own ensemble; up to 0.7 they can be relied on.
-        efficiency: effective share of the proposals, between 0 and 1.
+        efficiency: effective share of the proposals, between 0 and 1, by the smoothed weights: by
+            the raw ones a single proposal far out can decide.
         num_proposals: draws from the densities, of all ensembles together.
         num_fitted: particles that each density was fitted to.
     """
@@ -132,6 +133,18 @@ def importance_evidence(log_ratios: np.ndarray) -> tuple[float, float, float]:
     return log_evidence, math.sqrt(variance / weights.size), float(1 / np.mean(weights**2))
 
 
+def coverage_of_ratios(log_ratios: np.ndarray, num_fitted: int) -> Coverage:
+    """How well a density covers the posterior, by log importance ratios at its draws, (n,).
+
+    References:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646, on the smoothed weights.
+    """
+    log_weights, k_hat = pareto_smoothing(log_ratios)
+    sum_of_squares = float(np.exp(2 * log_weights).sum())
+    efficiency = 1 / (log_ratios.size * sum_of_squares) if sum_of_squares > 0 else 0.0
+    return Coverage(k_hat, efficiency, log_ratios.size, num_fitted)
+
+
 def ensemble_coverage(
     rng_key: jax.Array,
     draws: np.ndarray,
@@ -170,6 +183,4 @@ def ensemble_coverage(
             for key, ensemble in zip(jax.random.split(rng_key, num_chains), ensembles, strict=True)
         ]
     )
-    return Coverage(
-        pareto_k_hat(ratios), importance_evidence(ratios)[2], ratios.size, ensembles.shape[1]
-    )
+    return coverage_of_ratios(ratios, num_fitted=ensembles.shape[1])

@@ -34,6 +34,7 @@ from numpyro_rwpo.arguments import (
 from numpyro_rwpo.attention import HEADS
 from numpyro_rwpo.correction import Refresh, refresh_ensemble
 from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
+from numpyro_rwpo.memory import check_memory
 from numpyro_rwpo.placement import check_divisible, check_mesh
 from numpyro_rwpo.settings import (
     Settings,
@@ -432,6 +433,7 @@ class RWPO(MCMCKernel):
             ValueError: ``init_params`` missing or of the wrong shape, or a model that cannot be
                 sampled (discrete, Delta or no latent sites).
             RuntimeError: no valid starting position.
+            MemoryError: an ensemble larger than the device's memory.
         """
         check_rng_key(rng_key)
         model_kwargs = {} if model_kwargs is None else model_kwargs
@@ -457,6 +459,14 @@ class RWPO(MCMCKernel):
             target_accept_prob=self._target_accept_prob,
             inverse_temperature=self._differentiation.inverse_temperature,
             placement=self._placement,
+        )
+        check_memory(
+            start.size // dim,
+            num_particles,
+            dim,
+            start.dtype.itemsize,
+            attention=settings.attention,
+            dense=settings.candidates.dense,
         )
         radius = start_radius(self._init_strategy, init_params)
         state = initial_states(rng_key, start, num_particles, radius, settings, is_batch=is_batch)

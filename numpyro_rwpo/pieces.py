@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from numpyro.infer import MCMC
 
 from numpyro_rwpo.archive import read_archive, write_archive
@@ -99,8 +98,6 @@ def run_in_pieces(
     finally:
         mcmc.num_samples = num_samples
         mcmc.post_warmup_state = None
-    if jax.process_count() > 1:  # until the first process has written the last piece
-        multihost_utils.sync_global_devices("pieces are written")
     pieces = [_load_draws(_draws_path(folder, piece), init_params) for piece in range(len(sizes))]
     # Now `mcmc` is what it would be after one long run.
     mcmc._states = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *pieces)

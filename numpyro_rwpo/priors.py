@@ -75,10 +75,11 @@ class LaplacePrior(NamedTuple):
         Returns:
             The minimisers; exactly ``location`` where the threshold is not passed.
         """
-        distance = jnp.asarray(x) - self.location
-        right = jnp.maximum(distance - step_size * self.rate_right, 0)
-        left = jnp.minimum(distance + step_size * self.rate_left, 0)
-        return self.location + right + left
+        # Not by way of the distance to the kink, which may have lost the digits of x.
+        x = jnp.asarray(x)
+        return jnp.clip(
+            self.location, x - step_size * self.rate_right, x + step_size * self.rate_left
+        )
 
     def moreau_gradient(self, x: ArrayLike, step_size: ArrayLike) -> jax.Array:
         """Gradient of the Moreau envelope, ``(x - prox(x)) / step_size`` free of cancellation.
@@ -260,10 +261,11 @@ class LaplacePrior(NamedTuple):
         near_span = _ratio_or_inf(2 * speed, near_rate)
         period = jnp.minimum(far_span + near_span, np.finfo(speed.dtype).max)
         phase = jnp.maximum(duration - crossing, 0)
-        # The clip keeps the energy where rounding has lost the phase altogether.
-        phase = jnp.clip(phase - jnp.floor(phase / period) * period, 0, period)
+        # The bounds keep the energy where rounding has lost the phase altogether; the second also
+        # where it is that of a long arc, more than all of a short one.
+        phase = jnp.maximum(phase - jnp.floor(phase / period) * period, 0)
         is_far = phase < far_span
-        phase = jnp.where(is_far, phase, phase - far_span)
+        phase = jnp.where(is_far, phase, jnp.minimum(phase - far_span, near_span))
         rate = jnp.where(is_far, far_rate, near_rate)
         wave_side = jnp.where(is_far, -side, side)
 

@@ -1,6 +1,7 @@
 """The report of ``diagnose``: figures and findings, as text, as HTML, as a dictionary."""
 
 import html
+import math
 import textwrap
 from typing import Any, NamedTuple
 
@@ -215,8 +216,12 @@ def _density(figures: dict[str, Any]) -> Table:
         ],
         [
             "log evidence" + known,
-            f"{evidence['log_evidence']:.3f} +- {evidence['standard_error']:.3f} "
-            f"({evidence['method']}, k-hat {evidence['k_hat']:.2f})",
+            (
+                f"{evidence['log_evidence']:.3f} +- {evidence['standard_error']:.3f} "
+                if math.isfinite(evidence["log_evidence"])
+                else "none "
+            )
+            + f"({evidence['method']}, k-hat {evidence['k_hat']:.2f})",
         ],
         [
             "kernel Stein discrepancy, squared",

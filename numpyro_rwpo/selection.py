@@ -1,9 +1,10 @@
 """Variable selection from draws of coefficients: signs, negligible effects, false discoveries.
 
 A continuous prior never makes a coefficient exactly 0, so a coefficient counts as null when it is
-negligible, |beta| < epsilon. The posterior probability of that is its local false-discovery rate; a
-set of coefficients has as expected share of nulls their mean, its **Bayesian false-discovery rate**
-(Mueller, Parmigiani and Rice 2006, "FDR and Bayesian multiple comparisons rules").
+negligible, ``|beta| < epsilon``. The posterior probability of that is its local false-discovery
+rate; a set of coefficients has as expected share of nulls their mean, its **Bayesian
+false-discovery rate** (Mueller, Parmigiani and Rice 2006, "FDR and Bayesian multiple comparisons
+rules").
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ class Selection(NamedTuple):
 
     Attributes:
         prob_positive: probability of a positive sign.
-        prob_null: probability of |beta| < epsilon, the local false-discovery rate.
+        prob_null: probability of ``|beta| < epsilon``, the local false-discovery rate.
         selected: the largest set whose Bayesian false-discovery rate is within the limit.
         false_discovery_rate: of the selected set; 0 if it is empty.
     """

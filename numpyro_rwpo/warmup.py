@@ -41,8 +41,10 @@ INDEPENDENT_EVERY = 4  # updates, after the trial, one tries independent proposa
 MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
 MAX_HAMILTONIAN = MAX_SWEEPS - MAX_INDEPENDENT
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
-REPLACEMENT_UPDATES = 12  # in which stuck particles are moved onto others
+REPLACEMENT_UPDATES = 12  # in which all stuck particles are moved onto others
 _STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
+_IMPROBABLE = 4.0  # standard deviations of the potential from its median
+_QUARTILES = 1.349  # their distance in a normal distribution, in standard deviations
 _DIVERGENCE_COST = 10.0  # of acceptance probability, for the share of particles that diverge
 _AFFORDABLE_STEPS = 32  # of a trajectory, beyond which divergences no longer shorten the steps
 _STEADY = 0.1  # distance of the log step size from its mean at which it counts as settled
@@ -288,17 +290,21 @@ def _statistics(ensembles: Ensemble, target: Target) -> jax.Array:
 def replace_stuck(
     update: jax.Array, ensemble: Ensemble, refresh: Refresh, target: Target
 ) -> Ensemble:
-    """Move particles that reject everything onto others, early in warm-up only.
+    """Move particles that reject everything onto others, in warm-up only.
 
-    Transport can leave a particle far out, where the step size that suits all others is unstable
-    and nothing is ever accepted. Later in warm-up only particles that no run would ever visit are
-    moved, more than 1000 units of potential above the median; in sampling, none.
+    Transport can leave a particle where the step size that suits all others is unstable and nothing
+    is ever accepted. After the first updates such a particle is moved only if its potential is one
+    that draws do not have, too high or too low: others may be in a part of the posterior that is
+    hard to leave, like the neck of a funnel. Particles more than 1000 units above the median are
+    always moved.
     """
     accept_prob = refresh.accept_prob
-    stuck = (accept_prob < _STUCK) & (accept_prob.mean() > 0.5)
-    stuck &= update < REPLACEMENT_UPDATES
     height = potential(ensemble, target)
-    stuck |= height - jnp.median(height) > DIVERGENCE_THRESHOLD
+    lower, median, upper = jnp.sort(height)[jnp.array([1, 2, 3]) * height.size // 4]
+    improbable = jnp.abs(height - median) > _IMPROBABLE * (upper - lower) / _QUARTILES
+    stuck = (accept_prob < _STUCK) & (accept_prob.mean() > 0.5)
+    stuck &= improbable | (update < REPLACEMENT_UPDATES)
+    stuck |= height - median > DIVERGENCE_THRESHOLD
 
     def replaced(ensemble: Ensemble) -> Ensemble:
         order = jnp.argsort(stuck, stable=True)

@@ -21,6 +21,27 @@ import pytest
 numpyro.set_host_device_count(2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `test_soak.py`."""
+    parser.addoption(
+        "--soak-minutes", type=float, default=5.0, help="time of the random models (slow group)"
+    )
+
+
+# Fixtures that take a while to make, the costliest first.
+SHARED_RUNS = ("lasso_run", "long_run", "lasso", "undisturbed", "noise_free")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under ``--dist loadgroup`` one worker makes a shared run and has all tests of it."""
+    for item in items:
+        for name in SHARED_RUNS:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
+                break
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep compiled programs on disk for the session: most of a test's time is compilation.

@@ -120,6 +120,7 @@ def test_myula_has_its_known_stationary_distribution_and_not_the_posterior():
     assert abs(draws.mean() - posterior_mean()) > 10 * standard_error  # the bias that it has
 
 
+@pytest.mark.slow
 def test_flat_target_splits_the_laplace_prior_off():
     target = flat_target(PROBLEMS["diabetes_lasso"]())
     assert target.dim == 11
@@ -129,7 +130,7 @@ def test_flat_target_splits_the_laplace_prior_off():
     np.testing.assert_allclose(slope, target.rates * jnp.sign(x), atol=1e-3)
 
 
-@pytest.mark.parametrize("sampler", ["nuts", "noise_free"])
+@pytest.mark.parametrize("sampler", [pytest.param("nuts", marks=pytest.mark.slow), "noise_free"])
 def test_a_cell_measures_all_runs(sampler, tmp_path):
     record = measure(
         "four_modes", sampler, 0, budget=60.0, num_runs=2, num_warmup=12, num_samples=12

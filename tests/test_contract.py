@@ -318,6 +318,7 @@ def test_parallel_chains(long_run: MCMC) -> None:
         assert value.shape == (2, 40), name
 
 
+@pytest.mark.slow
 def test_old_style_keys(long_run: MCMC) -> None:
     """`jax.random.PRNGKey` arrays, one or a batch, give the draws of new-style keys.
 
@@ -343,6 +344,7 @@ def test_first_pass_shows_every_particle_once(long_run: MCMC) -> None:
         assert len(np.unique(draws, axis=0)) > 0.9 * len(draws)
 
 
+@pytest.mark.slow
 def test_passes_are_nearly_uncorrelated() -> None:
     """A particle's next draw does not remember its last one: lag `num_particles`.
 
@@ -472,7 +474,7 @@ def test_init_params_of_one_chain_and_single_sites() -> None:
 
 def test_init_to_value_starts_where_uniform_cannot() -> None:
     """The density is exactly zero around the default start."""
-    kernel = RWPO(far_island, init_strategy=init_to_value(values={"x": 50.0}))
+    kernel = small(far_island, init_strategy=init_to_value(values={"x": 50.0}))
     mcmc = run_mcmc(kernel, **STATISTICAL)
     moments = {"x": Moments(np.asarray(50.0), np.asarray(1.0))}
     assert_moments(mcmc.get_samples(group_by_chain=True), moments)

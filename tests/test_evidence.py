@@ -10,7 +10,7 @@ from scipy import stats
 
 from numpyro_rwpo.convergence import pareto_k_hat
 from numpyro_rwpo.evidence import bridge_evidence, estimate_evidence
-from numpyro_rwpo.importance import ensemble_coverage, importance_evidence
+from numpyro_rwpo.importance import coverage_of_ratios, ensemble_coverage, importance_evidence
 from numpyro_rwpo.priors import laplace_prior
 
 LOG_Z = 3.7
@@ -66,6 +66,17 @@ def test_ratios_that_are_zero_are_left_to_the_lower_tail():
     assert abs(log_evidence - expected) < 4 * error
     assert pareto_k_hat(np.full(100, -np.inf)) == np.inf
     assert importance_evidence(np.full(100, -np.inf))[0] == -np.inf
+
+
+def test_efficiency_is_not_decided_by_one_proposal():
+    """A single ratio far beyond the others; the raw weights make of it what they will."""
+    ratios = log_ratio(0.8 * np.random.default_rng(1).normal(size=8000), 0.8)
+    spoilt = ratios.copy()
+    spoilt[0] = ratios.max() + 6
+    before, after = (coverage_of_ratios(r, 64).efficiency for r in (ratios, spoilt))
+    assert importance_evidence(spoilt)[2] < 0.1 * importance_evidence(ratios)[2]
+    assert after > 0.5 * before
+    assert coverage_of_ratios(np.full(100, -np.inf), 64).efficiency == 0
 
 
 def test_no_overlap_is_not_a_number():

@@ -46,7 +46,11 @@ def primitives(jaxpr: Any) -> set[str]:
 
 @pytest.mark.parametrize(
     ("attention", "correction"),
-    [("copula", "metropolis"), ("marginal", "metropolis"), ("joint", None)],
+    [
+        ("copula", "metropolis"),
+        pytest.param("marginal", "metropolis", marks=pytest.mark.slow),
+        pytest.param("joint", None, marks=pytest.mark.slow),
+    ],
 )
 def test_whole_run_exports_for_cuda_and_tpu(attention: str, correction: str | None) -> None:
     run = jax.jit(whole_run(attention, correction))

@@ -21,6 +21,7 @@ from helpers import lasso_regression, normal_mean, regression_data, run_mcmc, sh
 from numpyro.infer import MCMC
 
 from numpyro_rwpo import RWPO
+from numpyro_rwpo.streaming import streamed_attention
 
 DATA = np.array([0.3, 1.2, -2.5], np.float32)
 SCALE = np.float32(0.5)
@@ -71,6 +72,35 @@ def test_model_that_becomes_undefined_after_warm_up() -> None:
     mcmc.run(jax.random.key(1), np.array([0.3, np.nan, 1.0], np.float32))
     assert np.isfinite(mcmc.get_samples()["mu"]).all()
     assert mcmc.get_extra_fields()["diverging"].all()
+
+
+# ---------------------------------------------------------------------------- out of memory
+
+
+@pytest.mark.parametrize(
+    ("options", "dim", "advice"),
+    [
+        ({"attention": "joint", "num_particles": 2**30}, 100, "attention='copula'"),
+        ({"num_particles": 2**30}, 100, "lower `num_particles`"),
+        ({"dense_mass": True, "num_particles": 64}, 2**20, "dense_mass=False"),
+    ],
+)
+def test_ensemble_larger_than_memory(options: dict[str, Any], dim: int, advice: str) -> None:
+    """Refused before anything is allocated, with what it needs, what there is, and what to do."""
+    kernel = RWPO(potential_fn=lambda z: 0.5 * jnp.sum(z**2), **options)
+    with pytest.raises(MemoryError, match=r"need at least .* GiB, and the device has") as error:
+        run_mcmc(kernel, init_params=np.zeros(dim, np.float32))
+    assert advice in str(error.value)
+
+
+def test_joint_head_keeps_no_matrix_of_weights() -> None:
+    """What the compiled head needs besides its arguments is far from particles squared."""
+    number, dim = 2**14, 10
+    particles = jax.ShapeDtypeStruct((number, dim), jnp.float32)
+    normaliser = jax.ShapeDtypeStruct((number, 1), jnp.float32)
+    head = jax.jit(lambda x, z: streamed_attention(x, x, z, 1.0))
+    memory = head.lower(particles, normaliser).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.05 * 4 * number**2
 
 
 # ------------------------------------------------------------------- interrupts and threads

@@ -83,6 +83,7 @@ def test_memory_of_a_step(
     lowered = jax.jit(lambda state: kernel.sample(state, *arguments)).lower(state)
     shapes = re.findall(r"tensor<([\dx]+)x[a-z]", lowered.as_text())
     sizes = [np.array(shape.split("x"), int) for shape in shapes]
+    assert any(np.any(size >= dim) for size in sizes)
     assert not any(np.count_nonzero(size >= dim) > 1 for size in sizes)
     memory = lowered.compile().memory_analysis().temp_size_in_bytes
     print(f"{model.__name__}: {num_particles} particles, {memory / 1e6:.0f} MB beside the state")

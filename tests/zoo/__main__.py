@@ -1,13 +1,13 @@
-"""Print the zoo's table: ``python -m tests.zoo [--nuts] [--seed N] [part of a name ...]``.
+"""Print the zoo's table: ``python -m tests.zoo [--nuts] [--seed N] [--record] [NAME ...]``.
 
-With ``--nuts``, NUTS with 1000 + 1000 iterations runs instead, and its rows are
-recorded for the tests.
+With ``--nuts``, NUTS with 1000 + 1000 iterations runs instead. With ``--record`` the rows are kept,
+those of NUTS for the tests too, and the table of ``docs/hard-targets.md`` is written anew.
 """
 
 import argparse
-import json
 
-from tests.zoo.driver import HEADER, NUTS_ROWS, run, table_row
+from tests.zoo import page
+from tests.zoo.driver import HEADER, record, run, table_row
 from tests.zoo.targets import TARGETS
 
 
@@ -16,20 +16,21 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="parts of names; all targets without")
     parser.add_argument("--nuts", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="keep the rows, write the page")
     parser.add_argument("--sentences", action="store_true", help="print what `diagnose` says")
     options = parser.parse_args()
     names = [n for n in TARGETS if not options.names or any(part in n for part in options.names)]
+    sampler = "nuts" if options.nuts else "rwpo"
     print(HEADER, flush=True)
-    rows = json.loads(NUTS_ROWS.read_text()) if options.nuts and NUTS_ROWS.exists() else {}
     for name in names:
-        row, report = run(name, "nuts" if options.nuts else "rwpo", options.seed)
+        row, report = run(name, sampler, options.seed)
         print(table_row(name, row), flush=True)
         if options.sentences and report is not None:
             for finding in report.findings:
                 print(f"  [{finding.about}] {finding.sentence}", flush=True)
-        rows[name] = row._asdict()
-        if options.nuts:
-            NUTS_ROWS.write_text(json.dumps(rows, indent=1) + "\n")
+        if options.record:
+            record(sampler, name, row)
+            page.write()
 
 
 if __name__ == "__main__":

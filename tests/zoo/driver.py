@@ -21,7 +21,7 @@ from numpyro_rwpo import RWPO, convergence, diagnose
 from numpyro_rwpo.findings import MAX_R_HAT, max_z
 from tests.zoo.targets import TARGETS, ZooTarget
 
-NUTS_ROWS = Path(__file__).parent / "nuts.json"  # written by `python -m tests.zoo --nuts`
+FOLDER = Path(__file__).parent  # of the rows that `python -m tests.zoo --record` keeps
 NUM_CHAINS, NUM_DRAWS = 4, 1000
 MIN_ESS = 100 * NUM_CHAINS  # of means and variances: below it, errors of errors are large
 # What `diagnose` says of its own side calculations, which does not speak against the draws.
@@ -146,9 +146,18 @@ def run(name: str, sampler: str = "rwpo", seed: int = 0) -> tuple[Row, Any]:
     return row, report
 
 
-def recorded_nuts() -> dict[str, Row]:
-    """The rows of NUTS, measured once and kept."""
-    return {name: Row(**row) for name, row in json.loads(NUTS_ROWS.read_text()).items()}
+def recorded(sampler: str) -> dict[str, Row]:
+    """The rows of a sampler, measured once and kept."""
+    path = FOLDER / f"{sampler}.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    return {name: Row(**row) for name, row in rows.items()}
+
+
+def record(sampler: str, name: str, row: Row) -> None:
+    """Keep one row."""
+    rows = {**recorded(sampler), name: row}
+    text = json.dumps({n: r._asdict() for n, r in rows.items()}, indent=1)
+    (FOLDER / f"{sampler}.json").write_text(f"{text}\n")
 
 
 def table_row(name: str, row: Row) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.zoo.driver import HEADER, recorded_nuts, run, table_row
+from tests.zoo.driver import HEADER, recorded, run, table_row
 from tests.zoo.targets import TARGETS
 
-NUTS = recorded_nuts()
+NUTS = recorded("nuts")
 
 
 def test_nuts_is_recorded_on_every_target() -> None:

@@ -6,11 +6,9 @@ A run that takes hours should survive the end of a job, a power cut, a closed la
 ``run_in_pieces`` takes the place of ``mcmc.run``: it draws piece by piece and has the draws and the
 state of the sampler on the disk after each. Started again, the same script goes on where it was; a
 run that was killed loses the piece it was in. The draws are those of a run that nobody disturbed.
-
-Run it with ``python examples/resuming_a_long_run.py``; ``--help`` lists the settings.
 """
 
-import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,19 +21,12 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC
 from sklearn.datasets import load_diabetes
 
-import numpyro_rwpo
-from numpyro_rwpo import RWPO, run_in_pieces
+from numpyro_rwpo import RWPO, diagnose, load, run_in_pieces, save
 
-parser = argparse.ArgumentParser(
-    description="A run in two sessions, and the same run without a break.",
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-)
-parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--num-samples", type=int, default=4000, help="draws a chain keeps")
-parser.add_argument("--draws-per-piece", type=int, default=500)
-parser.add_argument("--num-warmup", type=int, default=200)
-parser.add_argument("--output", type=Path, default=Path("resuming_a_long_run.png"), help="figure")
-settings = parser.parse_args()
+FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
+NUM_SAMPLES = 24 if FAST else 4000
+DRAWS_PER_PIECE = 8 if FAST else 500
 
 # %%
 # The model
@@ -62,8 +53,8 @@ data = [standardise(x) for x in load_diabetes(return_X_y=True)]
 
 def make_mcmc(num_samples):
     return MCMC(
-        RWPO(model),
-        num_warmup=settings.num_warmup,
+        RWPO(model, **OPTIONS),
+        num_warmup=8 if FAST else 200,
         num_samples=num_samples,
         num_chains=2,
         chain_method="vectorized",
@@ -78,10 +69,10 @@ def make_mcmc(num_samples):
 # piece.
 
 folder = Path(tempfile.mkdtemp())
-key = jax.random.key(settings.seed)
-pieces = {"draws_per_piece": settings.draws_per_piece}
-num_pieces = -(-settings.num_samples // settings.draws_per_piece)
-num_first = min((num_pieces // 3 + 1) * settings.draws_per_piece, settings.num_samples)
+key = jax.random.key(0)
+pieces = {"draws_per_piece": DRAWS_PER_PIECE}
+num_pieces = -(-NUM_SAMPLES // DRAWS_PER_PIECE)
+num_first = min((num_pieces // 3 + 1) * DRAWS_PER_PIECE, NUM_SAMPLES)
 
 run_in_pieces(make_mcmc(num_first), folder, key, *data, **pieces)
 for path in sorted(folder.iterdir()):
@@ -92,9 +83,9 @@ for path in sorted(folder.iterdir()):
 # --------------
 # A new process would run the same lines: nothing of the first session is used but its folder.
 
-resumed = make_mcmc(settings.num_samples)
+resumed = make_mcmc(NUM_SAMPLES)
 run_in_pieces(resumed, folder, key, *data, **pieces)
-print(numpyro_rwpo.diagnose(resumed))
+print(diagnose(resumed))
 
 # %%
 # The same without a break
@@ -102,7 +93,7 @@ print(numpyro_rwpo.diagnose(resumed))
 # One call of ``mcmc.run`` with the same key. The draws agree bit for bit as long as both run the
 # same compiled program on the same machine; another processor may round differently.
 
-whole = make_mcmc(settings.num_samples)
+whole = make_mcmc(NUM_SAMPLES)
 whole.run(key, *data)
 difference = np.abs(resumed.get_samples()["coefficients"] - whole.get_samples()["coefficients"])
 print(f"Largest difference of a coefficient in {difference.shape[0]} draws: {difference.max():.1e}")
@@ -113,9 +104,9 @@ print(f"Largest difference of a coefficient in {difference.shape[0]} draws: {dif
 # NumPyro's own convention works, too: save the state, load it into ``post_warmup_state``, run.
 # Settings that do not fit the file are refused.
 
-numpyro_rwpo.save(resumed, folder / "by_hand.npz")
-mcmc = make_mcmc(settings.draws_per_piece)
-mcmc.post_warmup_state = numpyro_rwpo.load(folder / "by_hand.npz", mcmc)
+save(resumed, folder / "by_hand.npz")
+mcmc = make_mcmc(DRAWS_PER_PIECE)
+mcmc.post_warmup_state = load(folder / "by_hand.npz", mcmc)
 mcmc.run(mcmc.post_warmup_state.rng_key, *data)
 
 # %%
@@ -148,5 +139,4 @@ axes.set_ylabel("running mean less final mean (sd)")
 axes.set_title("Ten coefficients of the lasso, one run in two sessions")
 axes.spines[["top", "right"]].set_visible(False)
 axes.legend(loc="lower right", frameon=False, ncols=3)
-figure.savefig(settings.output, dpi=160)
-print(f"Figure saved to {settings.output.resolve()}")
+plt.show()

@@ -1,0 +1,55 @@
+"""Whether an ensemble fits into memory, asked before the machine finds out."""
+
+import os
+
+import jax
+
+# Arrays of the ensemble's size that are alive at the same time in a step, at the very least:
+# positions and gradients before and after, momenta, forces, random numbers, whitened positions.
+_ENSEMBLE_ARRAYS = 8
+# Square arrays of a dense metric: two moments, factor, inverse, covariance.
+_DENSE_ARRAYS = 5
+
+
+def device_bytes() -> int | None:
+    """Memory of the first device of JAX's default backend; ``None`` where it does not say."""
+    device = jax.devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    if device.platform == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def check_memory(
+    num_chains: int, num_particles: int, dim: int, itemsize: int, *, attention: str, dense: bool
+) -> None:
+    """Refuse an ensemble that cannot fit; what passes may still be too large.
+
+    Args:
+        num_chains: chains on one device.
+        num_particles: of an ensemble.
+        dim: of a particle.
+        itemsize: bytes of a number.
+        attention: the head.
+        dense: whether the metric is dense.
+
+    Raises:
+        MemoryError: the least that the run needs is more than the device has.
+    """
+    limit = device_bytes()
+    ensemble = _ENSEMBLE_ARRAYS * num_chains * num_particles * dim * itemsize
+    metric = _DENSE_ARRAYS * num_chains * dim**2 * itemsize if dense else 0
+    if limit is None or ensemble + metric <= limit:
+        return
+    advice = "lower `num_particles`, or run fewer chains at a time (`chain_method='sequential'`)"
+    if metric > ensemble:
+        advice = "leave the metric diagonal (`dense_mass=False`)"
+    elif attention == "joint":
+        advice += "; as many particles as this are for attention='copula', whose time is linear in "
+        advice += "them: that of 'joint' grows with their square"
+    raise MemoryError(
+        f"{num_chains} chains x {num_particles} particles x {dim} dimensions need at least "
+        f"{(ensemble + metric) / 2**30:.3g} GiB, and the device has {limit / 2**30:.3g}: {advice}."
+    )

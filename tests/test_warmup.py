@@ -1,0 +1,53 @@
+"""Which particles warm-up moves because they are stuck."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numpyro_rwpo.correction import Refresh
+from numpyro_rwpo.ensemble import evaluate
+from numpyro_rwpo.target import Differentiation
+from numpyro_rwpo.warmup import REPLACEMENT_UPDATES, replace_stuck
+
+NUM_PARTICLES, DIM = 64, 64
+TARGET = Differentiation(1.0, False).target(lambda x, centring: 0.5 * x @ x, None)
+
+
+def moved(last: float, accept_prob: float, update: int, others: float = 0.8) -> bool:
+    """Whether the last particle, with all coordinates ``last``, is put onto another one.
+
+    The others are standard normal: their potential has mean 32 and standard deviation 5.7.
+    """
+    particles = np.random.default_rng(0).normal(size=(NUM_PARTICLES, DIM)).astype(np.float32)
+    particles[-1] = last
+    ensemble = evaluate(jnp.asarray(particles), TARGET)
+    accepted = jnp.full(NUM_PARTICLES, others).at[-1].set(accept_prob)
+    refresh = Refresh(accepted, jnp.zeros(NUM_PARTICLES, bool), jnp.ones((), int))
+    after = np.asarray(replace_stuck(jnp.asarray(update), ensemble, refresh, TARGET).particles)
+    np.testing.assert_array_equal(after[:-1], particles[:-1])
+    return not np.array_equal(after[-1], particles[-1])
+
+
+EARLY, LATE = REPLACEMENT_UPDATES - 1, REPLACEMENT_UPDATES
+
+
+@pytest.mark.parametrize(
+    ("last", "accept_prob", "update", "is_moved"),
+    [
+        (1.0, 0.0, EARLY, True),  # stuck
+        (1.0, 0.0, LATE, False),  # the same later: its potential is that of any draw
+        (0.0, 0.0, LATE, True),  # potential 0, where no draw is although the density is highest
+        (3.0, 0.0, LATE, True),  # potential 288, far out
+        (3.0, 0.5, LATE, False),  # as far out, but on its way
+        (20.0, 0.5, LATE, True),  # potential 12800: no run would ever be there
+    ],
+)
+def test_stuck_particles(last: float, accept_prob: float, update: int, is_moved: bool) -> None:
+    assert moved(last, accept_prob, update) == is_moved
+
+
+def test_nothing_moves_while_hardly_anything_is_accepted() -> None:
+    """Then it is the step size that is wrong, not the particle."""
+    assert not moved(3.0, 0.0, EARLY, others=0.1)
