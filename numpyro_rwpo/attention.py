@@ -37,9 +37,7 @@ from jax.typing import ArrayLike
 
 from numpyro_rwpo.arguments import check_choice
 from numpyro_rwpo.grid import GridDensity, fit_grid
-from numpyro_rwpo.placement import ONE_PLACE, Placement
 from numpyro_rwpo.priors import LaplacePrior
-from numpyro_rwpo.ring import ring_attention
 from numpyro_rwpo.streaming import streamed_attention
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -56,11 +54,10 @@ class ProximalDensity(Protocol):
     def score(self, x: jax.Array) -> jax.Array:
         """Gradient of :meth:`log_prob` at points (num_points, dim), same shape."""
 
-    def heat_score(self, x: jax.Array, placement: Placement = ONE_PLACE) -> jax.Array:
+    def heat_score(self, x: jax.Array) -> jax.Array:
         r"""Score without the prior, ``score + inverse_temperature/2 * prior.subgradient(x)``.
 
-        Computed without the detour: smooth across the prior's kinks. Where devices share the
-        particles, ``placement`` says how; then ``x`` are as many points, shared out alike.
+        Computed without the detour: smooth across the prior's kinks.
         """
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
@@ -102,18 +99,14 @@ class JointDensity(NamedTuple):
     prox_time: jax.Array
     inverse_temperature: jax.Array
 
-    def _attend(
-        self, x: jax.Array, placement: Placement = ONE_PLACE
-    ) -> tuple[jax.Array, jax.Array]:
-        scale = jnp.sqrt(2 * self.prox_time / self.inverse_temperature)
-        if placement.mesh is None:
-            return streamed_attention(x, self.particles, self.log_normalizer, scale)
-        mesh, axis = placement.mesh, placement.axis
-        return ring_attention(x, self.particles, self.log_normalizer, scale, mesh=mesh, axis=axis)
+    @property
+    def _scale(self) -> jax.Array:
+        return jnp.sqrt(2 * self.prox_time / self.inverse_temperature)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """See :class:`ProximalDensity`."""
-        log_sum, _ = self._attend(x.reshape(-1, x.shape[-1]))
+        points = x.reshape(-1, x.shape[-1])
+        log_sum, _ = streamed_attention(points, self.particles, self.log_normalizer, self._scale)
         prior = 0.5 * self.inverse_temperature * jnp.sum(self.prior.potential(x), -1)
         return log_sum.reshape(x.shape[:-1]) - math.log(self.particles.shape[0]) - prior
 
@@ -121,9 +114,13 @@ class JointDensity(NamedTuple):
         """See :class:`ProximalDensity`."""
         return self.heat_score(x) - 0.5 * self.inverse_temperature * self.prior.subgradient(x)
 
-    def heat_score(self, x: jax.Array, placement: Placement = ONE_PLACE) -> jax.Array:
-        """See :class:`ProximalDensity`."""
-        _, displacement = self._attend(x, placement)
+    def heat_score(
+        self,
+        x: jax.Array,
+        attend: Callable[..., tuple[jax.Array, jax.Array]] = streamed_attention,
+    ) -> jax.Array:
+        """See :class:`ProximalDensity`; ``attend`` says where the keys come from."""
+        _, displacement = attend(x, self.particles, self.log_normalizer, self._scale)
         return 0.5 * self.inverse_temperature * displacement / self.prox_time
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
@@ -152,7 +149,7 @@ class MarginalDensity(NamedTuple):
         """See :class:`ProximalDensity`."""
         return self.grid.score(x)
 
-    def heat_score(self, x: jax.Array, placement: Placement = ONE_PLACE) -> jax.Array:
+    def heat_score(self, x: jax.Array) -> jax.Array:
         """See :class:`ProximalDensity`."""
         return self.grid.heat_score(x)
 
@@ -199,7 +196,7 @@ class CopulaDensity(NamedTuple):
         """See :class:`ProximalDensity`."""
         return self.grid.score(x) + self._glue(x)
 
-    def heat_score(self, x: jax.Array, placement: Placement = ONE_PLACE) -> jax.Array:
+    def heat_score(self, x: jax.Array) -> jax.Array:
         """See :class:`ProximalDensity`."""
         return self.grid.heat_score(x) + self._glue(x)
 
@@ -215,8 +212,6 @@ def fit_joint(
     prior: LaplacePrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
-    *,
-    placement: Placement = ONE_PLACE,
 ) -> JointDensity:
     """Fit the mixture of d-dimensional kernels; its scores cost O(num_particles^2 dim).
 
@@ -227,7 +222,6 @@ def fit_joint(
         prior: The part of the potential with closed forms.
         prox_time: T > 0 in position units squared, scalar or (dim,).
         inverse_temperature: beta > 0.
-        placement: Devices that share the particles.
 
     Returns:
         The fitted density.
@@ -252,15 +246,13 @@ def fit_marginal(
     prior: LaplacePrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
-    *,
-    placement: Placement = ONE_PLACE,
 ) -> MarginalDensity:
     """Fit every coordinate on its own, on a grid, in O(num_particles dim).
 
     Arguments, result and errors are those of :func:`fit_joint`.
     """
     check_particles(particles)
-    return MarginalDensity(fit_grid(particles, prior, prox_time, inverse_temperature, placement))
+    return MarginalDensity(fit_grid(particles, prior, prox_time, inverse_temperature))
 
 
 def fit_copula(
@@ -268,8 +260,6 @@ def fit_copula(
     prior: LaplacePrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
-    *,
-    placement: Placement = ONE_PLACE,
 ) -> CopulaDensity | MarginalDensity:
     """Fit the coordinates and a Gaussian copula, in O(num_particles dim^2 + dim^3).
 
@@ -278,7 +268,7 @@ def fit_copula(
     are those of :func:`fit_joint`.
     """
     check_particles(particles)
-    grid = fit_grid(particles, prior, prox_time, inverse_temperature, placement)
+    grid = fit_grid(particles, prior, prox_time, inverse_temperature)
     if particles.shape[1] > particles.shape[0]:
         return MarginalDensity(grid)
     # Not Cholesky: on CPUs a triangular solve takes longer than all else, because LAPACK's threads

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from numpyro_rwpo.target import Target
 
+_ENOUGH = 512  # particles for the quartiles of a scalar
+
 
 class Ensemble(NamedTuple):
     """Particles with the smooth potential and its gradient at each.
@@ -36,6 +38,14 @@ def potential(ensemble: Ensemble, target: Target) -> jax.Array:
 def gradient(ensemble: Ensemble, target: Target) -> jax.Array:
     """A (sub)gradient of the whole potential at the particles, (num_particles, dim)."""
     return ensemble.gradient + target.prior_subgradient(ensemble.particles)
+
+
+def thinned(x: jax.Array) -> jax.Array:
+    """Every few rows of an array with one for each particle: at least 512, enough for a median.
+
+    A sort would bring all of them to one place where devices share the particles.
+    """
+    return x[:: max(1, x.shape[0] // _ENOUGH)]
 
 
 def is_usable(smooth: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -28,7 +28,6 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.half_lines import mills_ratio
-from numpyro_rwpo.placement import ONE_PLACE, Placement
 from numpyro_rwpo.priors import LaplacePrior
 
 _LOG_HALF = -math.log(2)
@@ -173,7 +172,6 @@ def fit_grid(
     prior: LaplacePrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
-    placement: Placement = ONE_PLACE,
 ) -> GridDensity:
     """Fit every coordinate's proximal density, O(num_particles dim) time and memory.
 
@@ -186,7 +184,6 @@ def fit_grid(
         prior: The part of the potential with closed forms.
         prox_time: T > 0 in position units squared, scalar or (dim,).
         inverse_temperature: beta > 0.
-        placement: Devices that share the particles.
 
     Returns:
         The fitted densities, in the particles' dtype.
@@ -212,7 +209,7 @@ def fit_grid(
     nodes = origin + coarse * jnp.arange(_NUM_COARSE)[:, None]
     kernel_time = 0.5 * inverse_temperature * scale**2
     log_normalizer = prior.log_normalizer(nodes, kernel_time, inverse_temperature)
-    histogram = placement.whole(_linear_histogram((particles - origin) / coarse, placement))
+    histogram = _linear_histogram((particles - origin) / coarse)
     log_heat = _log_heat(jnp.log(histogram) - log_normalizer, scale / coarse)
 
     # The prior in exact multiples of the spacing around its kink, up to a constant.
@@ -234,16 +231,15 @@ def _computed_once(*rows: jax.Array) -> jax.Array:
     return jnp.matmul(jnp.eye(len(rows), dtype=table.dtype), table, precision="highest")
 
 
-def _linear_histogram(position: jax.Array, placement: Placement = ONE_PLACE) -> jax.Array:
+def _linear_histogram(position: jax.Array) -> jax.Array:
     """Share the particles, (N, dim) in spacings from node 0, between their two nodes."""
     dim = position.shape[1]
     lower = jnp.clip(jnp.floor(position), 0, _NUM_COARSE - 2)
     upper_share = jnp.clip(position - lower, 0, 1)
     flat_index = lower.astype(int) * dim + jnp.arange(dim)
-    # The rows of particles first where devices share them: a flat array keeps its rows together.
-    axis = 0 if placement.mesh is None else 1
-    index = placement.rows(jnp.stack([flat_index, flat_index + dim], axis).reshape(-1))
-    shares = placement.rows(jnp.stack([1 - upper_share, upper_share], axis).reshape(-1))
+    # Particles first: where devices share them, flattening must not move any to another device.
+    index = jnp.stack([flat_index, flat_index + dim], 1).reshape(-1)
+    shares = jnp.stack([1 - upper_share, upper_share], 1).reshape(-1)
     return jax.ops.segment_sum(shares, index, _NUM_COARSE * dim).reshape(_NUM_COARSE, dim)
 
 

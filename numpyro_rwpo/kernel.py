@@ -49,6 +49,7 @@ from numpyro_rwpo.state import (
     RWPOState,
     initial_states,
     placed_state,
+    placed_states,
     split_keys,
 )
 from numpyro_rwpo.target import (
@@ -200,11 +201,7 @@ def iterate(
 
     is_sweep = is_adapting | is_refresh
     spent = (
-        jnp.where(
-            is_start & is_warmup,
-            num_start_evaluations(num_particles, target.is_rewritten is not None),
-            0,
-        )
+        jnp.where(is_start & is_warmup, num_start_evaluations(num_particles, target), 0)
         + num_particles * (is_start | is_flowing)
         + num_particles * chain.refresh.num_steps * is_sweep
     )
@@ -476,12 +473,11 @@ class RWPO(MCMCKernel):
         emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
         z, _ = (jax.vmap(emit) if is_batch else emit)(state.z, state.centring)
         self._layout = layout(z)
-        # As `sample` returns it, so that the first step is compiled for all of them.
-        place = partial(placed_state, placement=settings.placement)
-        if is_batch:
-            place = jax.vmap(place, in_axes=(STATE_AXES,), out_axes=STATE_AXES)
         state = state._replace(z=z)
-        return state if settings.placement.mesh is None else jax.jit(place)(state)
+        if settings.placement.mesh is None:
+            return state
+        # As `sample` returns it, so that the first step is compiled for all of them.
+        return placed_states(state, settings.placement, is_batch=is_batch)
 
     def _make_source(
         self,

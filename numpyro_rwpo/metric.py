@@ -19,8 +19,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rwpo.placement import ONE_PLACE, Placement
-
 _OUTLIER = 15.0  # half interquartile ranges, 10 standard deviations of a normal
 _NUM_SORTED = 64  # particles, at least, of which the quartiles are taken
 _JITTER = 1e-6  # least eigenvalue in units of the largest: what float32 can tell from zero
@@ -59,14 +57,13 @@ def _covariance(centred: jax.Array, dense: bool) -> jax.Array:
     return centred.T @ centred / count if dense else (centred**2).sum(0) / count
 
 
-def _winsorize(x: jax.Array, placement: Placement) -> jax.Array:
+def _winsorize(x: jax.Array) -> jax.Array:
     """Clip each column at several half interquartile ranges around its median.
 
     A few particles on a wall, with gradients of 1e10, must not decide the metric of all others.
     """
     # Some of the particles are enough, and a sort costs more than all else here.
-    some = placement.every(x, max(1, x.shape[0] // _NUM_SORTED))
-    ordered = jnp.sort(some, axis=0)
+    ordered = jnp.sort(x[:: max(1, x.shape[0] // _NUM_SORTED)], axis=0)
     count = ordered.shape[0]
     lower, median, upper = ordered[count // 4], ordered[count // 2], ordered[(3 * count) // 4]
     deviation = x - median
@@ -74,15 +71,10 @@ def _winsorize(x: jax.Array, placement: Placement) -> jax.Array:
     return median + jnp.where(limit > 0, jnp.clip(deviation, -limit, limit), deviation)
 
 
-def ensemble_moments(
-    particles: jax.Array,
-    gradients: jax.Array,
-    dense: bool,
-    placement: Placement = ONE_PLACE,
-) -> Moments:
+def ensemble_moments(particles: jax.Array, gradients: jax.Array, dense: bool) -> Moments:
     """Moments of an ensemble, outliers clipped: particles and gradients (num_particles, dim)."""
     # Side by side, for one sort: a sort takes XLA long to compile.
-    clipped = _winsorize(jnp.concatenate([particles, gradients], axis=1), placement)
+    clipped = _winsorize(jnp.concatenate([particles, gradients], axis=1))
     particles, gradients = jnp.split(clipped, 2, axis=1)
     mean = particles.mean(0)
     return Moments(

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -50,12 +49,6 @@ class Placement(NamedTuple):
             return lax.dynamic_index_in_dim(x, index, 0, False)
         # A sum over devices of what each has; a dynamic slice would bring all rows to all devices.
         return self.whole(jnp.take(x, index[None], axis=0, mode="clip")[0])
-
-    def every(self, x: jax.Array, stride: int) -> jax.Array:
-        """Every ``stride``-th row of an array that has one for each particle."""
-        if self.mesh is None:
-            return x[::stride]
-        return self.whole(jnp.take(x, np.arange(0, x.shape[0], stride), axis=0))
 
     def where_needed(self, needed: jax.Array, change: Callable[[Tree], Tree], tree: Tree) -> Tree:
         """``change(tree)``, which leaves all as it is unless ``needed`` somewhere.

@@ -14,6 +14,8 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
+from numpyro_rwpo.attention import JointDensity, ProximalDensity
+from numpyro_rwpo.placement import Placement
 from numpyro_rwpo.streaming import (
     BLOCK_SIZE,
     Sums,
@@ -23,6 +25,19 @@ from numpyro_rwpo.streaming import (
     no_sums,
     queries_in_block,
 )
+
+
+def shared_heat_score(
+    density: ProximalDensity, particles: jax.Array, placement: Placement
+) -> jax.Array:
+    """``density.heat_score`` at the particles that it was fitted to, wherever they are.
+
+    Densities on a grid have a copy of it on every device; only the joint one needs all particles.
+    """
+    if placement.mesh is None or not isinstance(density, JointDensity):
+        return density.heat_score(particles)
+    attend = partial(ring_attention, mesh=placement.mesh, axis=placement.axis)
+    return density.heat_score(particles, attend)
 
 
 def ring_attention(
@@ -87,7 +102,7 @@ def _turn_around(
     def turn(_: jax.Array, carry: Carry) -> Carry:
         sums, key_blocks, bias_blocks = carry
         sums = lax.map(
-            lambda block: absorb_blocks(*block, key_blocks, bias_blocks, scale),
+            lambda block: absorb_blocks(block[0], block[1], key_blocks, bias_blocks, scale),
             (sums, query_blocks),
         )
         return sums, *lax.ppermute((key_blocks, bias_blocks), axis, to_next)

@@ -64,9 +64,8 @@ def placed_state(state: RWPOState, placement: Placement) -> RWPOState:
         diverging=placement.rows(state.refresh.diverging),
         num_steps=placement.whole(state.refresh.num_steps),
     )
-    kept = {"ensemble": placement.rows(state.ensemble), "refresh": refresh}
-    others = {name: x for name, x in state._asdict().items() if name not in kept}
-    return state._replace(**kept, **placement.whole(others))
+    ensemble = placement.rows(state.ensemble)
+    return placement.whole(state)._replace(ensemble=ensemble, refresh=refresh)
 
 
 _AXES: Any = [None if field == "iteration" else 0 for field in RWPOState._fields]
@@ -125,6 +124,13 @@ def initial_states(rng_key: jax.Array, start: jax.Array, *static: Any, is_batch:
         return initial_state(rng_key, start, *static)
 
     return (jax.vmap(initial, out_axes=STATE_AXES) if is_batch else initial)(rng_key, start)
+
+
+@partial(jax.jit, static_argnames=("placement", "is_batch"))
+def placed_states(state: RWPOState, placement: Placement, is_batch: bool) -> RWPOState:
+    """:func:`placed_state` of one ensemble or of a batch, as one compiled program."""
+    place = partial(placed_state, placement=placement)
+    return (jax.vmap(place, (STATE_AXES,), STATE_AXES) if is_batch else place)(state)
 
 
 @partial(jax.jit, static_argnames="is_batch")

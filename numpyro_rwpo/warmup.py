@@ -23,7 +23,7 @@ from numpyro_rwpo.correction import (
     Tuning,
     make_metric,
 )
-from numpyro_rwpo.ensemble import Ensemble, gradient, potential
+from numpyro_rwpo.ensemble import Ensemble, gradient, potential, thinned
 from numpyro_rwpo.metric import (
     Moments,
     Preconditioner,
@@ -300,7 +300,8 @@ def replace_stuck(
     """
     accept_prob = refresh.accept_prob
     height = potential(ensemble, target)
-    lower, median, upper = jnp.sort(height)[jnp.array([1, 2, 3]) * height.size // 4]
+    ordered = jnp.sort(thinned(height))
+    lower, median, upper = ordered[jnp.array([1, 2, 3]) * ordered.size // 4]
     improbable = jnp.abs(height - median) > _IMPROBABLE * (upper - lower) / _QUARTILES
     stuck = (accept_prob < _STUCK) & (accept_prob.mean() > 0.5)
     stuck &= improbable | (update < REPLACEMENT_UPDATES)
@@ -341,9 +342,7 @@ def learn_moments(
 
     Up to update 0 (in transport, where they are negative) they replace them.
     """
-    new = ensemble_moments(
-        ensemble.particles, gradient(ensemble, target), candidates.dense, target.placement
-    )
+    new = ensemble_moments(ensemble.particles, gradient(ensemble, target), candidates.dense)
     memory = jnp.maximum(1 / (1.0 + jnp.maximum(update, 0)), _MEMORY)
     moments = jax.tree.map(lambda o, n: _blend(o, n, memory), adaptation.moments, new)
     return adaptation._replace(moments=moments, preconditioner=fisher_preconditioner(moments))
