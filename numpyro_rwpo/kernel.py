@@ -35,7 +35,7 @@ from numpyro_rwpo.attention import HEADS
 from numpyro_rwpo.correction import Refresh, refresh_ensemble
 from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.memory import check_memory
-from numpyro_rwpo.placement import check_divisible, check_mesh
+from numpyro_rwpo.placement import check_mesh, check_use
 from numpyro_rwpo.settings import (
     Settings,
     default_num_particles,
@@ -445,7 +445,7 @@ class RWPO(MCMCKernel):
         if num_particles is None:
             target = source.bind(model_args, model_kwargs)
             num_particles = default_num_particles(dim, has_loop(target, dim, start.dtype))
-        check_divisible(num_particles, self._placement)
+        check_use(num_particles, self._placement)
         settings = Settings(
             num_warmup=num_warmup,
             num_transport=num_transport_iterations(num_warmup, self._correction is not None),
@@ -459,7 +459,7 @@ class RWPO(MCMCKernel):
         )
         check_memory(
             start.size // dim,
-            num_particles,
+            num_particles // self._placement.number,
             dim,
             start.dtype.itemsize,
             attention=settings.attention,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -28,6 +29,18 @@ class Placement(NamedTuple):
     mesh: Mesh | None = None
     axis: str = ""
     chain_axis: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle devices by their numbers."""
+        if self.mesh is None:
+            return Placement, tuple(self)
+        numbers = np.vectorize(lambda device: device.id)(self.mesh.devices)
+        return _placement_on, (numbers, self.mesh.axis_names, self.axis, self.chain_axis)
+
+    @property
+    def number(self) -> int:
+        """Of devices that the particles are shared out over."""
+        return 1 if self.mesh is None else self.mesh.shape[self.axis]
 
     def rows(self, tree: Tree) -> Tree:
         """Arrays with a row for each particle, the rows shared out."""
@@ -66,6 +79,20 @@ class Placement(NamedTuple):
 ONE_PLACE = Placement()
 
 
+def _automatic(devices: np.ndarray[Any, Any], names: tuple[str, ...]) -> Mesh:
+    # Meshes of jax.make_mesh have explicit axes, on which the partitioner may not decide anything.
+    return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def _placement_on(
+    numbers: np.ndarray[Any, Any], names: tuple[str, ...], axis: str, chain_axis: str | None
+) -> Placement:
+    """What :meth:`Placement.__reduce__` took apart, on the devices with these numbers."""
+    devices = {device.id: device for device in jax.devices()}
+    found = np.vectorize(devices.__getitem__, otypes=[object])(numbers)
+    return Placement(_automatic(found, names), axis, chain_axis)
+
+
 def check_mesh(mesh: Any, particle_axis: Any) -> Placement:
     """The placement that the arguments ``mesh`` and ``particle_axis`` of ``RWPO`` mean.
 
@@ -91,18 +118,25 @@ def check_mesh(mesh: Any, particle_axis: Any) -> Placement:
         raise ValueError(
             f"`particle_axis` must be one of the axes of `mesh`, {names}; got {particle_axis!r}."
         )
-    # Meshes of jax.make_mesh have explicit axes, on which the partitioner may not decide anything.
-    automatic = (AxisType.Auto,) * len(names)
-    return Placement(Mesh(mesh.devices, names, axis_types=automatic), particle_axis)
+    return Placement(_automatic(mesh.devices, names), particle_axis)
 
 
-def check_divisible(num_particles: int, placement: Placement) -> None:
-    """Raise ``ValueError`` unless every device gets the same number of particles."""
+def check_use(num_particles: int, placement: Placement) -> None:
+    """Check that the particles can be shared out here.
+
+    Raises:
+        ValueError: the devices would not get the same number of particles, or each of them runs a
+            chain of its own.
+    """
     if placement.mesh is None:
         return
-    number = placement.mesh.shape[placement.axis]
-    if num_particles % number:
+    if AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types:
         raise ValueError(
-            f"`num_particles` must be a multiple of the {number} devices along the mesh axis "
-            f"'{placement.axis}'; got {num_particles}."
+            "`mesh` shares the particles of a chain out over devices, on which "
+            "`chain_method='parallel'` would put whole chains: use 'vectorized', or no mesh."
+        )
+    if num_particles % placement.number:
+        raise ValueError(
+            f"`num_particles` must be a multiple of the {placement.number} devices along the mesh "
+            f"axis '{placement.axis}'; got {num_particles}."
         )
