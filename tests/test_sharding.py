@@ -236,7 +236,8 @@ def run(model, attention, num_chains, mesh, first, X=X, **options):
     mcmc.progress_bar = True  # compiles one step
     if first is not None:
         placed = kernel.init(key, 40, None, (X,), {"y": y})
-        first = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), first, placed)
+        if jax.process_count() == 1:  # spares a compilation; JAX cannot do it among processes
+            first = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), first, placed)
         mcmc.post_warmup_state = first
     mcmc.run(key if first is None else first.rng_key, X, y=y, extra_fields=FIELDS)
     assert mcmc.last_state.iteration == (103 if first is None else 64)
