@@ -280,7 +280,8 @@ class RWPO(MCMCKernel):
             ``AsymmetricLaplace`` distributions or ``None``, saying which part of the potential
             (which stays the whole one) is a Laplace prior.
         dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric and a
-            diagonal one with the exact flow of the prior; ``True`` or ``False`` decides.
+            diagonal one with the exact flow of the prior; ``True`` (up to four dimensions a
+            particle) or ``False`` decides.
         target_accept_prob: acceptance probability at which the step size aims.
         init_strategy: NumPyro's per-site initialisation strategy.
         forward_mode_differentiation: differentiate in forward mode.

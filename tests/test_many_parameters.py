@@ -89,3 +89,9 @@ def test_memory_of_a_step(
     print(f"{model.__name__}: {num_particles} particles, {memory / 1e6:.0f} MB beside the state")
     # 30 arrays of the ensemble's size, 10 MB each; a matrix of dim squared would be 400 MB.
     assert memory < 4 * num_particles * (30 * dim + 8 * activations)
+
+
+def test_dense_metric_of_too_many_parameters() -> None:
+    kernel = RWPO(wide_lasso, dense_mass=True)
+    with pytest.raises(ValueError, match="got 10000 dimensions and 256 particles.* to 2500"):
+        kernel.init(jax.random.key(0), 200, None, regression(), {})
