@@ -9,6 +9,7 @@ the number of devices is fixed when JAX starts.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import socket
@@ -27,6 +28,7 @@ from helpers import shrunken_means
 from jax.sharding import Mesh
 from numpyro.infer import MCMC
 
+from benchmarks import devices
 from benchmarks.communication import traffic
 from numpyro_rwpo import RWPO, laplace_prior
 from numpyro_rwpo.correction import Refresh, sweep
@@ -49,6 +51,7 @@ from numpyro_rwpo.warmup import (
     tuning,
 )
 
+RESULTS = Path(devices.__file__).parent / "results"
 DIM = 5
 CANDIDATES = Candidates(dense=True, fisher=True, exact_flow=True)
 HAMILTONIAN = Turn(np.array(0), np.array(False))
@@ -203,9 +206,23 @@ def test_traffic_counts_loops_and_keeps_branches_apart() -> None:
 
     x = placement.rows(jnp.ones((4, 3)))
     text = jax.jit(program).lower(x, jnp.array(True)).compile().as_text()
-    always, branches = traffic(text)
+    always, branches, _ = traffic(text)
     assert always["all-reduce"] in (7 * 12, 7 * 12 + 12)  # the first row may be one more
     assert branches["all-reduce"] == 12
+
+
+def test_counted_for_a_thousand_devices() -> None:
+    """The committed counts: tables from them, and what grows with particles and devices."""
+    records = json.loads((RESULTS / "devices.json").read_text())["records"]
+    assert devices.page(records) + "\n" == (RESULTS / "devices.md").read_text()
+    copula = [r for r in records if r["attention"] == "copula" and r["num_devices"] > 1]
+    assert max(r["num_devices"] for r in copula) == 1024
+    assert not any(sum(r["refresh"]["bytes"].values()) for r in copula)
+    for piece in ("step", "update"):
+        sizes = [sum(r[piece]["bytes"].values()) for r in copula]
+        assert max(sizes) < 1.01 * min(sizes)  # an ensemble grows 128 times
+        dim = copula[0]["dim"]
+        assert max(sizes) < 4 * (3 * dim**2 + 256 * dim)
 
 
 # ------------------------------------------------------------------------------------ whole runs
