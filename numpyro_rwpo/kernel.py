@@ -35,7 +35,9 @@ from numpyro_rwpo.attention import HEADS
 from numpyro_rwpo.correction import Refresh, refresh_ensemble
 from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.memory import check_memory
+from numpyro_rwpo.model_checks import explained
 from numpyro_rwpo.placement import check_mesh, check_use
+from numpyro_rwpo.preparation import CompiledOnce, Preparation, check_preparation
 from numpyro_rwpo.settings import (
     Settings,
     default_num_particles,
@@ -43,7 +45,7 @@ from numpyro_rwpo.settings import (
     num_transport_iterations,
     start_radius,
 )
-from numpyro_rwpo.start import check_start, num_start_evaluations, quasi_newton_start
+from numpyro_rwpo.start import num_start_evaluations, quasi_newton_start
 from numpyro_rwpo.state import (
     STATE_AXES,
     RWPOState,
@@ -230,6 +232,24 @@ def layout(values: Any) -> Any:
     return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
+def different_model(values: Any) -> ValueError:
+    """The error where a state is of another model."""
+    return ValueError(
+        "The state from which to go on must be of the same model: its latent sites have "
+        f"the shapes {jax.tree.map(jnp.shape, values)}; the model's do not. Use the saved "
+        "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
+    )
+
+
+def fits(values: Any, expected: Any) -> bool:
+    """Whether values have a layout's structure and shapes, with whatever leading axes."""
+    structure, leaves = layout(values)
+    pairs = zip(leaves, expected[1], strict=False)
+    return structure == expected[0] and all(
+        a[max(len(a) - len(b), 0) :] == b[max(len(b) - len(a), 0) :] for (a, _), (b, _) in pairs
+    )
+
+
 def sample(
     state: RWPOState,
     model_args: tuple[Any, ...],
@@ -350,6 +370,7 @@ class RWPO(MCMCKernel):
         self._sample_fn: Callable[..., RWPOState] | None = None
         self._source: Source | None = None
         self._settings: Settings | None = None
+        self._program: CompiledOnce[Preparation] | None = None
         self._layout: Any = None  # structure, shapes and types of the draws
 
     @property
@@ -438,14 +459,20 @@ class RWPO(MCMCKernel):
         is_batch = not is_prng_key(rng_key)
         rng_key, key_source = split_keys(rng_key, is_batch=is_batch)
 
-        source, start = self._make_source(
-            key_source, is_batch, init_params, model_args, model_kwargs
-        )
+        self._source = source = self._make_source(is_batch, init_params, model_args, model_kwargs)
+        batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
+        keys = key_source if is_batch else key_source[None]
+        with explained(self._model, model_args, model_kwargs):
+            prepared = self._prepare((keys, batch), model_args, model_kwargs)
+        check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
+        start, z = prepared.start, prepared.values
+        if not is_batch:
+            start, z = jax.tree.map(lambda x: x[0], (start, z))
         dim = start.shape[-1]
         num_particles = self._num_particles
         if num_particles is None:
-            target = source.bind(model_args, model_kwargs)
-            num_particles = default_num_particles(dim, has_loop(target, dim, start.dtype))
+            bind = partial(source.bind, model_args, model_kwargs)
+            num_particles = default_num_particles(dim, has_loop(bind, dim, start.dtype))
         check_use(num_particles, self._placement)
         settings = Settings(
             num_warmup=num_warmup,
@@ -468,11 +495,8 @@ class RWPO(MCMCKernel):
         )
         radius = start_radius(self._init_strategy, init_params)
         state = initial_states(rng_key, start, num_particles, radius, settings, is_batch=is_batch)
-        self._source = source
         self._settings = settings
         self._sample_fn = partial(sample, source=source, settings=settings, is_batch=is_batch)
-        emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
-        z, _ = (jax.vmap(emit) if is_batch else emit)(state.z, state.centring)
         self._layout = layout(z)
         state = state._replace(z=z)
         if settings.placement.mesh is None:
@@ -482,29 +506,13 @@ class RWPO(MCMCKernel):
 
     def _make_source(
         self,
-        rng_key: jax.Array,
         is_batch: bool,
         init_params: Any,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
-    ) -> tuple[Source, jax.Array]:
-        """The source and one starting position per chain, (dim,) or (chains, dim)."""
-        if self._potential_fn is not None:
-            if init_params is None:
-                raise ValueError(
-                    "Valid value of `init_params` must be provided with `potential_fn`: a pytree "
-                    "of floating-point arrays, with a leading chain axis for several chains."
-                )
-            one = jax.tree.map(lambda x: x[0], init_params) if is_batch else init_params
-            source: Source = PotentialSource(
-                self._potential_fn,
-                one,
-                nonsmooth=self._nonsmooth,
-                differentiation=self._differentiation,
-            )
-        elif self._model is not None:
-            source = ModelSource(
-                rng_key,
+    ) -> Source:
+        if self._model is not None:
+            return ModelSource(
                 self._model,
                 model_args,
                 model_kwargs,
@@ -512,12 +520,31 @@ class RWPO(MCMCKernel):
                 nonsmooth=self._nonsmooth,
                 differentiation=self._differentiation,
             )
-            if init_params is None:
-                return source, source.start
-        ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
-        start = (jax.vmap(ravel) if is_batch else ravel)(init_params)
-        check_start(start, source.bind(model_args, model_kwargs))
-        return source, start
+        if init_params is None:
+            raise ValueError(
+                "Valid value of `init_params` must be provided with `potential_fn`: a pytree "
+                "of floating-point arrays, with a leading chain axis for several chains."
+            )
+        assert self._potential_fn is not None
+        return PotentialSource(
+            self._potential_fn,
+            jax.tree.map(lambda x: x[0], init_params) if is_batch else init_params,
+            nonsmooth=self._nonsmooth,
+            differentiation=self._differentiation,
+        )
+
+    @property
+    def _prepare(self) -> CompiledOnce[Preparation]:
+        """The source's preparation, as a program that is traced when `init` has made a source."""
+        if self._program is None:
+
+            def prepare(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Preparation:
+                assert self._source is not None
+                rng_keys, init_params = inputs
+                return self._source.prepare(rng_keys, init_params, args, kwargs)
+
+            self._program = CompiledOnce(prepare)
+        return self._program
 
     @one_at_a_time
     def sample(
@@ -527,11 +554,7 @@ class RWPO(MCMCKernel):
         if self._sample_fn is None:
             raise RuntimeError("`init` must be called before `sample`.")
         if layout(state.z) != self._layout:
-            raise ValueError(
-                "The state from which to go on must be of the same model: its latent sites have "
-                f"the shapes {jax.tree.map(jnp.shape, state.z)}; the model's do not. Use the saved "
-                "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
-            )
+            raise different_model(state.z)
         return self._sample_fn(state, model_args, {} if model_kwargs is None else model_kwargs)
 
     def postprocess_fn(
@@ -540,9 +563,22 @@ class RWPO(MCMCKernel):
         """Map an unconstrained draw to the sites of the user's model."""
         if self._source is None:
             return lambda values: values
-        make = one_at_a_time(self._source.postprocess_fn)
-        return one_at_a_time(make(model_args, model_kwargs or {}))
+        constrain = self._source.postprocess_fn(model_args, model_kwargs or {})
+
+        @one_at_a_time
+        def postprocess(values: Any) -> Any:
+            if not fits(values, self._layout):
+                raise different_model(values)
+            return constrain(values)
+
+        return postprocess
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""
-        return {**self.__dict__, "_sample_fn": None, "_source": None, "_layout": None}
+        return {
+            **self.__dict__,
+            "_sample_fn": None,
+            "_source": None,
+            "_program": None,
+            "_layout": None,
+        }

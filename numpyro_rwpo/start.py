@@ -370,15 +370,3 @@ def _follow_paths(
     found = jnp.any(jnp.isfinite(best.bound))
     bound = jnp.where(centring == chosen, best.bound, -jnp.inf)
     return found, draws, chosen, Approximations(best, descent.history, bound)
-
-
-def check_start(start: jax.Array, target: Target) -> None:
-    """Refuse a user's start (dim,) or (chains, dim) where potential or gradient is not finite."""
-    smooth, gradient = jax.jit(target.value_and_grad)(jnp.atleast_2d(start))
-    usable = is_usable(smooth, gradient)
-    if not isinstance(usable, jax.core.Tracer) and not usable.all():
-        raise RuntimeError(
-            "Cannot find valid initial parameters: `init_params` must be unconstrained values at "
-            "which the potential and its gradient are finite; got a potential of "
-            f"{smooth}. Start elsewhere, or check the model for nan and inf."
-        )

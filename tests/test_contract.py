@@ -529,11 +529,12 @@ def test_jit_model_args(num_chains: int) -> None:
     # Initialisation looks at the model on every run, as with NUTS; the loop must not.
     assert counts[0] == counts[1] <= first
 
-    # From a post-warm-up state no initialisation is left.
+    # From a post-warm-up state no initialisation is left: the model is looked at once, for the
+    # shapes of the draws, as with NUTS where there are deterministic sites.
     mcmc.post_warmup_state = mcmc.last_state
     before = model.calls
     mcmc.run(mcmc.post_warmup_state.rng_key, *MEANS)
-    assert model.calls == before
+    assert model.calls - before <= 1
 
 
 def test_one_kernel_serves_several_runs() -> None:

@@ -69,10 +69,6 @@ def resident_megabytes() -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's memory account")
-@pytest.mark.xfail(
-    reason="2 to 4 MB a run: `init` has NumPyro search a start in a `lax.map` of its own, whose "
-    "program JAX compiles anew in every run and keeps; NUTS does so with several chains"
-)
 def test_memory_is_flat_over_two_hundred_runs() -> None:
     """One object run 200 times on new data keeps no memory and compiles nothing new."""
     data = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
