@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from jax.sharding import Mesh
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
@@ -35,6 +36,7 @@ from numpyro_rwpo.correction import Refresh, refresh_ensemble
 from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.memory import check_memory
 from numpyro_rwpo.model_checks import explained
+from numpyro_rwpo.placement import check_mesh, check_use
 from numpyro_rwpo.preparation import CompiledOnce, Preparation, check_preparation
 from numpyro_rwpo.settings import (
     Settings,
@@ -44,7 +46,14 @@ from numpyro_rwpo.settings import (
     start_radius,
 )
 from numpyro_rwpo.start import num_start_evaluations, quasi_newton_start
-from numpyro_rwpo.state import STATE_AXES, RWPOState, initial_states, split_keys
+from numpyro_rwpo.state import (
+    STATE_AXES,
+    RWPOState,
+    initial_states,
+    placed_state,
+    placed_states,
+    split_keys,
+)
 from numpyro_rwpo.target import (
     Differentiation,
     ModelSource,
@@ -194,29 +203,27 @@ def iterate(
 
     is_sweep = is_adapting | is_refresh
     spent = (
-        jnp.where(
-            is_start & is_warmup,
-            num_start_evaluations(num_particles, target.is_rewritten is not None),
-            0,
-        )
+        jnp.where(is_start & is_warmup, num_start_evaluations(num_particles, target), 0)
         + num_particles * (is_start | is_flowing)
         + num_particles * chain.refresh.num_steps * is_sweep
     )
-    emitted = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, False), chain.ensemble)
+    row = target.placement.row
+    emitted = jax.tree.map(lambda x: row(x, index), chain.ensemble)
     z, log_jacobian = emit(emitted.particles, chain.centring)
     whole = potential(emitted, target._replace(centring=chain.centring))
     log_step_size = chain.adaptation.log_step_mean[chain.adaptation.chosen]
-    return state._replace(
+    state = state._replace(
         iteration=state.iteration + 1,
         z=z,
-        diverging=chain.refresh.diverging[index],
+        diverging=row(chain.refresh.diverging, index),
         potential_energy=whole / settings.inverse_temperature - log_jacobian,
-        accept_prob=chain.refresh.accept_prob[index],
+        accept_prob=row(chain.refresh.accept_prob, index),
         num_steps=jnp.where(is_warmup, spent, chain.refresh.num_steps),
         num_gradients=state.num_gradients + spent,
         step_size=jnp.exp(log_step_size),
         **chain._asdict(),
     )
+    return placed_state(state, target.placement)
 
 
 def layout(values: Any) -> Any:
@@ -253,7 +260,7 @@ def sample(
     is_batch: bool,
 ) -> RWPOState:
     """One NumPyro iteration of one ensemble or, with a leading chain axis, of several."""
-    target = source.bind(model_args, model_kwargs)
+    target = source.bind(model_args, model_kwargs)._replace(placement=settings.placement)
     emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
     step = partial(iterate, settings=settings, emit=emit)
     if not is_batch:
@@ -293,10 +300,15 @@ class RWPO(MCMCKernel):
             ``AsymmetricLaplace`` distributions or ``None``, saying which part of the potential
             (which stays the whole one) is a Laplace prior.
         dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric and a
-            diagonal one with the exact flow of the prior; ``True`` or ``False`` decides.
+            diagonal one with the exact flow of the prior; ``True`` (up to four dimensions a
+            particle) or ``False`` decides.
         target_accept_prob: acceptance probability at which the step size aims.
         init_strategy: NumPyro's per-site initialisation strategy.
         forward_mode_differentiation: differentiate in forward mode.
+        mesh: devices that share the particles of every chain; ``None`` runs where the data are.
+            Chains must be one or ``"vectorized"``.
+        particle_axis: axis of ``mesh`` over which the particles are shared out; may be left out
+            where the mesh has one axis only. Data may be sharded over its other axes.
 
     Raises:
         ValueError: both or neither of ``model`` and ``potential_fn``, or an argument out of range.
@@ -325,6 +337,8 @@ class RWPO(MCMCKernel):
         target_accept_prob: float = 0.8,
         init_strategy: Callable[..., Any] = init_to_uniform,
         forward_mode_differentiation: bool = False,
+        mesh: Mesh | None = None,
+        particle_axis: str | None = None,
     ) -> None:
         check_target(model, potential_fn)
         if model is not None:
@@ -348,6 +362,7 @@ class RWPO(MCMCKernel):
         self._dense_mass = dense_mass
         self._target_accept_prob = target_accept_prob
         self._init_strategy = init_strategy
+        self._placement = check_mesh(mesh, particle_axis)
         self._differentiation = Differentiation(
             float(inverse_temperature), forward_mode_differentiation
         )
@@ -458,6 +473,7 @@ class RWPO(MCMCKernel):
         if num_particles is None:
             bind = partial(source.bind, model_args, model_kwargs)
             num_particles = default_num_particles(dim, has_loop(bind, dim, start.dtype))
+        check_use(num_particles, self._placement)
         settings = Settings(
             num_warmup=num_warmup,
             num_transport=num_transport_iterations(num_warmup, self._correction is not None),
@@ -467,10 +483,11 @@ class RWPO(MCMCKernel):
             candidates=make_candidates(num_particles, dim, source.has_prior, self._dense_mass),
             target_accept_prob=self._target_accept_prob,
             inverse_temperature=self._differentiation.inverse_temperature,
+            placement=self._placement,
         )
         check_memory(
             start.size // dim,
-            num_particles,
+            num_particles // self._placement.number,
             dim,
             start.dtype.itemsize,
             attention=settings.attention,
@@ -481,7 +498,11 @@ class RWPO(MCMCKernel):
         self._settings = settings
         self._sample_fn = partial(sample, source=source, settings=settings, is_batch=is_batch)
         self._layout = layout(z)
-        return state._replace(z=z)
+        state = state._replace(z=z)
+        if settings.placement.mesh is None:
+            return state
+        # As `sample` returns it, so that the first step is compiled for all of them.
+        return placed_states(state, settings.placement, is_batch=is_batch)
 
     def _make_source(
         self,

@@ -31,6 +31,7 @@ from numpyro_rwpo.laplace_sites import (
     split_laplace_sites,
 )
 from numpyro_rwpo.model_checks import check_model, explained, with_fixed_sites
+from numpyro_rwpo.placement import ONE_PLACE, Placement
 from numpyro_rwpo.preparation import Preparation, check_rates
 from numpyro_rwpo.priors import LaplacePrior
 
@@ -46,12 +47,14 @@ class Target(NamedTuple):
         is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
         centring: parametrisation of these sites, see :mod:`numpyro_rwpo.laplace_sites`: 0 or 1,
             scalar, or one for each position that will be given, (n,).
+        placement: devices that share the particles.
     """
 
     smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     full_prior: LaplacePrior | None
     is_rewritten: jax.Array | None
     centring: jax.Array
+    placement: Placement = ONE_PLACE
 
     def value_and_grad(self, particles: jax.Array) -> tuple[jax.Array, jax.Array]:
         """``beta f`` and its gradient, (n, dim) -> (n,), (n, dim)."""
@@ -83,8 +86,12 @@ def pool_chains(target: Target, axis_name: str) -> Target:
     """The same target for code that is vmapped over chains, with one gradient for all of them.
 
     The particles of all chains are then the rows of one matrix, whatever the layout that ``vmap``
-    would give the model: on a CPU small problems take half the time.
+    would give the model: on a CPU small problems take half the time. Not where devices share the
+    particles: rows of several chains would have to move.
     """
+    placement = target.placement._replace(chain_axis=axis_name)
+    if placement.mesh is not None:
+        return target._replace(placement=placement)
 
     def smooth(*batches: jax.Array) -> tuple[jax.Array, jax.Array]:
         pooled = (lax.all_gather(x, axis_name, tiled=True) for x in batches)
