@@ -61,6 +61,7 @@ from numpyro_rwpo.target import (
     Source,
     Target,
     has_loop,
+    layout,
     pool_chains,
 )
 from numpyro_rwpo.threads import one_at_a_time
@@ -224,12 +225,6 @@ def iterate(
         **chain._asdict(),
     )
     return placed_state(state, target.placement)
-
-
-def layout(values: Any) -> Any:
-    """Structure, shapes and types of a pytree of arrays, for comparison."""
-    leaves, structure = jax.tree.flatten(values)
-    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
 def different_model(values: Any) -> ValueError:
@@ -449,8 +444,9 @@ class RWPO(MCMCKernel):
         """Make the initial state: one ensemble per key.
 
         Raises:
-            ValueError: ``init_params`` missing or of the wrong shape, or a model that cannot be
-                sampled (discrete, Delta or no latent sites).
+            ValueError: ``init_params`` missing or of the wrong shape; a model that cannot be
+                sampled (discrete, Delta or no latent sites); particles that ``mesh`` cannot share
+                out; a dense metric of far more dimensions than particles.
             RuntimeError: no valid starting position.
             MemoryError: an ensemble larger than the device's memory.
         """
@@ -463,7 +459,7 @@ class RWPO(MCMCKernel):
         batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
         keys = key_source if is_batch else key_source[None]
         with explained(self._model, model_args, model_kwargs):
-            prepared = self._prepare((keys, batch), model_args, model_kwargs)
+            prepared = self._prepare(source.layout, (keys, batch), model_args, model_kwargs)
         check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
         start, z = prepared.start, prepared.values
         if not is_batch:

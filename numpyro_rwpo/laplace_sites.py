@@ -206,14 +206,11 @@ class LaplaceSplit(NamedTuple):
         """Shapes of the rewritten model's latent sites, on the whole real line."""
 
         def values() -> dict[str, jax.Array]:
-            latent = {
-                name: site
-                for name, site in trace_model(self.smooth_model, args, kwargs).items()
-                if is_latent(site)
-            }
+            trace = trace_model(self.smooth_model, args, kwargs)
             return {
                 name: biject_to(site["fn"].support).inv(site["value"])
-                for name, site in latent.items()
+                for name, site in trace.items()
+                if is_latent(site)
             }
 
         shapes: dict[str, jax.ShapeDtypeStruct] = jax.eval_shape(values)

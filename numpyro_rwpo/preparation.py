@@ -65,7 +65,14 @@ def check_preparation(
 
 
 def check_rates(parameters: dict[str, SiteParameters]) -> None:
-    """Refuse Laplace scales that are not positive, or too small for their square."""
+    """Refuse Laplace scales that are not positive, or too small for their square.
+
+    Args:
+        parameters: of each site, fields in the site's shape, under the words that name it.
+
+    Raises:
+        ValueError: names the site and the scales.
+    """
     for name, (_, left, right) in parameters.items():
         rates = np.stack([left, right])
         with np.errstate(over="ignore", divide="ignore"):
@@ -80,7 +87,7 @@ def check_rates(parameters: dict[str, SiteParameters]) -> None:
             )
 
 
-class _Is(Enum):
+class _Mark(Enum):
     ARRAY = auto()
 
 
@@ -104,20 +111,22 @@ def split_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[An
         for x in leaves
     ]
     arrays = [x for x, yes in zip(leaves, is_array, strict=True) if yes]
-    marked = [_Is.ARRAY if yes else x for x, yes in zip(leaves, is_array, strict=True)]
+    marked = [_Mark.ARRAY if yes else x for x, yes in zip(leaves, is_array, strict=True)]
     return arrays, Layout(structure, tuple(marked))
 
 
 def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The model's args and kwargs; the inverse of :func:`split_arrays`."""
     rest = iter(arrays)
-    leaves = [next(rest) if leaf is _Is.ARRAY else leaf for leaf in layout.leaves]
+    leaves = [next(rest) if leaf is _Mark.ARRAY else leaf for leaf in layout.leaves]
     structure: Any = layout.structure
     return jax.tree.unflatten(structure, leaves)
 
 
 class CompiledOnce(Generic[T]):
     """``function(inputs, args, kwargs)``, compiled once for all data of the same shapes.
+
+    Calls name in ``constants`` what else the function depends on; others make another program.
 
     Args:
         function: traceable in ``inputs``, a pytree of arrays, and where the model allows it in
@@ -127,15 +136,17 @@ class CompiledOnce(Generic[T]):
     def __init__(self, function: Callable[[Any, tuple[Any, ...], dict[str, Any]], T]) -> None:
         self._function = function
 
-        def program(layout: Layout, inputs: Any, arrays: list[Any]) -> T:
+        def program(constants: Hashable, layout: Layout, inputs: Any, arrays: list[Any]) -> T:
             return function(inputs, *join_arrays(arrays, layout))
 
-        self._program = jax.jit(program, static_argnums=0)
+        self._program = jax.jit(program, static_argnums=(0, 1))
 
-    def __call__(self, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    def __call__(
+        self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T:
         """Run the program; what the function raises, it raises with the data as constants."""
         arrays, layout = split_arrays(args, kwargs)
         try:
-            return self._program(layout, inputs, arrays)
+            return self._program(constants, layout, inputs, arrays)
         except Exception:  # an error of the model's own comes again below
             return jax.jit(lambda inputs: self._function(inputs, args, kwargs))(inputs)

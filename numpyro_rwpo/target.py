@@ -11,7 +11,7 @@ layout of the parameters and which of them have a Laplace prior. Their ``bind`` 
 same shape need no new compilation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -153,9 +153,11 @@ class Source(Protocol):
 
     Attributes:
         has_prior: whether any coordinate has a Laplace prior with closed forms.
+        layout: of the latent values, and which of them are Laplace sites; hashable.
     """
 
     has_prior: bool
+    layout: Hashable
 
     def prepare(
         self,
@@ -221,6 +223,8 @@ class ModelSource:
         self.has_prior = bool(self._split.fixed or self._split.rewritten)
         self._prototype = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         self._unravel = ravel_pytree(self._prototype)[1]
+        sites = self._split.fixed, tuple(self._split.rewritten)
+        self.layout: Hashable = (layout(self._prototype), sites)
 
     def prepare(
         self,
@@ -371,6 +375,7 @@ class PotentialSource:
             )
         self._prior = prior_from_leaves(nonsmooth, self._prototype)
         self.has_prior = self._prior is not None
+        self.layout: Hashable = layout(self._prototype)
 
     def prepare(
         self,
@@ -409,6 +414,12 @@ class PotentialSource:
     ) -> Callable[[Any], Any]:
         """Leave the values as they are: a potential function has no constraints."""
         return lambda values: values
+
+
+def layout(values: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Structure, shapes and types of a pytree of arrays, hashable, for comparison."""
+    leaves, structure = jax.tree.flatten(values)
+    return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
 
 
 def ravel_like(values: Any, prototype: Any) -> jax.Array:

@@ -52,18 +52,18 @@ def test_new_data_need_no_new_program():
 
     program = CompiledOnce(function)
     for k in range(3):
-        value = program(jnp.zeros(()), (np.full(4, k, np.float32),), {"shift": 2.0})
+        value = program(None, jnp.zeros(()), (np.full(4, k, np.float32),), {"shift": 2.0})
         assert value == 4 * k + 2
     assert len(traced) == 1
-    program(jnp.zeros(()), (np.zeros(5, np.float32),), {"shift": 2.0})
-    program(jnp.zeros(()), (np.zeros(5, np.float32),), {"shift": 3.0})
+    program(None, jnp.zeros(()), (np.zeros(5, np.float32),), {"shift": 2.0})
+    program(None, jnp.zeros(()), (np.zeros(5, np.float32),), {"shift": 3.0})
     assert len(traced) == 3
 
 
 def test_a_function_that_looks_at_its_data_has_them_as_constants():
     program = CompiledOnce(lambda x, args, kwargs: x + len(np.unique(args[0])))
-    assert program(jnp.zeros(()), (np.array([1, 1, 2]),), {}) == 2
-    assert program(jnp.zeros(()), (np.array([1, 3, 2]),), {}) == 3
+    assert program(None, jnp.zeros(()), (np.array([1, 1, 2]),), {}) == 2
+    assert program(None, jnp.zeros(()), (np.array([1, 3, 2]),), {}) == 3
 
 
 def test_start_of_new_data_compiles_nothing(caplog: pytest.LogCaptureFixture):
@@ -83,3 +83,16 @@ def test_models_that_look_at_their_data_and_that_ask_for_a_key():
     assert init(kernel, y, group).z["mean"].shape == (2, 3)
     assert init(kernel, y, np.array([0, 1, 1, 1])).z["mean"].shape == (2, 2)
     assert np.isfinite(init(RWPO(keyed, num_particles=8), y).z["mean"]).all()
+
+
+def test_a_model_whose_sites_follow_something_else_than_its_arguments():
+    """As in a notebook, where data stand beside the model: another `init`, another program."""
+    size = 2
+
+    def model():
+        numpyro.sample("mean", dist.Laplace(0, 1).expand([size]))
+
+    kernel = RWPO(model, num_particles=8)
+    assert init(kernel).z["mean"].shape == (2, 2)
+    size = 3
+    assert init(kernel).z["mean"].shape == (2, 3)
