@@ -317,7 +317,7 @@ def replace_stuck(
 
 
 def _blend(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isfinite(new), old + weight * (new - old), old)
+    return jnp.where(jnp.isfinite(new), (1 - weight) * old + weight * new, old)
 
 
 def _adapt_step(

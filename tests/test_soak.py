@@ -32,7 +32,6 @@ def test_random_models_until_the_time_is_up(pytestconfig: pytest.Config) -> None
     """No run fails, none has bad draws; the limit allows for the number of identities looked at."""
     end = time.monotonic() + 60 * float(pytestconfig.getoption("--soak-minutes"))
     worst: list[tuple[float, float, Regression]] = []
-    flagged: list[Regression] = []
     number = 0
 
     @hypothesis.settings(
@@ -47,23 +46,18 @@ def test_random_models_until_the_time_is_up(pytestconfig: pytest.Config) -> None
         nonlocal number
         if time.monotonic() > end:
             return
-        is_advised = False
         try:
             mcmc = run_mcmc(RWPO(regression.model), *regression.args, **SAMPLER)
         except RuntimeError as error:
             # Columns in the thousands leave no start within +-2, for NUTS neither: as advised.
             assert "Cannot find valid initial parameters" in str(error)
             assert "`init_strategy`" in str(error)
-            is_advised = True
             kernel = RWPO(regression.model, init_strategy=init_to_median)
             mcmc = run_mcmc(kernel, *regression.args, **SAMPLER)
         draws = mcmc.get_samples(group_by_chain=True)["beta"]
         scores = stein_scores(regression, draws)
-        if is_advised and scores.ess < MIN_ESS:
-            flagged.append(regression)  # not right, and its effective sample size says so
-        else:
-            number += scores.number
-            worst.append((scores.max_z, scores.ess, regression))
+        number += scores.number
+        worst.append((scores.max_z, scores.ess, regression))
         jax.clear_caches()  # the compiled programs of one model are of no use to the next
 
     soak()
@@ -71,8 +65,7 @@ def test_random_models_until_the_time_is_up(pytestconfig: pytest.Config) -> None
     largest, _, regression = max(worst, key=lambda row: row[0])
     smallest = min(ess for _, ess, _ in worst)
     print(f"\n{len(worst)} models, {number} identities: |z| up to {largest:.1f}, limit "
-          f"{max_z(number):.1f}; smallest ESS {smallest:.0f}; {len(flagged)} more without a start "
-          "within +-2 did not converge, and said so")  # fmt: skip
+          f"{max_z(number):.1f}; smallest ESS {smallest:.0f}")  # fmt: skip
     assert largest < max_z(number), (regression.family, regression.X.shape, largest)
     assert smallest > MIN_ESS
 

@@ -1,4 +1,4 @@
-"""Which particles warm-up moves because they are stuck."""
+"""What warm-up learns from an ensemble, and which particles it moves because they are stuck."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ import pytest
 
 from numpyro_rwpo.correction import Refresh
 from numpyro_rwpo.ensemble import evaluate
+from numpyro_rwpo.metric import ensemble_moments
+from numpyro_rwpo.settings import make_candidates
 from numpyro_rwpo.target import Differentiation
-from numpyro_rwpo.warmup import REPLACEMENT_UPDATES, replace_stuck
+from numpyro_rwpo.warmup import (
+    REPLACEMENT_UPDATES,
+    initial_adaptation,
+    learn_moments,
+    replace_stuck,
+)
 
 NUM_PARTICLES, DIM = 64, 64
 TARGET = Differentiation(1.0, False).target(lambda x, centring: 0.5 * x @ x, None)
@@ -51,3 +58,24 @@ def test_stuck_particles(last: float, accept_prob: float, update: int, is_moved:
 def test_nothing_moves_while_hardly_anything_is_accepted() -> None:
     """Then it is the step size that is wrong, not the particle."""
     assert not moved(3.0, 0.0, EARLY, others=0.1)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_first_moments_are_the_ensembles_own(dense: bool) -> None:
+    """Nothing is left of the initial unit moments, not in rounding either.
+
+    Variances of 1e-12 are lost in the roundings of a one.
+    """
+    scales = 10.0 ** -np.arange(7)
+    whitened = np.random.default_rng(0).normal(size=(NUM_PARTICLES, 7))
+    target = Differentiation(1.0, False).target(
+        lambda x, centring: 0.5 * ((x / scales) ** 2).sum(), None
+    )
+    ensemble = evaluate(jnp.asarray(whitened * scales, jnp.float32), target)
+    candidates = make_candidates(NUM_PARTICLES, 7, has_prior=False, dense_mass=dense)
+    before = initial_adaptation(ensemble.particles, candidates)
+    for update in (-5, 0):
+        after = learn_moments(before, jnp.asarray(update), ensemble, target, candidates)
+        expected = ensemble_moments(ensemble.particles, ensemble.gradient, dense)
+        for found, right in zip(after.moments, expected, strict=True):
+            np.testing.assert_allclose(found, right, rtol=1e-6)
