@@ -210,7 +210,7 @@ def fit_grid(
     kernel_time = 0.5 * inverse_temperature * scale**2
     log_normalizer = prior.log_normalizer(nodes, kernel_time, inverse_temperature)
     histogram = _linear_histogram((particles - origin) / coarse)
-    log_heat = _log_heat(jnp.log(histogram) - log_normalizer, scale / coarse)
+    log_heat = _log_heat(_log_or_minus_inf(histogram) - log_normalizer, scale / coarse)
 
     # The prior in exact multiples of the spacing around its kink, up to a constant.
     spacing = coarse / _REFINEMENT
@@ -320,7 +320,8 @@ def _integrate(
     from_left = jnp.matmul(before, mass, precision="highest")
     from_right = jnp.matmul(before.T, mass, precision="highest")
     total = jnp.sum(mass, 0)
-    log_left, log_right = jnp.log(from_left / total), jnp.log(from_right / total)
+    log_left = _log_or_minus_inf(from_left / total)
+    log_right = _log_or_minus_inf(from_right / total)
     outer_mass = jnp.where(from_left <= from_right, log_left, -log_right)
     return GridDensity(
         origin, spacing, start - peak - jnp.log(total), slope, slope + prior_slope, outer_mass
@@ -351,6 +352,12 @@ def _exponential_quantile(fraction: jax.Array, slope: jax.Array) -> jax.Array:
     moderate = jnp.log1p(fraction * jnp.expm1(jnp.minimum(size, 20))) / size
     steep = 1 + jnp.log(fraction + jnp.exp(-jnp.maximum(size, 20))) / size
     return jnp.clip(jnp.where(size < 20, moderate, steep), 0, 1)
+
+
+def _log_or_minus_inf(x: jax.Array) -> jax.Array:
+    """The logarithm of x >= 0; at 0 it has the derivative 0, which multiplies no infinity."""
+    is_positive = x > 0
+    return jnp.where(is_positive, jnp.log(jnp.where(is_positive, x, 1)), -jnp.inf)
 
 
 def _log_complement(log_p: jax.Array) -> jax.Array:
