@@ -189,7 +189,7 @@ def fit_grid(
         The fitted densities, in the particles' dtype.
     """
     prox_time = jnp.broadcast_to(jnp.asarray(prox_time, particles.dtype), particles.shape[1:])
-    lowest, highest = jnp.min(particles, 0), jnp.max(particles, 0)
+    lowest, highest = lax.stop_gradient((jnp.min(particles, 0), jnp.max(particles, 0)))
     # The prior's proximal points of the two, where they lie further out.
     below = jnp.maximum(lowest - prox_time * prior.rate_right, prior.location)
     above = jnp.minimum(highest + prox_time * prior.rate_left, prior.location)
@@ -204,6 +204,8 @@ def fit_grid(
     is_inside = (kink >= 0) & (kink <= _NUM_COARSE - 1)
     origin = jnp.where(is_inside, prior.location - kink * coarse, origin)
     kink = jnp.clip(kink, -1, _NUM_COARSE)
+    # Where the grid lies is no part of the density and of its derivatives.
+    origin, coarse, kink = lax.stop_gradient((origin, coarse, kink))
     origin, coarse, kink, scale = _computed_once(origin, coarse, kink, scale)
 
     nodes = origin + coarse * jnp.arange(_NUM_COARSE)[:, None]
@@ -263,7 +265,7 @@ def _log_heat(log_weight: jax.Array, scale: jax.Array) -> jax.Array:
     def smooth(coordinate: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         log_weight, curvature = coordinate
         exponent = log_weight - curvature * half_squares.astype(log_weight.dtype)
-        peak = jnp.max(exponent, 1)
+        peak = lax.stop_gradient(jnp.max(exponent, 1))  # no result depends on it
         masses = jnp.exp(exponent - peak[:, None])
         total, moment = jnp.matmul(masses, sums.astype(masses.dtype), precision="highest").T
         return peak + jnp.log(total), curvature * (moment / total - index)
@@ -313,7 +315,7 @@ def _integrate(
     start = jnp.where(is_first, right, left)
     log_mass = _log_mass(start, slope, spacing, is_first | is_last)
 
-    peak = jnp.max(log_mass, 0)
+    peak = lax.stop_gradient(jnp.max(log_mass, 0))
     mass = jnp.exp(log_mass - peak)
     # Sums from either end as products: of positive terms, so that small ones keep their digits.
     before = (index < index[:, None]).astype(mass.dtype)

@@ -37,6 +37,9 @@ from numpyro_rwpo.flow.potential import Potential, drift
 from numpyro_rwpo.priors import LaplacePrior, laplace_prior
 
 LEARNABLE = ("rate", "prox_time", "step_size", "base")
+# Rates and prox times are exp(gain * parameter). An optimiser such as Adam moves all parameters
+# about equally far, and these may have decades to go where weights have units.
+_GAIN = 5.0
 
 
 class PathCosts(NamedTuple):
@@ -135,8 +138,8 @@ class SparseTransformerFlow(eqx.Module):
         self._location = checked_row("location", location, dim)
         self._log_scale = jnp.log(scale)
         self._centre = checked_row("centre", prior.location, dim)
-        self._log_rate = jnp.log(checked_row("rate", prior.rate_right, dim))
-        self._log_prox_time = jnp.log(jnp.broadcast_to(prox_time, (num_layers, dim)))
+        self._log_rate = jnp.log(checked_row("rate", prior.rate_right, dim)) / _GAIN
+        self._log_prox_time = jnp.log(jnp.broadcast_to(prox_time, (num_layers, dim))) / _GAIN
         self._log_step_size = -jnp.log(jnp.asarray(float(num_layers)))
         self.attention = attention
         self.num_layers = num_layers
@@ -160,13 +163,13 @@ class SparseTransformerFlow(eqx.Module):
     @property
     def prior(self) -> LaplacePrior:
         """The L1 prior of the layers, fields (dim,)."""
-        rate = jnp.exp(self._if_learnt("rate", self._log_rate))
+        rate = jnp.exp(_GAIN * self._if_learnt("rate", self._log_rate))
         return LaplacePrior(lax.stop_gradient(self._centre), rate, rate)
 
     @property
     def prox_time(self) -> jax.Array:
         """T of every layer, (num_layers, dim)."""
-        return jnp.exp(self._if_learnt("prox_time", self._log_prox_time))
+        return jnp.exp(_GAIN * self._if_learnt("prox_time", self._log_prox_time))
 
     @property
     def step_size(self) -> jax.Array:
