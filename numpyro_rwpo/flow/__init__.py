@@ -13,6 +13,7 @@ except ImportError as error:
         'pip install "numpyro-rwpo[flow]".'
     ) from error
 
+from numpyro_rwpo.flow.guide import AutoSparseTransformer, ProximalDistribution
 from numpyro_rwpo.flow.losses import EnergyDistance, MaximumLikelihood, ReverseKL, energy_distance
 from numpyro_rwpo.flow.neural_ode import NeuralODEFlow
 from numpyro_rwpo.flow.pathwise import pathwise_sample
@@ -20,9 +21,11 @@ from numpyro_rwpo.flow.sparse_transformer import SparseTransformerFlow
 from numpyro_rwpo.flow.training import TrainingResult, load_flow, save_flow, train
 
 __all__ = [
+    "AutoSparseTransformer",
     "EnergyDistance",
     "MaximumLikelihood",
     "NeuralODEFlow",
+    "ProximalDistribution",
     "ReverseKL",
     "SparseTransformerFlow",
     "TrainingResult",

@@ -28,10 +28,8 @@ def check_layer_choice(attention: Any, learn: Iterable[str], learnable: tuple[st
         raise ValueError(f"`learn` must be a tuple of names among {learnable}; got {learn!r}.")
 
 
-def checked_row(
-    name: str, value: ArrayLike, dim: int, *, is_positive: bool = False
-) -> jax.Array:
-    """``value`` as a floating-point row (dim,); raise unless it is finite and, if asked, positive."""
+def checked_row(name: str, value: ArrayLike, dim: int, *, is_positive: bool = False) -> jax.Array:
+    """``value`` as a row (dim,); raise unless it is finite and, if asked, positive."""
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"`{name}` must be a real number or array; got {value!r}.")

@@ -146,7 +146,8 @@ class NeuralODEFlow(eqx.Module):
             raise ValueError(f"`x` must have shape (..., {self.dim}); got {x.shape}.")
         if rng_key is None and self.trace == "hutchinson":
             raise ValueError(
-                "`rng_key` is needed by Hutchinson's trace; pass one, or set trace='exact' by `with_solver`."
+                "`rng_key` is needed by Hutchinson's trace; pass one, or choose the exact trace "
+                "with `with_solver`."
             )
         log_prob, _ = self.log_prob_and_costs(rng_key, x.reshape(-1, self.dim))
         return log_prob.reshape(x.shape[:-1])

@@ -76,7 +76,7 @@ def _glued(
 
 
 def _normal_change(density: MarginalDensity | CopulaDensity, normal: jax.Array) -> jax.Array:
-    """How normal scores follow their correlation R: half of dR R^-1, by which their covariance does.
+    """How normal scores follow their correlation R: by half of dR R^-1, as their covariance asks.
 
     Not through the factor of R, whose derivative grows without bound where eigenvalues meet.
     """

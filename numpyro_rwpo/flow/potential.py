@@ -110,8 +110,8 @@ def divergence(
         particles: Where.
         time: When.
         probe: Directions :math:`\varepsilon` of Hutchinson's estimate
-            :math:`\varepsilon^\top J \varepsilon`, in the shape of ``particles``, of mean 0 and unit
-            covariance; ``None`` for the exact trace, which takes dim times as long.
+            :math:`\varepsilon^\top J \varepsilon`, in the shape of ``particles``, of mean 0 and
+            unit covariance; ``None`` for the exact trace, which takes dim times as long.
     """
 
     def along(direction: jax.Array) -> jax.Array:

@@ -9,8 +9,9 @@ step of Han, Osher and Li (2025), arXiv:2510.16356,
 with the potential network :math:`\phi` (:mod:`numpyro_rwpo.flow.potential`) in coordinates of unit
 scale, the soft threshold S and the attention weights w of the regularized Wasserstein proximal
 operator. In terms of the attention heads of :mod:`numpyro_rwpo.attention` the second half is
-:math:`x^+ = y - \tfrac{T}{2} \nabla M_T(y) - T s(y)`, M the prior's Moreau envelope and s the fitted
-density's heat score. With the joint head that is the formula above; the others replace the weights.
+:math:`x^+ = y - \tfrac{T}{2} \nabla M_T(y) - T s(y)`, M the prior's Moreau envelope and s the
+fitted density's heat score. With the joint head that is the formula above; the others have other
+weights.
 
 **The density.** The operator itself is no map: it turns the points y, the *keys*, into the mixture
 of kernels :math:`\rho(x) = \frac1n \sum_j K(x, y_j)` (or its marginal or copula version), of which
@@ -131,7 +132,11 @@ class SparseTransformerFlow(eqx.Module):
         check_layer_choice(attention, learn, LEARNABLE)
         key_network, key_noise = jax.random.split(rng_key)
         scale = checked_row("scale", scale, dim, is_positive=True)
-        prox_time = 0.1 * scale**2 if prox_time is None else checked_row("prox_time", prox_time, dim, is_positive=True)
+        prox_time = (
+            0.1 * scale**2
+            if prox_time is None
+            else checked_row("prox_time", prox_time, dim, is_positive=True)
+        )
         prior = laplace_prior(rate, centre)
         self.potential = Potential(dim, width, depth, rng_key=key_network)
         self.noise = jax.random.normal(key_noise, (num_particles, dim))
@@ -286,9 +291,7 @@ class SparseTransformerFlow(eqx.Module):
             costs = PathCosts(moves.kinetic.mean(), moves.hjb.mean())
             return x + self.step_size * self.scale * moves.velocity, costs
 
-        def layer(
-            x: jax.Array, inputs: tuple[jax.Array, jax.Array]
-        ) -> tuple[jax.Array, PathCosts]:
+        def layer(x: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, PathCosts]:
             time, prox_time = inputs
             y, costs = advance(x, time)
             return self._rwpo_layer(y, prox_time), costs

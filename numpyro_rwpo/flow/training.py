@@ -41,7 +41,8 @@ class TrainingResult(NamedTuple):
         losses: Training loss of every step taken, (steps,).
         monitored: After every piece of 50 steps, the validation loss or, without validation data,
             the piece's mean training loss, (pieces,).
-        seconds: Wall time from the start to the end of every piece, compilation included, (pieces,).
+        seconds: Wall time from the start to the end of every piece of this process, compilation
+            included, (pieces,).
     """
 
     flow: Any
