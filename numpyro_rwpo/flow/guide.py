@@ -5,10 +5,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 from numpyro.infer import init_to_uniform
 from numpyro.infer.autoguide import AutoContinuous
@@ -18,8 +18,7 @@ from numpyro_rwpo.attention import ProximalDensity
 from numpyro_rwpo.flow.arguments import check_count, check_layer_choice
 from numpyro_rwpo.flow.pathwise import pathwise_sample
 from numpyro_rwpo.flow.sparse_transformer import LEARNABLE, SparseTransformerFlow
-from numpyro_rwpo.laplace_sites import split_laplace_sites
-from numpyro_rwpo.target import ravel_prior
+from numpyro_rwpo.laplace_sites import SiteParameters, split_laplace_sites
 
 
 class ProximalDistribution(dist.Distribution):
@@ -31,7 +30,6 @@ class ProximalDistribution(dist.Distribution):
     """
 
     support = constraints.real_vector
-    reparametrized_params = ["density"]
     pytree_data_fields = ("density",)
 
     def __init__(self, density: ProximalDensity, dim: int) -> None:
@@ -116,13 +114,21 @@ class AutoSparseTransformer(AutoContinuous):
         split = split_laplace_sites(self.model, args, kwargs)
         split = split._replace(rewritten={})  # latent scales stay with the user's parametrisation
         sites = split.prior_parameters(args, kwargs)
-        prior = ravel_prior(sites, self._init_locs)
+
+        def flat(field: Callable[[SiteParameters], jax.Array]) -> jax.Array:
+            """One field of all sites in the order of the latent vector, 0 where none is known."""
+            values = [
+                field(sites[name]).ravel() if name in sites else jnp.zeros(jnp.size(value))
+                for name, value in self._init_locs.items()
+            ]
+            return jnp.concatenate(values)
+
         self._flow = SparseTransformerFlow(
             self.latent_dim,
             **self._sizes,
-            rate=0.5 * (prior.rate_left + prior.rate_right),
-            centre=prior.location,
-            location=ravel_pytree(self._init_locs)[0],
+            rate=flat(lambda site: 0.5 * (site.rate_left + site.rate_right)),
+            centre=flat(lambda site: site.location),
+            location=self._init_latent,
             scale=self._init_scale,
             rng_key=numpyro.prng_key(),
         )
@@ -140,7 +146,7 @@ class AutoSparseTransformer(AutoContinuous):
 
     def _get_posterior(self) -> ProximalDistribution:
         weights, static = eqx.partition(self._flow, eqx.is_inexact_array)
-        weights = numpyro.param(f"{self.prefix}_flow$params", weights)
+        weights = numpyro.param(f"{self.prefix}_flow$params", lambda _: weights)
         flow = eqx.combine(weights, static)
         return ProximalDistribution(flow.density(), flow.dim)
 
