@@ -4,7 +4,6 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -28,8 +27,8 @@ def check_layer_choice(attention: Any, learn: Iterable[str], learnable: tuple[st
         raise ValueError(f"`learn` must be a tuple of names among {learnable}; got {learn!r}.")
 
 
-def checked_row(name: str, value: ArrayLike, dim: int, *, is_positive: bool = False) -> jax.Array:
-    """``value`` as a row (dim,); raise unless it is finite and, if asked, positive."""
+def checked_row(name: str, value: ArrayLike, dim: int, *, is_positive: bool = False) -> np.ndarray:
+    """``value`` as a floating-point row (dim,); raise unless it is finite and, if asked, positive."""
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"`{name}` must be a real number or array; got {value!r}.")
@@ -40,4 +39,4 @@ def checked_row(name: str, value: ArrayLike, dim: int, *, is_positive: bool = Fa
     if not np.isfinite(array).all() or (is_positive and (array <= 0).any()):
         kind = "positive and finite" if is_positive else "finite"
         raise ValueError(f"`{name}` must be {kind}; got {value!r}.")
-    return jnp.broadcast_to(jnp.asarray(array, jnp.result_type(float)), (dim,))
+    return np.broadcast_to(array, (dim,)).astype(jnp.result_type(float))

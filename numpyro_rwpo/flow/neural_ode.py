@@ -18,6 +18,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -80,8 +81,8 @@ class NeuralODEFlow(eqx.Module):
         check_choice("trace", trace, ("exact", "hutchinson"))
         check_choice("learn_base", learn_base, (True, False))
         self.potential = Potential(dim, width, depth, rng_key=rng_key)
-        self._location = checked_row("location", location, dim)
-        self._log_scale = jnp.log(checked_row("scale", scale, dim, is_positive=True))
+        self._location = jnp.asarray(checked_row("location", location, dim))
+        self._log_scale = jnp.asarray(np.log(checked_row("scale", scale, dim, is_positive=True)))
         self.num_steps = num_steps
         self.trace = trace
         self.learn_base = learn_base

@@ -10,9 +10,13 @@ tanh. Unlike there the quadratic part may be indefinite (there B = A), so that a
 widen a density as well as narrow it.
 """
 
+import math
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 
@@ -46,19 +50,9 @@ class Potential(eqx.Module):
     linear: jax.Array
 
     def __init__(self, dim: int, width: int, depth: int, *, rng_key: jax.Array) -> None:
-        keys = jax.random.split(rng_key, 5)
-        inputs = dim + 1
-        rank = min(width, inputs)
-        self.opening = jax.random.normal(keys[0], (width, inputs)) / jnp.sqrt(inputs)
-        self.opening_bias = jax.random.uniform(keys[1], (width,), minval=-1.0, maxval=1.0)
-        residual = jax.random.normal(keys[2], (depth, width, width))
-        self.residual = residual / jnp.sqrt(width)
-        self.residual_bias = jax.random.uniform(keys[3], (depth, width), minval=-1.0, maxval=1.0)
-        # These three at zero: no drift at first, and yet gradients for all of them.
-        self.readout = jnp.zeros(width)
-        self.left = jax.random.normal(keys[4], (rank, inputs)) / jnp.sqrt(inputs)
-        self.right = jnp.zeros((rank, inputs))
-        self.linear = jnp.zeros(inputs)
+        weights = _initial_weights(rng_key, dim, width, depth)
+        for name, value in weights.items():
+            setattr(self, name, value)
 
     def __call__(self, x: jax.Array, time: ArrayLike) -> jax.Array:
         """Value at one point (dim,) and time (), a scalar."""
@@ -122,6 +116,29 @@ def divergence(
         return along(probe)
     basis = jnp.eye(particles.shape[1], dtype=particles.dtype)
     return jnp.sum(jax.vmap(lambda e: along(jnp.broadcast_to(e, particles.shape)))(basis), 0)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _initial_weights(rng_key: jax.Array, dim: int, width: int, depth: int) -> dict[str, jax.Array]:
+    """Random weights of unit gain; readout, right and linear zero: no drift, but gradients."""
+    inputs = dim + 1
+    rank = min(width, inputs)
+    shapes = {
+        "opening": (width, inputs),
+        "opening_bias": (width,),
+        "residual": (depth, width, width),
+        "residual_bias": (depth, width),
+        "left": (rank, inputs),
+    }
+    # From one vector: a program for random numbers of each shape takes long to compile.
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    numbers = jnp.split(jax.random.normal(rng_key, (sum(sizes),)), np.cumsum(sizes)[:-1])
+    weights = {}
+    for (name, shape), values in zip(shapes.items(), numbers, strict=True):
+        scale = 1.0 if name.endswith("bias") else 1 / math.sqrt(shape[-1])
+        weights[name] = scale * values.reshape(shape)
+    zeros = {"readout": (width,), "right": (rank, inputs), "linear": (inputs,)}
+    return weights | {name: jnp.zeros(shape) for name, shape in zeros.items()}
 
 
 def _activation(x: jax.Array) -> jax.Array:

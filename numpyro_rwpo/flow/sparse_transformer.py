@@ -23,11 +23,13 @@ Jacobian to integrate. More points make a smoother mixture, the same network oth
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -53,6 +55,11 @@ class PathCosts(NamedTuple):
 
     kinetic: jax.Array
     hjb: jax.Array
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _standard_normal(rng_key: jax.Array, num_particles: int, dim: int) -> jax.Array:
+    return jax.random.normal(rng_key, (num_particles, dim))
 
 
 class SparseTransformerFlow(eqx.Module):
@@ -139,13 +146,16 @@ class SparseTransformerFlow(eqx.Module):
         )
         prior = laplace_prior(rate, centre)
         self.potential = Potential(dim, width, depth, rng_key=key_network)
-        self.noise = jax.random.normal(key_noise, (num_particles, dim))
-        self._location = checked_row("location", location, dim)
-        self._log_scale = jnp.log(scale)
-        self._centre = checked_row("centre", prior.location, dim)
-        self._log_rate = jnp.log(checked_row("rate", prior.rate_right, dim)) / _GAIN
-        self._log_prox_time = jnp.log(jnp.broadcast_to(prox_time, (num_layers, dim))) / _GAIN
-        self._log_step_size = -jnp.log(jnp.asarray(float(num_layers)))
+        self.noise = _standard_normal(key_noise, num_particles, dim)
+        self._location = jnp.asarray(checked_row("location", location, dim))
+        self._log_scale = jnp.asarray(np.log(scale))
+        self._centre = jnp.asarray(checked_row("centre", prior.location, dim))
+        with np.errstate(divide="ignore"):  # of rate 0
+            log_rate = np.log(checked_row("rate", prior.rate_right, dim)) / _GAIN
+        self._log_rate = jnp.asarray(log_rate)
+        log_time = np.log(np.broadcast_to(prox_time, (num_layers, dim))) / _GAIN
+        self._log_prox_time = jnp.asarray(log_time)
+        self._log_step_size = jnp.asarray(-np.log(num_layers), self._log_scale.dtype)
         self.attention = attention
         self.num_layers = num_layers
         self.learn = tuple(name for name in LEARNABLE if name in tuple(learn))
@@ -192,7 +202,7 @@ class SparseTransformerFlow(eqx.Module):
             ValueError: If it is not positive.
         """
         check_count("num_particles", num_particles)
-        noise = jax.random.normal(rng_key, (num_particles, self.dim), self.noise.dtype)
+        noise = _standard_normal(rng_key, num_particles, self.dim)
         return eqx.tree_at(lambda flow: flow.noise, self, noise)
 
     def transport(self, particles: ArrayLike) -> jax.Array:
