@@ -40,7 +40,7 @@ from numpyro_rwpo.flow import (
 from numpyro_rwpo.plots import COLOURS
 
 NUM_LAYERS, NUM_ODE_STEPS, WIDTH = 4, 6, 32
-NUM_STEPS, BATCH = 400, 256
+NUM_STEPS, BATCH = 800, 256
 LEARNING_RATE = {"sparse transformer": 0.02, "neural ODE": 0.01}
 # Initial T in variances. Wide where most coordinates are sparse: it then is the narrow ones'.
 PROX_TIME = {2: 0.1, 10: 1.0, 50: 1.0}

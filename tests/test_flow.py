@@ -115,7 +115,8 @@ def test_particles_in_another_order_move_alike() -> None:
     )
 
 
-@pytest.mark.parametrize("attention", ["joint", slow("copula"), slow("marginal")])
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["joint", "copula", "marginal"])
 def test_gradients_are_finite_and_reach_everything_learnt(attention: str) -> None:
     learn = ("rate", "prox_time", "step_size", "base")
     flow = small_flow(2, attention, rate=np.array([1.5, 0.0]), learn=learn)
@@ -143,7 +144,8 @@ def test_what_is_not_learnt_has_no_gradient() -> None:
         assert not np.any(leaf)
 
 
-@pytest.mark.parametrize("attention", ["joint", slow("marginal")])
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["joint", "marginal"])
 def test_pathwise_derivative_is_that_of_the_expectation(attention: str) -> None:
     """Against the derivative of quadrature of x^2 under the density, as the keys spread."""
     particles = jax.random.normal(jax.random.key(0), (20, 1)) + 0.3
@@ -215,6 +217,7 @@ def test_a_new_flow_does_not_drift() -> None:
     assert not np.any(drift(network, jnp.ones((4, 3)), 0.5).velocity)
 
 
+@pytest.mark.slow
 def test_ode_density_integrates_to_one_and_agrees_with_its_draws() -> None:
     flow = bent(NeuralODEFlow(1, 16, 8, location=0.5, scale=1.5, rng_key=jax.random.key(0)))
     side = np.linspace(-15, 15, 3001, dtype=np.float32)

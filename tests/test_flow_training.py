@@ -108,6 +108,7 @@ def test_a_killed_run_goes_on_as_if_undisturbed(trained: tuple[Any, Path]) -> No
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_flow() -> None:
     """A loss that gets worse: the first piece's flow is kept, and no more than patience follows."""
 

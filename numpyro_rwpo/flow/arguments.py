@@ -28,7 +28,7 @@ def check_layer_choice(attention: Any, learn: Iterable[str], learnable: tuple[st
 
 
 def checked_row(name: str, value: ArrayLike, dim: int, *, is_positive: bool = False) -> np.ndarray:
-    """``value`` as a floating-point row (dim,); raise unless it is finite and, if asked, positive."""
+    """``value`` as a row of floats (dim,); raise unless finite and, if asked, positive."""
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"`{name}` must be a real number or array; got {value!r}.")
