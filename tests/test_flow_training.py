@@ -206,9 +206,9 @@ def model(y: Any = None) -> None:
     numpyro.sample("y", dist.Normal(weights, scale), obs=y)
 
 
-def test_guide_takes_its_rates_from_laplace_sites_and_starts_rwpo() -> None:
+def test_guide_takes_its_rates_from_laplace_sites() -> None:
     y = jnp.array([1.0, -0.5])
-    guide = AutoSparseTransformer(model, 1, 4, num_particles=16)
+    guide = AutoSparseTransformer(model, 1, 4, attention="joint", num_particles=16)
     with pytest.raises(RuntimeError, match="must have been run"):
         guide.flow({})
     svi = SVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO(num_particles=4))
@@ -221,10 +221,7 @@ def test_guide_takes_its_rates_from_laplace_sites_and_starts_rwpo() -> None:
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(5,))
     assert draws["weights"].shape == (5, 2)
     assert (draws["scale"] > 0).all()
-    start = guide.init_params(jax.random.key(2), result.params, 2)
-    kernel = RWPO(model, num_particles=4)
-    state = kernel.init(jax.random.split(jax.random.key(0), 2), 4, start, (y,), {})
-    np.testing.assert_allclose(state.z["weights"], start["weights"])
+    assert guide.init_params(jax.random.key(2), result.params, 2)["weights"].shape == (2, 2)
 
 
 def test_wrong_guide_arguments() -> None:
@@ -263,3 +260,5 @@ def test_a_trained_guide_starts_a_correct_run() -> None:
                 chain_method="vectorized", progress_bar=False)  # fmt: skip
     mcmc.run(jax.random.key(3), y, init_params=start)
     assert np.isfinite(mcmc.get_samples()["weights"]).all()
+    state = RWPO(model).init(jax.random.split(jax.random.key(0), 2), 100, start, (y,), {})
+    np.testing.assert_allclose(state.z["weights"], start["weights"], rtol=1e-5)

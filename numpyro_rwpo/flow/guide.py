@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import init_to_uniform
 from numpyro.infer.autoguide import AutoContinuous
@@ -111,9 +112,10 @@ class AutoSparseTransformer(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        split = split_laplace_sites(self.model, args, kwargs)
-        split = split._replace(rewritten={})  # latent scales stay with the user's parametrisation
-        sites = split.prior_parameters(args, kwargs)
+        with handlers.block():  # SVI is tracing
+            split = split_laplace_sites(self.model, args, kwargs)
+            # Sites with a latent scale stay in the user's parametrisation.
+            sites = split._replace(rewritten={}).prior_parameters(args, kwargs)
 
         def flat(field: Callable[[SiteParameters], jax.Array]) -> jax.Array:
             """One field of all sites in the order of the latent vector, 0 where none is known."""

@@ -191,7 +191,7 @@ class NeuralODEFlow(eqx.Module):
     ) -> tuple[jax.Array, jax.Array, PathCosts]:
         """Points at ``end``, the integral of the divergence along each path, and mean costs."""
         probe = None
-        if self.trace == "hutchinson":
+        if self.trace == "hutchinson" and rng_key is not None:
             probe = jax.random.rademacher(rng_key, z.shape, z.dtype)
 
         def field(time: jax.Array, state: Any, _: Any) -> Any:

@@ -202,11 +202,11 @@ def train(
                 _write(Path(checkpoint), {}, state)
             bar.update(number)
             bar.set_postfix_str(f"loss {float(monitored):.4g}", refresh=False)
-    monitored = np.asarray(state.monitored)
+    num_pieces = math.ceil(int(state.step) / _PIECE)
     return TrainingResult(
         flow=state.flow if validation is None else state.best_flow,
         losses=np.asarray(state.losses)[: int(state.step)],
-        monitored=monitored[: math.ceil(int(state.step) / _PIECE)],
+        monitored=np.asarray(state.monitored)[:num_pieces],
         seconds=np.asarray(seconds),
     )
 
