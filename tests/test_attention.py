@@ -423,3 +423,25 @@ def test_copula_is_the_better_proposal(target: str) -> None:
     )
     assert copula > 0.6, copula
     assert marginal < 0.3, marginal
+
+
+def test_streamed_attention_has_the_derivatives_of_the_dense_softmax() -> None:
+    """In keys, biases and scale; several blocks, and a dimension above the number of keys."""
+    keys, queries = jax.random.normal(jax.random.key(0), (2, 9, 12))
+    bias = jax.random.normal(jax.random.key(1), (9, 1))
+
+    def dense(keys: jax.Array, bias: jax.Array, scale: jax.Array) -> jax.Array:
+        square = jnp.sum((queries[:, None] - keys) ** 2, -1)
+        logits = -0.5 * square / scale**2 - bias[:, 0]
+        mean = jax.nn.softmax(logits, 1) @ keys
+        return jnp.sum(jax.nn.logsumexp(logits, 1)) + jnp.sum((mean - queries) ** 2)
+
+    def streamed(keys: jax.Array, bias: jax.Array, scale: jax.Array) -> jax.Array:
+        log_sum, displacement = streamed_attention(queries, keys, bias, scale, block_size=4)
+        return jnp.sum(log_sum) + jnp.sum(displacement**2)
+
+    arguments = keys, bias, jnp.asarray(2.0)
+    expected = jax.jit(jax.grad(dense, (0, 1, 2)))(*arguments)
+    found = jax.jit(jax.grad(streamed, (0, 1, 2)))(*arguments)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)

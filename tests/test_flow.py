@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import equinox as eqx
@@ -270,3 +272,9 @@ def test_wrong_shapes() -> None:
             either.transport(jnp.ones(2))
     with pytest.raises(TypeError, match="`density` must be a JointDensity"):
         pathwise_sample(jax.random.key(0), object(), 3)
+
+
+def test_the_package_itself_does_without_the_extra() -> None:
+    extra = "{'diffrax', 'equinox', 'optax'}"
+    program = f"import sys, numpyro_rwpo; assert not {extra} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
