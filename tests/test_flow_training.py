@@ -206,6 +206,7 @@ def model(y: Any = None) -> None:
     numpyro.sample("y", dist.Normal(weights, scale), obs=y)
 
 
+@pytest.mark.slow
 def test_guide_takes_its_rates_from_laplace_sites() -> None:
     y = jnp.array([1.0, -0.5])
     guide = AutoSparseTransformer(model, 1, 4, attention="joint", num_particles=16)
