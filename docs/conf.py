@@ -16,7 +16,11 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 IS_FAST = tags.has("fast")  # noqa: F821 - Sphinx puts `tags` into this file
 if IS_FAST:  # before JAX starts: most of an example's time is compilation
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
 os.environ["CI"] = "true"  # NumPyro: no progress bars
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -99,13 +99,14 @@ class JointDensity(NamedTuple):
     prox_time: jax.Array
     inverse_temperature: jax.Array
 
-    def _attend(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scale = jnp.sqrt(2 * self.prox_time / self.inverse_temperature)
-        return streamed_attention(x, self.particles, self.log_normalizer, scale)
+    @property
+    def _scale(self) -> jax.Array:
+        return jnp.sqrt(2 * self.prox_time / self.inverse_temperature)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """See :class:`ProximalDensity`."""
-        log_sum, _ = self._attend(x.reshape(-1, x.shape[-1]))
+        points = x.reshape(-1, x.shape[-1])
+        log_sum, _ = streamed_attention(points, self.particles, self.log_normalizer, self._scale)
         prior = 0.5 * self.inverse_temperature * jnp.sum(self.prior.potential(x), -1)
         return log_sum.reshape(x.shape[:-1]) - math.log(self.particles.shape[0]) - prior
 
@@ -113,9 +114,13 @@ class JointDensity(NamedTuple):
         """See :class:`ProximalDensity`."""
         return self.heat_score(x) - 0.5 * self.inverse_temperature * self.prior.subgradient(x)
 
-    def heat_score(self, x: jax.Array) -> jax.Array:
-        """See :class:`ProximalDensity`."""
-        _, displacement = self._attend(x)
+    def heat_score(
+        self,
+        x: jax.Array,
+        attend: Callable[..., tuple[jax.Array, jax.Array]] = streamed_attention,
+    ) -> jax.Array:
+        """See :class:`ProximalDensity`; ``attend`` says where the keys come from."""
+        _, displacement = attend(x, self.particles, self.log_normalizer, self._scale)
         return 0.5 * self.inverse_temperature * displacement / self.prox_time
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:

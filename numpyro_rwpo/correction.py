@@ -292,7 +292,7 @@ def sweep(
     # One call for all randomness, flat: each call and each axis costs XLA a while to compile.
     low = jnp.nextafter(jnp.array(-1.0, particles.dtype), jnp.array(0.0, particles.dtype))
     noise = random.uniform(rng_key, (num_particles * (dim + 2),), particles.dtype, low, 1.0)
-    noise = noise.reshape(num_particles, dim + 2)
+    noise = target.placement.rows(target.placement.rows(noise).reshape(num_particles, dim + 2))
     momentum = math.sqrt(2) * lax.erf_inv(noise[:, :dim])
     jitter = 1 + STEP_JITTER * noise[:, dim, None]
     uniform = (1 + noise[:, dim + 1]) / 2

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from numpyro_rwpo.target import Target
 
+_ENOUGH = 512  # particles for the quartiles of a scalar
+
 
 class Ensemble(NamedTuple):
     """Particles with the smooth potential and its gradient at each.
@@ -38,6 +40,14 @@ def gradient(ensemble: Ensemble, target: Target) -> jax.Array:
     return ensemble.gradient + target.prior_subgradient(ensemble.particles)
 
 
+def thinned(x: jax.Array) -> jax.Array:
+    """Every few rows of an array with one for each particle: at least 512, enough for a median.
+
+    A sort would bring all of them to one place where devices share the particles.
+    """
+    return x[:: max(1, x.shape[0] // _ENOUGH)]
+
+
 def is_usable(smooth: jax.Array, gradient: jax.Array) -> jax.Array:
     """Where both the potential (n,) and its gradient (n, dim) are finite, (n,)."""
     return jnp.isfinite(smooth) & jnp.all(jnp.isfinite(gradient), -1)
@@ -50,8 +60,13 @@ def evaluate(particles: jax.Array, target: Target) -> Ensemble:
     """
     smooth, gradient = target.value_and_grad(particles)
     usable = is_usable(smooth, gradient)
-    order = jnp.argsort(~usable, stable=True)
-    index = jnp.arange(particles.shape[0])
-    substitute = order[index % jnp.maximum(usable.sum(), 1)]
-    source = jnp.where(usable | ~usable.any(), index, substitute)
-    return Ensemble(particles[source], smooth[source], gradient[source])
+
+    def substituted(ensemble: Ensemble) -> Ensemble:
+        order = jnp.argsort(~usable, stable=True)
+        index = jnp.arange(particles.shape[0])
+        substitute = order[index % jnp.maximum(usable.sum(), 1)]
+        source = jnp.where(usable | ~usable.any(), index, substitute)
+        return jax.tree.map(lambda x: x[source], ensemble)
+
+    ensemble = Ensemble(particles, smooth, gradient)
+    return target.placement.rows(target.placement.where_needed(~usable, substituted, ensemble))

@@ -239,8 +239,9 @@ def _linear_histogram(position: jax.Array) -> jax.Array:
     lower = jnp.clip(jnp.floor(position), 0, _NUM_COARSE - 2)
     upper_share = jnp.clip(position - lower, 0, 1)
     flat_index = lower.astype(int) * dim + jnp.arange(dim)
-    index = jnp.stack([flat_index, flat_index + dim]).reshape(-1)
-    shares = jnp.stack([1 - upper_share, upper_share]).reshape(-1)
+    # Particles first: where devices share them, flattening must not move any to another device.
+    index = jnp.stack([flat_index, flat_index + dim], 1).reshape(-1)
+    shares = jnp.stack([1 - upper_share, upper_share], 1).reshape(-1)
     return jax.ops.segment_sum(shares, index, _NUM_COARSE * dim).reshape(_NUM_COARSE, dim)
 
 

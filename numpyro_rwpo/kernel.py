@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from jax.sharding import Mesh
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
@@ -34,6 +35,9 @@ from numpyro_rwpo.attention import HEADS
 from numpyro_rwpo.correction import Refresh, refresh_ensemble
 from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.memory import check_memory
+from numpyro_rwpo.model_checks import explained
+from numpyro_rwpo.placement import check_mesh, check_use
+from numpyro_rwpo.preparation import CompiledOnce, Preparation, check_preparation
 from numpyro_rwpo.settings import (
     Settings,
     default_num_particles,
@@ -41,8 +45,15 @@ from numpyro_rwpo.settings import (
     num_transport_iterations,
     start_radius,
 )
-from numpyro_rwpo.start import check_start, num_start_evaluations, quasi_newton_start
-from numpyro_rwpo.state import STATE_AXES, RWPOState, initial_states, split_keys
+from numpyro_rwpo.start import num_start_evaluations, quasi_newton_start
+from numpyro_rwpo.state import (
+    STATE_AXES,
+    RWPOState,
+    initial_states,
+    placed_state,
+    placed_states,
+    split_keys,
+)
 from numpyro_rwpo.target import (
     Differentiation,
     ModelSource,
@@ -50,6 +61,7 @@ from numpyro_rwpo.target import (
     Source,
     Target,
     has_loop,
+    layout,
     pool_chains,
 )
 from numpyro_rwpo.threads import one_at_a_time
@@ -192,35 +204,45 @@ def iterate(
 
     is_sweep = is_adapting | is_refresh
     spent = (
-        jnp.where(
-            is_start & is_warmup,
-            num_start_evaluations(num_particles, target.is_rewritten is not None),
-            0,
-        )
+        jnp.where(is_start & is_warmup, num_start_evaluations(num_particles, target), 0)
         + num_particles * (is_start | is_flowing)
         + num_particles * chain.refresh.num_steps * is_sweep
     )
-    emitted = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, False), chain.ensemble)
+    row = target.placement.row
+    emitted = jax.tree.map(lambda x: row(x, index), chain.ensemble)
     z, log_jacobian = emit(emitted.particles, chain.centring)
     whole = potential(emitted, target._replace(centring=chain.centring))
     log_step_size = chain.adaptation.log_step_mean[chain.adaptation.chosen]
-    return state._replace(
+    state = state._replace(
         iteration=state.iteration + 1,
         z=z,
-        diverging=chain.refresh.diverging[index],
+        diverging=row(chain.refresh.diverging, index),
         potential_energy=whole / settings.inverse_temperature - log_jacobian,
-        accept_prob=chain.refresh.accept_prob[index],
+        accept_prob=row(chain.refresh.accept_prob, index),
         num_steps=jnp.where(is_warmup, spent, chain.refresh.num_steps),
         num_gradients=state.num_gradients + spent,
         step_size=jnp.exp(log_step_size),
         **chain._asdict(),
     )
+    return placed_state(state, target.placement)
 
 
-def layout(values: Any) -> Any:
-    """Structure, shapes and types of a pytree of arrays, for comparison."""
-    leaves, structure = jax.tree.flatten(values)
-    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+def different_model(values: Any) -> ValueError:
+    """The error where a state is of another model."""
+    return ValueError(
+        "The state from which to go on must be of the same model: its latent sites have "
+        f"the shapes {jax.tree.map(jnp.shape, values)}; the model's do not. Use the saved "
+        "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
+    )
+
+
+def fits(values: Any, expected: Any) -> bool:
+    """Whether values have a layout's structure and shapes, with whatever leading axes."""
+    structure, leaves = layout(values)
+    pairs = zip(leaves, expected[1], strict=False)
+    return structure == expected[0] and all(
+        a[max(len(a) - len(b), 0) :] == b[max(len(b) - len(a), 0) :] for (a, _), (b, _) in pairs
+    )
 
 
 def sample(
@@ -233,7 +255,7 @@ def sample(
     is_batch: bool,
 ) -> RWPOState:
     """One NumPyro iteration of one ensemble or, with a leading chain axis, of several."""
-    target = source.bind(model_args, model_kwargs)
+    target = source.bind(model_args, model_kwargs)._replace(placement=settings.placement)
     emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
     step = partial(iterate, settings=settings, emit=emit)
     if not is_batch:
@@ -273,10 +295,15 @@ class RWPO(MCMCKernel):
             ``AsymmetricLaplace`` distributions or ``None``, saying which part of the potential
             (which stays the whole one) is a Laplace prior.
         dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric and a
-            diagonal one with the exact flow of the prior; ``True`` or ``False`` decides.
+            diagonal one with the exact flow of the prior; ``True`` (up to four dimensions a
+            particle) or ``False`` decides.
         target_accept_prob: acceptance probability at which the step size aims.
         init_strategy: NumPyro's per-site initialisation strategy.
         forward_mode_differentiation: differentiate in forward mode.
+        mesh: devices that share the particles of every chain; ``None`` runs where the data are.
+            Chains must be one or ``"vectorized"``.
+        particle_axis: axis of ``mesh`` over which the particles are shared out; may be left out
+            where the mesh has one axis only. Data may be sharded over its other axes.
 
     Raises:
         ValueError: both or neither of ``model`` and ``potential_fn``, or an argument out of range.
@@ -305,6 +332,8 @@ class RWPO(MCMCKernel):
         target_accept_prob: float = 0.8,
         init_strategy: Callable[..., Any] = init_to_uniform,
         forward_mode_differentiation: bool = False,
+        mesh: Mesh | None = None,
+        particle_axis: str | None = None,
     ) -> None:
         check_target(model, potential_fn)
         if model is not None:
@@ -328,6 +357,7 @@ class RWPO(MCMCKernel):
         self._dense_mass = dense_mass
         self._target_accept_prob = target_accept_prob
         self._init_strategy = init_strategy
+        self._placement = check_mesh(mesh, particle_axis)
         self._differentiation = Differentiation(
             float(inverse_temperature), forward_mode_differentiation
         )
@@ -335,6 +365,7 @@ class RWPO(MCMCKernel):
         self._sample_fn: Callable[..., RWPOState] | None = None
         self._source: Source | None = None
         self._settings: Settings | None = None
+        self._program: CompiledOnce[Preparation] | None = None
         self._layout: Any = None  # structure, shapes and types of the draws
 
     @property
@@ -413,8 +444,9 @@ class RWPO(MCMCKernel):
         """Make the initial state: one ensemble per key.
 
         Raises:
-            ValueError: ``init_params`` missing or of the wrong shape, or a model that cannot be
-                sampled (discrete, Delta or no latent sites).
+            ValueError: ``init_params`` missing or of the wrong shape; a model that cannot be
+                sampled (discrete, Delta or no latent sites); particles that ``mesh`` cannot share
+                out; a dense metric of far more dimensions than particles.
             RuntimeError: no valid starting position.
             MemoryError: an ensemble larger than the device's memory.
         """
@@ -423,14 +455,21 @@ class RWPO(MCMCKernel):
         is_batch = not is_prng_key(rng_key)
         rng_key, key_source = split_keys(rng_key, is_batch=is_batch)
 
-        source, start = self._make_source(
-            key_source, is_batch, init_params, model_args, model_kwargs
-        )
+        self._source = source = self._make_source(is_batch, init_params, model_args, model_kwargs)
+        batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
+        keys = key_source if is_batch else key_source[None]
+        with explained(self._model, model_args, model_kwargs):
+            prepared = self._prepare(source.layout, (keys, batch), model_args, model_kwargs)
+        check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
+        start, z = prepared.start, prepared.values
+        if not is_batch:
+            start, z = jax.tree.map(lambda x: x[0], (start, z))
         dim = start.shape[-1]
         num_particles = self._num_particles
         if num_particles is None:
-            target = source.bind(model_args, model_kwargs)
-            num_particles = default_num_particles(dim, has_loop(target, dim, start.dtype))
+            bind = partial(source.bind, model_args, model_kwargs)
+            num_particles = default_num_particles(dim, has_loop(bind, dim, start.dtype))
+        check_use(num_particles, self._placement)
         settings = Settings(
             num_warmup=num_warmup,
             num_transport=num_transport_iterations(num_warmup, self._correction is not None),
@@ -440,10 +479,11 @@ class RWPO(MCMCKernel):
             candidates=make_candidates(num_particles, dim, source.has_prior, self._dense_mass),
             target_accept_prob=self._target_accept_prob,
             inverse_temperature=self._differentiation.inverse_temperature,
+            placement=self._placement,
         )
         check_memory(
             start.size // dim,
-            num_particles,
+            num_particles // self._placement.number,
             dim,
             start.dtype.itemsize,
             attention=settings.attention,
@@ -451,39 +491,24 @@ class RWPO(MCMCKernel):
         )
         radius = start_radius(self._init_strategy, init_params)
         state = initial_states(rng_key, start, num_particles, radius, settings, is_batch=is_batch)
-        self._source = source
         self._settings = settings
         self._sample_fn = partial(sample, source=source, settings=settings, is_batch=is_batch)
-        emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
-        z, _ = (jax.vmap(emit) if is_batch else emit)(state.z, state.centring)
         self._layout = layout(z)
-        return state._replace(z=z)
+        state = state._replace(z=z)
+        if settings.placement.mesh is None:
+            return state
+        # As `sample` returns it, so that the first step is compiled for all of them.
+        return placed_states(state, settings.placement, is_batch=is_batch)
 
     def _make_source(
         self,
-        rng_key: jax.Array,
         is_batch: bool,
         init_params: Any,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
-    ) -> tuple[Source, jax.Array]:
-        """The source and one starting position per chain, (dim,) or (chains, dim)."""
-        if self._potential_fn is not None:
-            if init_params is None:
-                raise ValueError(
-                    "Valid value of `init_params` must be provided with `potential_fn`: a pytree "
-                    "of floating-point arrays, with a leading chain axis for several chains."
-                )
-            one = jax.tree.map(lambda x: x[0], init_params) if is_batch else init_params
-            source: Source = PotentialSource(
-                self._potential_fn,
-                one,
-                nonsmooth=self._nonsmooth,
-                differentiation=self._differentiation,
-            )
-        elif self._model is not None:
-            source = ModelSource(
-                rng_key,
+    ) -> Source:
+        if self._model is not None:
+            return ModelSource(
                 self._model,
                 model_args,
                 model_kwargs,
@@ -491,12 +516,31 @@ class RWPO(MCMCKernel):
                 nonsmooth=self._nonsmooth,
                 differentiation=self._differentiation,
             )
-            if init_params is None:
-                return source, source.start
-        ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
-        start = (jax.vmap(ravel) if is_batch else ravel)(init_params)
-        check_start(start, source.bind(model_args, model_kwargs))
-        return source, start
+        if init_params is None:
+            raise ValueError(
+                "Valid value of `init_params` must be provided with `potential_fn`: a pytree "
+                "of floating-point arrays, with a leading chain axis for several chains."
+            )
+        assert self._potential_fn is not None
+        return PotentialSource(
+            self._potential_fn,
+            jax.tree.map(lambda x: x[0], init_params) if is_batch else init_params,
+            nonsmooth=self._nonsmooth,
+            differentiation=self._differentiation,
+        )
+
+    @property
+    def _prepare(self) -> CompiledOnce[Preparation]:
+        """The source's preparation, as a program that is traced when `init` has made a source."""
+        if self._program is None:
+
+            def prepare(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Preparation:
+                assert self._source is not None
+                rng_keys, init_params = inputs
+                return self._source.prepare(rng_keys, init_params, args, kwargs)
+
+            self._program = CompiledOnce(prepare)
+        return self._program
 
     @one_at_a_time
     def sample(
@@ -506,11 +550,7 @@ class RWPO(MCMCKernel):
         if self._sample_fn is None:
             raise RuntimeError("`init` must be called before `sample`.")
         if layout(state.z) != self._layout:
-            raise ValueError(
-                "The state from which to go on must be of the same model: its latent sites have "
-                f"the shapes {jax.tree.map(jnp.shape, state.z)}; the model's do not. Use the saved "
-                "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
-            )
+            raise different_model(state.z)
         return self._sample_fn(state, model_args, {} if model_kwargs is None else model_kwargs)
 
     def postprocess_fn(
@@ -519,9 +559,22 @@ class RWPO(MCMCKernel):
         """Map an unconstrained draw to the sites of the user's model."""
         if self._source is None:
             return lambda values: values
-        make = one_at_a_time(self._source.postprocess_fn)
-        return one_at_a_time(make(model_args, model_kwargs or {}))
+        constrain = self._source.postprocess_fn(model_args, model_kwargs or {})
+
+        @one_at_a_time
+        def postprocess(values: Any) -> Any:
+            if not fits(values, self._layout):
+                raise different_model(values)
+            return constrain(values)
+
+        return postprocess
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""
-        return {**self.__dict__, "_sample_fn": None, "_source": None, "_layout": None}
+        return {
+            **self.__dict__,
+            "_sample_fn": None,
+            "_source": None,
+            "_program": None,
+            "_layout": None,
+        }

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import constrain_fn
@@ -49,6 +50,15 @@ class keep_density(Messenger):  # noqa: N801 - handlers are lower case in NumPyr
         """Replace the distribution of a named site by its masked self."""
         if msg["type"] == "sample" and msg["name"] in self.masks:
             msg["fn"] = msg["fn"].mask(self.masks[msg["name"]])
+
+
+class default_key(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
+    """Give a fixed key to whatever in the model asks for one (``numpyro.prng_key``)."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Set the key."""
+        if msg["type"] == "prng_key" and msg["value"] is None:
+            msg["value"] = jax.random.key(0)
 
 
 class mark_direct(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
@@ -189,6 +199,22 @@ class LaplaceSplit(NamedTuple):
         trace = trace_model(self.model(), args, kwargs)
         names = (*self.fixed, *self.base_sites)
         return {name: distribution_parameters(trace[name]["fn"]) for name in names}
+
+    def unconstrained_shapes(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the rewritten model's latent sites, on the whole real line."""
+
+        def values() -> dict[str, jax.Array]:
+            trace = trace_model(self.smooth_model, args, kwargs)
+            return {
+                name: biject_to(site["fn"].support).inv(site["value"])
+                for name, site in trace.items()
+                if is_latent(site)
+            }
+
+        shapes: dict[str, jax.ShapeDtypeStruct] = jax.eval_shape(values)
+        return shapes
 
     def to_user_values(
         self, values: dict[str, Any], centring: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -12,8 +12,8 @@ _DENSE_ARRAYS = 5
 
 
 def device_bytes() -> int | None:
-    """Memory of the first device of JAX's default backend; ``None`` where it does not say."""
-    device = jax.devices()[0]
+    """Memory of the first device of this process; ``None`` where it does not say."""
+    device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
@@ -29,7 +29,7 @@ def check_memory(
 
     Args:
         num_chains: chains on one device.
-        num_particles: of an ensemble.
+        num_particles: of an ensemble, on one device.
         dim: of a particle.
         itemsize: bytes of a number.
         attention: the head.

@@ -57,9 +57,12 @@ def check_model(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 
 @contextmanager
 def explained(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[None]:
     """Say more about what a call of the model raises: which site, which arguments, what to do."""
+    if model is None:  # a potential function has no sites and no arguments to speak of
+        yield
+        return
     called = f"The model's arguments were: {describe_arguments(args, kwargs)}."
     try:
         yield
@@ -74,11 +77,6 @@ def explained(
             error.add_note(called)
             raise
         raise ValueError(f"The model cannot be run: {error}. {change} {called}") from error
-    except RuntimeError as error:
-        if "Cannot find valid initial parameters" not in str(error):
-            error.add_note(called)
-            raise
-        raise RuntimeError(f"{_no_start(model, args, kwargs)} {called}") from error
     except Exception as error:
         error.add_note(called)
         raise
@@ -134,10 +132,14 @@ def _leak(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     )
 
 
-def _no_start(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Which site is to blame where no valid starting position was found."""
+def no_valid_start(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> RuntimeError:
+    """The error where no valid starting position was found: which site is to blame."""
     reasons = []
-    for name, site in trace_model(model, args, kwargs).items():
+    with explained(model, args, kwargs):  # NumPyro may refuse a distribution's parameters here
+        trace = trace_model(model, args, kwargs)
+    for name, site in trace.items():
         if site["type"] != "sample":
             continue
         log_density = float(jnp.sum(site["fn"].log_prob(site["value"])))
@@ -150,10 +152,11 @@ def _no_start(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
             reason += f" ({(~np.isfinite(value)).sum()} of its {value.size} values are not finite)"
         reasons.append(reason)
     seen = "; ".join(reasons) if reasons else "the log density is finite, its gradient is not"
-    return (
+    return RuntimeError(
         f"Cannot find valid initial parameters: at a typical starting point {seen}. Check the "
         "data and the scales in the model, bound what overflows, or give starting points by "
-        "`init_strategy` or `init_params`."
+        "`init_strategy` or `init_params`. The model's arguments were: "
+        f"{describe_arguments(args, kwargs)}."
     )
 
 

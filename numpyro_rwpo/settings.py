@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 from numpyro.infer import init_to_uniform
 
+from numpyro_rwpo.placement import Placement
 from numpyro_rwpo.transport import MAX_TRANSPORT_STEPS
 from numpyro_rwpo.warmup import Candidates
+
+MAX_DENSE = 4  # dimensions a particle of a dense metric that the user insists on
 
 
 class Settings(NamedTuple):
@@ -22,6 +25,7 @@ class Settings(NamedTuple):
     candidates: Candidates
     target_accept_prob: float
     inverse_temperature: float
+    placement: Placement
 
 
 def num_transport_iterations(num_warmup: int, corrected: bool) -> int:
@@ -55,7 +59,17 @@ def make_candidates(
 
     The exact flow of the prior needs a diagonal metric. A dense one needs at least two particles
     a dimension, unless the user insists.
+
+    Raises:
+        ValueError: the user insists on a dense metric of more than four dimensions a particle.
     """
+    if dense_mass is True and dim > MAX_DENSE * num_particles:
+        raise ValueError(
+            f"`dense_mass=True` takes at most {MAX_DENSE} dimensions a particle, whose covariance "
+            f"is noise beyond; got {dim} dimensions and {num_particles} particles. Leave the "
+            "metric to warm-up (`dense_mass='auto'`), or raise `num_particles` to "
+            f"{-(-dim // MAX_DENSE)}."
+        )
     dense = dense_mass is True or (dense_mass == "auto" and 2 * dim <= num_particles)
     exact_flow = has_prior and dense_mass is not True
     return Candidates(dense=dense, fisher=dense or not exact_flow, exact_flow=exact_flow)

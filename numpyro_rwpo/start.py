@@ -211,8 +211,11 @@ def _share_out(bound: jax.Array, num_particles: int) -> jax.Array:
     return jnp.minimum((share < rank[:, None]).sum(1), num_paths - 1)
 
 
-def num_start_evaluations(num_particles: int, has_centrings: bool) -> int:
+def num_start_evaluations(num_particles: int, target: Target) -> int:
     """Gradient evaluations of one start, those of the comparisons included."""
+    has_centrings = target.is_rewritten is not None
+    if target.placement.mesh is not None:
+        num_particles = min(NUM_DRAWS, num_particles)
     num_paths, num_draws = min(NUM_PATHS, num_particles), min(NUM_DRAWS, num_particles)
     num_judged = NUM_ROUNDS + has_centrings + math.ceil(num_particles / num_draws)
     return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + num_judged * num_draws
@@ -235,6 +238,44 @@ def quasi_newton_start(
         estimated evidence (``particles`` themselves where no path got anywhere), and the centring
         with more evidence, scalar.
     """
+    # Flat, as XLA takes several times as long to compile random numbers of two axes.
+    noise = random.normal(rng_key, (particles.size,), particles.dtype).reshape(particles.shape)
+    placement = target.placement
+    if placement.mesh is None:
+        found, draws, chosen, _ = _follow_paths(noise, particles, target)
+    else:
+        # Every device follows all the paths, then draws its own share of the particles.
+        noise = placement.rows(noise)
+        few = placement.whole((noise[:NUM_DRAWS], particles[:NUM_DRAWS]))
+        found, _, chosen, approximations = _follow_paths(*few, target)
+        draws = placement.rows(_draws_from(noise, approximations))
+    return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)
+
+
+class Approximations(NamedTuple):
+    """What the particles are drawn from: the best of each path, and the weight of the paths.
+
+    Attributes:
+        best: normal approximations.
+        history: their inverse Hessians.
+        bound: evidence lower bound, -inf for paths of the other centring, (num_paths,).
+    """
+
+    best: Best
+    history: History
+    bound: jax.Array
+
+
+def _draws_from(noise: jax.Array, approximations: Approximations) -> jax.Array:
+    """Map white noise (n, dim) to draws, shared among the paths by their evidence."""
+    path = _share_out(approximations.bound, noise.shape[0])
+    return _draws(noise, path, approximations.best, approximations.history)
+
+
+def _follow_paths(
+    noise: jax.Array, particles: jax.Array, target: Target
+) -> tuple[jax.Array, jax.Array, jax.Array, Approximations]:
+    """Whether a path got anywhere, as many draws as noise, the centring, what they are from."""
     num_particles, dim = particles.shape
     num_paths = min(NUM_PATHS, num_particles)
     length = NUM_ROUNDS * EVALUATIONS_PER_ROUND
@@ -243,8 +284,6 @@ def quasi_newton_start(
     if target.is_rewritten is not None:
         centring = jnp.arange(num_paths) % 2.0
     smoothed = _smoothed_potential(target._replace(centring=centring))
-    # Flat, as XLA takes several times as long to compile random numbers of two axes.
-    noise = random.normal(rng_key, (particles.size,), dtype).reshape(particles.shape)
 
     history = History(
         steps=jnp.zeros((num_paths, length, dim), dtype),
@@ -325,20 +364,9 @@ def quasi_newton_start(
         return descent, _keep_better(best, here), placed.at[row].set(draws), chosen
 
     num_rounds = NUM_ROUNDS + has_centrings + math.ceil(num_particles / num_draws)
-    _, best, draws, chosen = lax.fori_loop(
+    descent, best, draws, chosen = lax.fori_loop(
         0, num_rounds, one_round, (descent, best, particles, centring[0])
     )
     found = jnp.any(jnp.isfinite(best.bound))
-    return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)
-
-
-def check_start(start: jax.Array, target: Target) -> None:
-    """Refuse a user's start (dim,) or (chains, dim) where potential or gradient is not finite."""
-    smooth, gradient = jax.jit(target.value_and_grad)(jnp.atleast_2d(start))
-    usable = is_usable(smooth, gradient)
-    if not isinstance(usable, jax.core.Tracer) and not usable.all():
-        raise RuntimeError(
-            "Cannot find valid initial parameters: `init_params` must be unconstrained values at "
-            "which the potential and its gradient are finite; got a potential of "
-            f"{smooth}. Start elsewhere, or check the model for nan and inf."
-        )
+    bound = jnp.where(centring == chosen, best.bound, -jnp.inf)
+    return found, draws, chosen, Approximations(best, descent.history, bound)

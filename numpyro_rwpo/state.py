@@ -9,6 +9,7 @@ from jax import random
 
 from numpyro_rwpo.correction import Refresh, no_refresh
 from numpyro_rwpo.ensemble import Ensemble, unevaluated
+from numpyro_rwpo.placement import Placement
 from numpyro_rwpo.settings import Settings
 from numpyro_rwpo.transport import Flow, initial_flow
 from numpyro_rwpo.warmup import Adaptation, initial_adaptation
@@ -54,6 +55,19 @@ class RWPOState(NamedTuple):
     refresh: Refresh
 
 
+def placed_state(state: RWPOState, placement: Placement) -> RWPOState:
+    """The state with its particles shared out, and a copy of all else on every device."""
+    if placement.mesh is None:
+        return state
+    refresh = state.refresh._replace(
+        accept_prob=placement.rows(state.refresh.accept_prob),
+        diverging=placement.rows(state.refresh.diverging),
+        num_steps=placement.whole(state.refresh.num_steps),
+    )
+    ensemble = placement.rows(state.ensemble)
+    return placement.whole(state)._replace(ensemble=ensemble, refresh=refresh)
+
+
 _AXES: Any = [None if field == "iteration" else 0 for field in RWPOState._fields]
 STATE_AXES = RWPOState(*_AXES)
 BALL = 0.1  # standard deviation of the particles around a start that the user chose
@@ -82,7 +96,7 @@ def initial_state(
     spread = spread.reshape(num_particles, start.size)
     particles = (spread if radius is not None else start + spread).at[0].set(start)
     adaptation = initial_adaptation(particles, settings.candidates)
-    return RWPOState(
+    state = RWPOState(
         iteration=jnp.array(-settings.num_warmup),
         z=start,
         # Of the start's own batching: NumPyro's buffers are shaped by the first state.
@@ -99,6 +113,7 @@ def initial_state(
         adaptation=adaptation,
         refresh=no_refresh(particles),
     )
+    return placed_state(state, settings.placement)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4), static_argnames="is_batch")
@@ -109,6 +124,13 @@ def initial_states(rng_key: jax.Array, start: jax.Array, *static: Any, is_batch:
         return initial_state(rng_key, start, *static)
 
     return (jax.vmap(initial, out_axes=STATE_AXES) if is_batch else initial)(rng_key, start)
+
+
+@partial(jax.jit, static_argnames=("placement", "is_batch"))
+def placed_states(state: RWPOState, placement: Placement, is_batch: bool) -> RWPOState:
+    """:func:`placed_state` of one ensemble or of a batch, as one compiled program."""
+    place = partial(placed_state, placement=placement)
+    return (jax.vmap(place, (STATE_AXES,), STATE_AXES) if is_batch else place)(state)
 
 
 @partial(jax.jit, static_argnames="is_batch")

@@ -6,13 +6,15 @@ Keys are read one block at a time, under a running maximum, sum and weighted mea
 softmax" of Milakov and Gimelshein 2018, arXiv:1805.02867).
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-_BLOCK_SIZE = 512
+BLOCK_SIZE = 512
 # Logits in one block of queries and keys: 8 MB in single precision.
 _BLOCK_ELEMENTS = 2**21
 
@@ -23,7 +25,7 @@ def streamed_attention(
     log_normalizer: jax.Array,
     scale: ArrayLike,
     *,
-    block_size: int = _BLOCK_SIZE,
+    block_size: int = BLOCK_SIZE,
 ) -> tuple[jax.Array, jax.Array]:
     r"""Softmax attention with Gaussian logits, one block of keys after the other.
 
@@ -43,42 +45,76 @@ def streamed_attention(
         ``attention mean - query``, (num_queries, dim).
     """
     num_keys, dim = keys.shape
+    num_softmax = log_normalizer.shape[1]
     block_size = min(block_size, num_keys)
     # Distances and displacements keep their digits far from the origin.
     center = jnp.mean(keys, 0)
-    key_blocks = _blocks(keys - center, block_size, 0)
-    bias_blocks = _blocks(-log_normalizer, block_size, -jnp.inf)
+    key_blocks = blocks(keys - center, block_size, 0)
+    bias_blocks = blocks(-log_normalizer, block_size, -jnp.inf)
 
     def attend(queries: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _attend_block(queries, key_blocks, bias_blocks, scale)
+        nothing = no_sums(queries, num_softmax, jnp.result_type(queries, bias_blocks))
+        return attention_of(
+            absorb_blocks(nothing, queries, key_blocks, bias_blocks, scale), queries
+        )
 
-    query_block = max(1, _BLOCK_ELEMENTS // (block_size * log_normalizer.shape[1]))
+    query_block = queries_in_block(block_size, num_softmax)
     num_queries = queries.shape[0]
     queries = queries - center
     if num_queries <= query_block:
         return attend(queries)
-    log_sum, displacement = lax.map(attend, _blocks(queries, query_block, 0))
+    log_sum, displacement = lax.map(attend, blocks(queries, query_block, 0))
     return (
-        log_sum.reshape(-1, log_normalizer.shape[1])[:num_queries],
+        log_sum.reshape(-1, num_softmax)[:num_queries],
         displacement.reshape(-1, dim)[:num_queries],
     )
 
 
-def _blocks(rows: jax.Array, block_size: int, fill: float) -> jax.Array:
+def queries_in_block(block_size: int, num_softmax: int) -> int:
+    """Queries that are worked on at a time."""
+    return max(1, _BLOCK_ELEMENTS // (block_size * num_softmax))
+
+
+def blocks(rows: jax.Array, block_size: int, fill: float) -> jax.Array:
     """Cut (n, columns) into (blocks, block_size, columns), the last one filled up."""
     padding = -rows.shape[0] % block_size
     padded = jnp.pad(rows, ((0, padding), (0, 0)), constant_values=fill)
     return padded.reshape(-1, block_size, rows.shape[1])
 
 
-def _attend_block(
-    queries: jax.Array, key_blocks: jax.Array, bias_blocks: jax.Array, scale: ArrayLike
-) -> tuple[jax.Array, jax.Array]:
-    is_joint = bias_blocks.shape[2] == 1
-    Carry = tuple[jax.Array, jax.Array, jax.Array]
+class Sums(NamedTuple):
+    """What queries have gathered from the keys so far, under a running maximum of the logits.
 
-    def absorb(carry: Carry, block: tuple[jax.Array, jax.Array]) -> tuple[Carry, None]:
-        peak, total, weighted = carry
+    Attributes:
+        peak: largest logit, (num_queries, 1) or (num_queries, dim).
+        total: sum of exponentials of the logits less the peak, same shape.
+        weighted: sum of keys with these weights, (num_queries, dim).
+    """
+
+    peak: jax.Array
+    total: jax.Array
+    weighted: jax.Array
+
+
+def no_sums(queries: jax.Array, num_softmax: int, dtype: Any) -> Sums:
+    """Before the first key; ``num_softmax`` is 1 or dim."""
+    shape = (queries.shape[0], num_softmax)
+    lowest = jnp.full(shape, float(np.finfo(dtype).min), dtype)
+    return Sums(lowest, jnp.zeros_like(lowest), jnp.zeros_like(queries, dtype))
+
+
+def absorb_blocks(
+    sums: Sums,
+    queries: jax.Array,
+    key_blocks: jax.Array,
+    bias_blocks: jax.Array,
+    scale: ArrayLike,
+) -> Sums:
+    """Add blocks of keys (blocks, block_size, dim) with their biases to the sums of queries."""
+    is_joint = bias_blocks.shape[2] == 1
+
+    def absorb(sums: Sums, block: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
+        peak, total, weighted = sums
         keys, bias = block
         if is_joint:
             logits = bias - 0.5 * _squared_distances(queries / scale, keys / scale)[..., None]
@@ -90,20 +126,21 @@ def _attend_block(
         if is_joint:
             # The sum as a product with ones: a compiled sum would not be vectorised over exp.
             with_one = jnp.hstack([keys, jnp.ones((keys.shape[0], 1), keys.dtype)])
-            sums = jnp.matmul(weights[..., 0], with_one, precision=lax.Precision.HIGHEST)
-            moment, mass = sums[:, :-1], sums[:, -1:]
+            products = jnp.matmul(weights[..., 0], with_one, precision=lax.Precision.HIGHEST)
+            moment, mass = products[:, :-1], products[:, -1:]
         else:
             moment, mass = jnp.sum(weights * keys, 1), jnp.sum(weights, 1)
         shrink = jnp.exp(peak - new_peak)
-        return (new_peak, total * shrink + mass, weighted * shrink + moment), None
+        return Sums(new_peak, total * shrink + mass, weighted * shrink + moment), None
 
-    dtype = jnp.result_type(queries, bias_blocks)
-    lowest = jnp.full((queries.shape[0], bias_blocks.shape[2]), float(np.finfo(dtype).min), dtype)
-    start = (lowest, jnp.zeros_like(lowest), jnp.zeros_like(queries, dtype))
-    (peak, total, weighted), _ = lax.scan(absorb, start, (key_blocks, bias_blocks))
+    return lax.scan(absorb, sums, (key_blocks, bias_blocks))[0]
+
+
+def attention_of(sums: Sums, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log of the sums of exponentials, and displacements ``attention mean - query``."""
     # A query beyond the reach of every key: density 0 and a displacement that is merely finite.
-    total = jnp.maximum(total, float(np.finfo(dtype).tiny))
-    return peak + jnp.log(total), weighted / total - queries
+    total = jnp.maximum(sums.total, float(np.finfo(sums.total.dtype).tiny))
+    return sums.peak + jnp.log(total), sums.weighted / total - queries
 
 
 @jax.custom_jvp

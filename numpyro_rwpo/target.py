@@ -11,7 +11,7 @@ layout of the parameters and which of them have a Laplace prior. Their ``bind`` 
 same shape need no new compilation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -21,16 +21,18 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from numpyro.infer.util import constrain_fn, initialize_model
-from numpyro.util import is_prng_key
+from numpyro.infer.util import constrain_fn, initialize_model, potential_energy
 
 from numpyro_rwpo.laplace_sites import (
     SiteParameters,
+    default_key,
     distribution_parameters,
     is_laplace,
     split_laplace_sites,
 )
 from numpyro_rwpo.model_checks import check_model, explained, with_fixed_sites
+from numpyro_rwpo.placement import ONE_PLACE, Placement
+from numpyro_rwpo.preparation import Preparation, check_rates
 from numpyro_rwpo.priors import LaplacePrior
 
 
@@ -45,12 +47,14 @@ class Target(NamedTuple):
         is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
         centring: parametrisation of these sites, see :mod:`numpyro_rwpo.laplace_sites`: 0 or 1,
             scalar, or one for each position that will be given, (n,).
+        placement: devices that share the particles.
     """
 
     smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     full_prior: LaplacePrior | None
     is_rewritten: jax.Array | None
     centring: jax.Array
+    placement: Placement = ONE_PLACE
 
     def value_and_grad(self, particles: jax.Array) -> tuple[jax.Array, jax.Array]:
         """``beta f`` and its gradient, (n, dim) -> (n,), (n, dim)."""
@@ -82,8 +86,12 @@ def pool_chains(target: Target, axis_name: str) -> Target:
     """The same target for code that is vmapped over chains, with one gradient for all of them.
 
     The particles of all chains are then the rows of one matrix, whatever the layout that ``vmap``
-    would give the model: on a CPU small problems take half the time.
+    would give the model: on a CPU small problems take half the time. Not where devices share the
+    particles: rows of several chains would have to move.
     """
+    placement = target.placement._replace(chain_axis=axis_name)
+    if placement.mesh is not None:
+        return target._replace(placement=placement)
 
     def smooth(*batches: jax.Array) -> tuple[jax.Array, jax.Array]:
         pooled = (lax.all_gather(x, axis_name, tiled=True) for x in batches)
@@ -98,10 +106,10 @@ def pool_chains(target: Target, axis_name: str) -> Target:
     return target._replace(smooth=smooth)
 
 
-def has_loop(target: Target, dim: int, dtype: Any) -> bool:
+def has_loop(bind: Callable[[], Target], dim: int, dtype: Any) -> bool:
     """Whether the gradient runs through a loop (scan, ODE solver), which no batch can speed up."""
     shapes = jax.ShapeDtypeStruct((1, dim), dtype), jax.ShapeDtypeStruct((1,), dtype)
-    return _mentions_loop(jax.make_jaxpr(target.smooth)(*shapes).jaxpr)
+    return _mentions_loop(jax.make_jaxpr(lambda x, c: bind().smooth(x, c))(*shapes).jaxpr)
 
 
 def _mentions_loop(jaxpr: Any) -> bool:
@@ -145,9 +153,20 @@ class Source(Protocol):
 
     Attributes:
         has_prior: whether any coordinate has a Laplace prior with closed forms.
+        layout: of the latent values, and which of them are Laplace sites; hashable.
     """
 
     has_prior: bool
+    layout: Hashable
+
+    def prepare(
+        self,
+        rng_keys: jax.Array,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> Preparation:
+        """Start one chain per key: at ``init_params`` (with a chain axis), or where it is found."""
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target for these model arguments."""
@@ -161,11 +180,6 @@ class Source(Protocol):
     ) -> tuple[Any, jax.Array]:
         """A flat position (dim,) as unconstrained values, and the log Jacobian of the map back."""
 
-    def ravel(
-        self, init_params: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> jax.Array:
-        """Flatten a user's unconstrained values for one chain to a position (dim,)."""
-
     def postprocess_fn(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> Callable[[Any], Any]:
@@ -173,10 +187,9 @@ class Source(Protocol):
 
 
 class ModelSource:
-    """A NumPyro model with its Laplace sites split off.
+    """A NumPyro model with its Laplace sites split off. Making one computes nothing.
 
     Args:
-        rng_key: one key, or a batch of them, one per chain; used to find valid starts.
         model: NumPyro model.
         model_args: positional arguments of the model.
         model_kwargs: keyword arguments of the model.
@@ -185,19 +198,14 @@ class ModelSource:
             :func:`numpyro_rwpo.laplace_sites.split_laplace_sites`.
         differentiation: temperature and differentiation mode.
 
-    Attributes:
-        start: valid starting position(s), (dim,), or (chains, dim) for a batch of keys.
-
     Raises:
         ValueError: discrete latent sites, Delta sites, no latent sites, or a name in
             ``nonsmooth`` that is not a Laplace site; see also
             :func:`numpyro_rwpo.model_checks.check_model`.
-        RuntimeError: no valid starting position; the message names the site to blame.
     """
 
     def __init__(
         self,
-        rng_key: jax.Array,
         model: Callable[..., Any],
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
@@ -206,32 +214,48 @@ class ModelSource:
         nonsmooth: Any,
         differentiation: Differentiation,
     ) -> None:
+        self._init_strategy = init_strategy
         self._differentiation = differentiation
         model = with_fixed_sites(model, check_model(model, model_args, model_kwargs))
-        self._split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth)
-        self.has_prior = bool(self._split.fixed or self._split.rewritten)
-        if self.has_prior:
-            # One small program; operation by operation each would be compiled on its own.
-            parameters = jax.jit(lambda: self._split.prior_parameters(model_args, model_kwargs))()
-            _check_rates({f"'{name}'": p for name, p in parameters.items()})
-        batch = rng_key if not is_prng_key(rng_key) else rng_key[None]
-        # A batch also for one chain: NumPyro searches a single start operation by operation.
         with explained(model, model_args, model_kwargs):
-            info = initialize_model(
-                batch,
+            self._split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth)
+            shapes = self._split.unconstrained_shapes(model_args, model_kwargs)
+        self.has_prior = bool(self._split.fixed or self._split.rewritten)
+        self._prototype = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        self._unravel = ravel_pytree(self._prototype)[1]
+        sites = self._split.fixed, tuple(self._split.rewritten)
+        self.layout: Hashable = (layout(self._prototype), sites)
+
+    def prepare(
+        self,
+        rng_keys: jax.Array,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> Preparation:
+        """Take the user's start or search a valid one, as NumPyro does for NUTS."""
+        if init_params is None:
+            found = initialize_model(
+                rng_keys,
                 self._split.smooth_model,
-                init_strategy=init_strategy,
+                init_strategy=self._init_strategy,
                 dynamic_args=True,
                 model_args=model_args,
                 model_kwargs=model_kwargs,
-                forward_mode_differentiation=differentiation.forward_mode,
-            )
-        self._smooth_potential = info.potential_fn
-        self._postprocess = info.postprocess_fn
-        self._prototype = jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), info.param_info.z)
-        self._unravel = ravel_pytree(self._prototype)[1]
-        start = jax.vmap(lambda z: ravel_pytree(z)[0])(info.param_info.z)
-        self.start = start if batch is rng_key else start[0]
+                forward_mode_differentiation=self._differentiation.forward_mode,
+            ).param_info
+            flatten = jax.vmap(lambda z: ravel_pytree(z)[0])
+            start, gradient = flatten(found.z), flatten(found.z_grad)
+            potential = found.potential_energy
+        else:
+            ravel = partial(self._ravel, model_args=model_args, model_kwargs=model_kwargs)
+            # Mapped over keys too: values without any array must reach the check of their layout.
+            start = jax.vmap(lambda _, z: ravel(z))(rng_keys, init_params)
+            potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
+        emit = partial(self.emit, model_args=model_args, model_kwargs=model_kwargs)
+        values, _ = jax.vmap(emit)(start, jnp.zeros(len(start)))
+        prior = self._split.prior_parameters(model_args, model_kwargs) if self.has_prior else {}
+        return Preparation(start, values, potential, gradient, prior)
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target for these model arguments."""
@@ -239,7 +263,8 @@ class ModelSource:
 
         def smooth(position: jax.Array, centring: jax.Array) -> jax.Array:
             kwargs = {**model_kwargs, "_centring": centring} if split.rewritten else model_kwargs
-            return self._smooth_potential(*model_args, **kwargs)(self._unravel(position))
+            model = default_key(self._split.smooth_model)
+            return potential_energy(model, model_args, kwargs, self._unravel(position))
 
         if not self.has_prior:
             return self._differentiation.target(smooth, None)
@@ -273,17 +298,13 @@ class ModelSource:
             return values, jnp.zeros(())
         return self._split.to_user_values(values, centring, model_args, model_kwargs)
 
-    def ravel(
+    def _ravel(
         self,
         init_params: Any,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
     ) -> jax.Array:
-        """Flatten a user's unconstrained values for one chain to a position (dim,).
-
-        Raises:
-            ValueError: names or shapes are not those of the model's latent sites.
-        """
+        """Flatten a user's unconstrained values for one chain to a position (dim,)."""
         if self._split.rewritten:
             init_params = self._split.from_user_values(init_params, model_args, model_kwargs)
         return ravel_like(init_params, self._prototype)
@@ -292,15 +313,13 @@ class ModelSource:
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> Callable[[Any], Any]:
         """Map unconstrained values to the sites of the user's model."""
-        if self._split.rewritten:
-            return partial(
-                constrain_fn,
-                self._split.user_model,
-                model_args,
-                model_kwargs,
-                return_deterministic=True,
-            )
-        return self._postprocess(*model_args, **model_kwargs)
+        return partial(
+            constrain_fn,
+            default_key(self._split.user_model),
+            model_args,
+            model_kwargs,
+            return_deterministic=True,
+        )
 
 
 class PotentialSource:
@@ -356,6 +375,19 @@ class PotentialSource:
             )
         self._prior = prior_from_leaves(nonsmooth, self._prototype)
         self.has_prior = self._prior is not None
+        self.layout: Hashable = layout(self._prototype)
+
+    def prepare(
+        self,
+        rng_keys: jax.Array,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> Preparation:
+        """Start at ``init_params``."""
+        start = jax.vmap(lambda z: ravel_like(z, self._prototype))(init_params)
+        potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
+        return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {})
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target; a potential function has no model arguments."""
@@ -377,12 +409,6 @@ class PotentialSource:
         """A flat position (dim,) in the user's structure, and 0."""
         return self._unravel(position), jnp.zeros(())
 
-    def ravel(
-        self, init_params: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> jax.Array:
-        """Flatten the values of one chain to a position (dim,)."""
-        return ravel_like(init_params, self._prototype)
-
     def postprocess_fn(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> Callable[[Any], Any]:
@@ -390,19 +416,10 @@ class PotentialSource:
         return lambda values: values
 
 
-def _check_rates(parameters: dict[str, SiteParameters]) -> None:
-    """Refuse Laplace scales that are known here and not positive, or too small for their square."""
-    for name, (_, left, right) in parameters.items():
-        rates = jnp.stack([left, right])
-        if isinstance(rates, jax.core.Tracer):
-            continue
-        if not np.all(np.isfinite(rates**2) & (np.asarray(rates) > 0)):
-            smallest = 1 / np.sqrt(float(jnp.finfo(rates.dtype).max))
-            raise ValueError(
-                f"The scale of Laplace site {name} must be positive and finite everywhere, and in "
-                f"{rates.dtype} above {smallest:.0e}; got scales between {np.min(1 / rates)} and "
-                f"{np.max(1 / rates)}. Correct the scale (and asymmetry) in the model."
-            )
+def layout(values: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Structure, shapes and types of a pytree of arrays, hashable, for comparison."""
+    leaves, structure = jax.tree.flatten(values)
+    return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
 
 
 def ravel_like(values: Any, prototype: Any) -> jax.Array:
@@ -461,7 +478,7 @@ def prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
     for number, (fn, x) in enumerate(zip(leaves, jax.tree.leaves(prototype), strict=True)):
         parameters = none if fn is None else distribution_parameters(fn)
         if fn is not None:
-            _check_rates({f"leaf {number} of `nonsmooth`": parameters})
+            check_rates({f"leaf {number} of `nonsmooth`": parameters})
             if not _broadcasts(fn.shape(), x.shape):
                 raise ValueError(
                     f"Leaf {number} of `nonsmooth` must broadcast to the shape {x.shape} of its "

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_rwpo.attention import HEADS, relative_prox_time
-from numpyro_rwpo.ensemble import Ensemble
+from numpyro_rwpo.ensemble import Ensemble, thinned
 from numpyro_rwpo.metric import Preconditioner, to_position, to_whitened_gradient
 from numpyro_rwpo.priors import no_prior
+from numpyro_rwpo.ring import shared_heat_score
 from numpyro_rwpo.target import Target
 
 MAX_TRANSPORT_STEPS = 40
@@ -97,9 +98,10 @@ def transport_step(
     prox_time = relative_prox_time(particles, relative_time)
     density = HEADS[attention](particles, prior, prox_time)
     explicit = ensemble.gradient + prior.moreau_gradient(particles, prox_time) / 2
-    velocity = to_whitened_gradient(factor, explicit + density.heat_score(particles))
+    implicit = shared_heat_score(density, particles, target.placement)
+    velocity = to_whitened_gradient(factor, explicit + implicit)
     speed = jnp.linalg.norm(velocity, axis=1, keepdims=True)
-    typical = jnp.median(speed)
+    typical = jnp.median(thinned(speed))
     velocity = velocity * _at_most(_OUTLIER * typical, speed)
 
     # The width sqrt(m) is the ensemble's variance over the target's along each direction. Too

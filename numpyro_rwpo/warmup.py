@@ -23,7 +23,7 @@ from numpyro_rwpo.correction import (
     Tuning,
     make_metric,
 )
-from numpyro_rwpo.ensemble import Ensemble, gradient, potential
+from numpyro_rwpo.ensemble import Ensemble, gradient, potential, thinned
 from numpyro_rwpo.metric import (
     Moments,
     Preconditioner,
@@ -300,15 +300,20 @@ def replace_stuck(
     """
     accept_prob = refresh.accept_prob
     height = potential(ensemble, target)
-    lower, median, upper = jnp.sort(height)[jnp.array([1, 2, 3]) * height.size // 4]
+    ordered = jnp.sort(thinned(height))
+    lower, median, upper = ordered[jnp.array([1, 2, 3]) * ordered.size // 4]
     improbable = jnp.abs(height - median) > _IMPROBABLE * (upper - lower) / _QUARTILES
     stuck = (accept_prob < _STUCK) & (accept_prob.mean() > 0.5)
     stuck &= improbable | (update < REPLACEMENT_UPDATES)
     stuck |= height - median > DIVERGENCE_THRESHOLD
-    order = jnp.argsort(stuck, stable=True)
-    index = jnp.arange(accept_prob.size)
-    source = jnp.where(stuck, order[index % jnp.maximum((~stuck).sum(), 1)], index)
-    return jax.tree.map(lambda x: x[source], ensemble)
+
+    def replaced(ensemble: Ensemble) -> Ensemble:
+        order = jnp.argsort(stuck, stable=True)
+        index = jnp.arange(accept_prob.size)
+        source = jnp.where(stuck, order[index % jnp.maximum((~stuck).sum(), 1)], index)
+        return jax.tree.map(lambda x: x[source], ensemble)
+
+    return target.placement.where_needed(stuck, replaced, ensemble)
 
 
 def _blend(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:

@@ -39,6 +39,10 @@ def scalar_moments(mean: float, variance: float) -> Moments:
 
 # ------------------------------------------------------------------------------ running
 
+# The optimisation of users' programs, which the tests go without to save time. Without it, XLA
+# computes what several outputs share once for each, and may round it differently.
+OPTIMIZED = {"xla_backend_optimization_level": "3"}
+
 
 def run_mcmc(
     kernel: MCMCKernel,

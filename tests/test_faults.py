@@ -82,7 +82,7 @@ def test_model_that_becomes_undefined_after_warm_up() -> None:
     [
         ({"attention": "joint", "num_particles": 2**30}, 100, "attention='copula'"),
         ({"num_particles": 2**30}, 100, "lower `num_particles`"),
-        ({"dense_mass": True, "num_particles": 64}, 2**20, "dense_mass=False"),
+        ({"dense_mass": True, "num_particles": 2**18}, 2**20, "dense_mass=False"),
     ],
 )
 def test_ensemble_larger_than_memory(options: dict[str, Any], dim: int, advice: str) -> None:

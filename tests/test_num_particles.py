@@ -32,7 +32,7 @@ def test_loops_are_found_however_deep(potential, expected):
     if isinstance(potential, jax.custom_jvp):
         potential.defjvp(lambda primals, tangents: jax.jvp(product, primals, tangents))
     target = Differentiation(1.0, False).target(potential, None)
-    assert has_loop(target, 3, jnp.float32) is expected
+    assert has_loop(lambda: target, 3, jnp.float32) is expected
 
 
 def test_more_dimensions_get_more_particles_up_to_a_limit():

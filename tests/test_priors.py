@@ -12,6 +12,7 @@ import scipy.integrate
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from helpers import OPTIMIZED
 
 from numpyro_rwpo.half_lines import mills_ratio, quantile
 from numpyro_rwpo.priors import LaplacePrior, laplace_prior
@@ -444,7 +445,9 @@ def test_samples_in_double_precision_and_in_batches(x64: None) -> None:
 # ------------------------------------------------------------------------------ Hamiltonian flow
 
 
-flow = jax.jit(lambda prior, x, p, time: prior.hamiltonian_flow(x, p, time))
+flow = jax.jit(
+    lambda prior, x, p, time: prior.hamiltonian_flow(x, p, time), compiler_options=OPTIMIZED
+)
 
 
 class Motion:

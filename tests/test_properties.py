@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import hypothesis
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import run_mcmc
+from helpers import OPTIMIZED, run_mcmc
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,7 +100,7 @@ def test_kernel_of_any_floats(
     np.testing.assert_allclose(below + above, 1, atol=2e-6)
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=OPTIMIZED)
 def flow(
     left: jax.Array, right: jax.Array, x: jax.Array, p: jax.Array, time: jax.Array
 ) -> jax.Array:

@@ -35,7 +35,6 @@ def test_both_centrings_have_the_posteriors_density_with_its_constants(model, be
     with jax.enable_x64(True):
         y = jnp.asarray(Y, float)
         source = ModelSource(
-            jax.random.key(0),
             model,
             (y,),
             {},
