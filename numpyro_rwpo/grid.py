@@ -106,7 +106,7 @@ class GridDensity(NamedTuple):
         log_density = _lookup(self.log_density, cell)
         is_lower = outer_mass < 0
         is_end = jnp.isinf(outer_mass)
-        end = log_density + slope * self.spacing * distance - jnp.log(jnp.abs(slope))
+        end = log_density + slope * self.spacing * distance - _log_slope(slope, is_end)
 
         depth = jnp.where(is_end, 1, jnp.where(is_lower, distance, 1 - distance)) * self.spacing
         # The smallest positive number keeps the logarithm and its derivative finite on the edge.
@@ -335,7 +335,12 @@ def _log_mass(
     log_density: jax.Array, slope: jax.Array, spacing: jax.Array, is_end: jax.Array
 ) -> jax.Array:
     width = jnp.log(spacing) + _log_mean_exp(slope * spacing)
-    return log_density + jnp.where(is_end, -jnp.log(jnp.abs(slope)), width)
+    return log_density + jnp.where(is_end, -_log_slope(slope, is_end), width)
+
+
+def _log_slope(slope: jax.Array, is_end: jax.Array) -> jax.Array:
+    """Log size of the tails' slopes. Other cells may be flat, where it would have no derivative."""
+    return jnp.log(jnp.abs(jnp.where(is_end, slope, 1)))
 
 
 def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:
@@ -343,10 +348,25 @@ def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take_along_axis(table, rows, axis=0, mode="clip").reshape(index.shape)
 
 
+@jax.custom_jvp
 def _log_mean_exp(t: jax.Array) -> jax.Array:
     """Log of the mean of ``exp`` between 0 and ``t``, ``log((exp(t) - 1) / t)``."""
     size = jnp.abs(t) + float(np.finfo(t.dtype).tiny)
     return jnp.maximum(t, 0) + jnp.log(-jnp.expm1(-size) / size)
+
+
+@_log_mean_exp.defjvp
+def _log_mean_exp_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """``1 / (1 - exp(-t)) - 1 / t``, near 0 by its series: there the two cancel."""
+    (t,) = primals
+    is_small = jnp.abs(t) < 0.03
+    square = t**2
+    series = 0.5 + t * (1 / 12 - square * (1 / 720 - square / 30240))
+    size = jnp.where(is_small, 1, t)
+    slope = jnp.where(is_small, series, -1 / jnp.expm1(-size) - 1 / size)
+    return _log_mean_exp(t), slope * tangents[0]
 
 
 def _exponential_quantile(fraction: jax.Array, slope: jax.Array) -> jax.Array:
