@@ -38,7 +38,7 @@ class ProximalDistribution(dist.Distribution):
         super().__init__(batch_shape=(), event_shape=(dim,))
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
-        """Independent draws (*sample_shape, dim), pathwise differentiable."""
+        """Independent draws, ``sample_shape + (dim,)``, pathwise differentiable."""
         draws = pathwise_sample(key, self.density, int(np.prod(sample_shape, dtype=int)))
         return draws.reshape(*sample_shape, *self.event_shape)
 
