@@ -347,17 +347,14 @@ def _factorised(correlation: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
 @_factorised.defjvp
 def _factorised_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
     factor, coupling, half_log_det = _factorised(*primals)
     (change,) = tangents
     change_inverse = change + jnp.matmul(change, coupling, precision=_EXACT)  # dR R^-1
     inverse_both = change_inverse + jnp.matmul(coupling, change_inverse, precision=_EXACT)
     factor_change = 0.5 * jnp.matmul(change_inverse, factor, precision=_EXACT)
-    return (factor, coupling, half_log_det), (
-        factor_change,
-        -inverse_both,
-        0.5 * jnp.trace(change_inverse),
-    )
+    changes = factor_change, -inverse_both, 0.5 * jnp.trace(change_inverse)
+    return (factor, coupling, half_log_det), changes
 
 
 def _shrunk_correlation(normal: jax.Array) -> jax.Array:

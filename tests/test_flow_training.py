@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.infer import MCMC, SVI, Trace_ELBO
 
@@ -242,7 +243,12 @@ def test_guide_finds_a_conjugate_posterior() -> None:
 
     y = jnp.array([2.0, 0.0, -1.0])
     guide = AutoSparseTransformer(conjugate, num_particles=128)
-    svi = SVI(conjugate, guide, numpyro.optim.Adam(0.01), Trace_ELBO(num_particles=64))
+    svi = SVI(
+        conjugate,
+        guide,
+        numpyro.optim.Adam(optax.cosine_decay_schedule(0.01, 1500)),
+        Trace_ELBO(num_particles=64),
+    )
     result = svi.run(jax.random.key(0), 1500, y, progress_bar=False)
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(4000,))["mu"]
     sd = np.sqrt(1 / (1 / 4 + 1))

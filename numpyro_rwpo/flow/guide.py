@@ -55,7 +55,9 @@ class AutoSparseTransformer(AutoContinuous):
     coordinate has rate 0.
 
     Use it with ``Trace_ELBO(num_particles=...)`` and 32 samples or more: keys are moved and the
-    density is fitted once a step, whatever the number.
+    density is fitted once a step, whatever the number. Let the learning rate fall to 0, e.g. by
+    ``numpyro.optim.Adam(optax.cosine_decay_schedule(0.01, num_steps))``: gradients of the ELBO stay
+    noisy to the end, and steps of constant size keep the posterior's mean moving about.
 
     Args:
         model: NumPyro model.
