@@ -1,9 +1,11 @@
 """Checks of the flows' arguments."""
 
+import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -18,6 +20,14 @@ def check_count(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be an integer; got {value!r}.")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1; got {value}.")
+
+
+def check_weight(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a finite number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be a number; got {value!r}.")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"`{name}` must be >= 0 and finite; got {value!r}.")
 
 
 def check_layer_choice(attention: Any, learn: Iterable[str], learnable: tuple[str, ...]) -> None:
@@ -40,3 +50,19 @@ def checked_row(name: str, value: ArrayLike, dim: int, *, is_positive: bool = Fa
         kind = "positive and finite" if is_positive else "finite"
         raise ValueError(f"`{name}` must be {kind}; got {value!r}.")
     return np.broadcast_to(array, (dim,)).astype(jnp.result_type(float))
+
+
+def checked_particles(name: str, value: ArrayLike, dim: int, dtype: Any) -> jax.Array:
+    """``value`` as an array (num_particles, dim); raise ``ValueError`` if it has another shape."""
+    particles = jnp.asarray(value, dtype)
+    if particles.ndim != 2 or particles.shape[1] != dim or particles.shape[0] == 0:
+        raise ValueError(f"`{name}` must have shape (num_particles, {dim}); got {particles.shape}.")
+    return particles
+
+
+def checked_points(value: ArrayLike, dim: int) -> jax.Array:
+    """``value`` as an array (..., dim); raise ``ValueError`` if its last axis is another."""
+    points = jnp.asarray(value)
+    if points.ndim == 0 or points.shape[-1] != dim:
+        raise ValueError(f"`x` must have shape (..., {dim}); got {points.shape}.")
+    return points

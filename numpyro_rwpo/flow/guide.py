@@ -155,7 +155,14 @@ class AutoSparseTransformer(AutoContinuous):
         return ProximalDistribution(flow.density(), flow.dim)
 
     def get_posterior(self, params: dict[str, Any]) -> ProximalDistribution:
-        """The approximate posterior in flat unconstrained space, as a distribution."""
+        """The approximate posterior in flat unconstrained space, as a distribution.
+
+        Args:
+            params: Trained parameters.
+
+        Raises:
+            RuntimeError: If the guide has not been run yet.
+        """
         flow = self.flow(params)
         return ProximalDistribution(flow.density(), flow.dim)
 
@@ -169,6 +176,11 @@ class AutoSparseTransformer(AutoContinuous):
 
         Returns:
             Values by site, (num_chains, ...), for the argument ``init_params``.
+
+        Raises:
+            TypeError: If ``num_chains`` is not an integer.
+            ValueError: If it is not positive.
+            RuntimeError: If the guide has not been run yet.
         """
         check_count("num_chains", num_chains)
         draws = self.get_posterior(params).sample(rng_key, (num_chains,))

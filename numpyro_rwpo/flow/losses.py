@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from numpyro_rwpo.flow.arguments import check_count, check_weight
 from numpyro_rwpo.flow.sparse_transformer import PathCosts
 
 
@@ -42,10 +43,19 @@ class MaximumLikelihood:
     Attributes:
         kinetic: Weight of the kinetic cost >= 0.
         hjb: Weight of the Hamilton-Jacobi-Bellman residual >= 0.
+
+    Raises:
+        TypeError: If a weight is not a number.
+        ValueError: If a weight is negative or not finite.
     """
 
     kinetic: float = 0.01
     hjb: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_weight("kinetic", self.kinetic)
+        check_weight("hjb", self.hjb)
 
     def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None) -> jax.Array:
         """The loss of a batch (n, dim)."""
@@ -64,10 +74,19 @@ class EnergyDistance:
     Attributes:
         kinetic: Weight of the kinetic cost >= 0.
         hjb: Weight of the Hamilton-Jacobi-Bellman residual >= 0.
+
+    Raises:
+        TypeError: If a weight is not a number.
+        ValueError: If a weight is negative or not finite.
     """
 
     kinetic: float = 0.01
     hjb: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_weight("kinetic", self.kinetic)
+        check_weight("hjb", self.hjb)
 
     def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None) -> jax.Array:
         """The loss of a batch (n, dim), n at least 2."""
@@ -85,6 +104,10 @@ class ReverseKL:
         num_samples: Draws of the flow a step.
         kinetic: Weight of the kinetic cost >= 0.
         hjb: Weight of the Hamilton-Jacobi-Bellman residual >= 0.
+
+    Raises:
+        TypeError: If ``num_samples`` is not an integer, or a weight not a number.
+        ValueError: If ``num_samples`` is not positive, or a weight negative or not finite.
     """
 
     log_density: Callable[[jax.Array], jax.Array]
@@ -92,10 +115,26 @@ class ReverseKL:
     kinetic: float = 0.0
     hjb: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_count("num_samples", self.num_samples)
+        check_weight("kinetic", self.kinetic)
+        check_weight("hjb", self.hjb)
+
     def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None = None) -> jax.Array:
-        """The loss; there are no data."""
+        """The loss; there are no data.
+
+        Raises:
+            ValueError: If ``log_density`` returns another shape than (n,).
+        """
         x, log_prob, costs = flow.sample_and_costs(rng_key, self.num_samples)
-        return jnp.mean(log_prob - self.log_density(x)) + _penalty(self, costs)
+        target = self.log_density(x)
+        if jnp.shape(target) != log_prob.shape:  # it would broadcast to a wrong mean
+            raise ValueError(
+                f"`log_density` must map points {x.shape} to values {log_prob.shape}; got shape "
+                f"{jnp.shape(target)}. Wrap a log density of one point in jax.vmap."
+            )
+        return jnp.mean(log_prob - target) + _penalty(self, costs)
 
 
 def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -107,6 +146,9 @@ def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:
 
     Returns:
         Scalar, in position units; of mean 0 where the distributions are equal.
+
+    Raises:
+        ValueError: If a sample has fewer than 2 points.
     """
     if min(x.shape[0], y.shape[0]) < 2:
         raise ValueError(f"Both samples must have 2 points or more; got {x.shape} and {y.shape}.")

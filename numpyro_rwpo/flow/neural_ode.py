@@ -23,7 +23,12 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.arguments import check_choice
-from numpyro_rwpo.flow.arguments import check_count, checked_row
+from numpyro_rwpo.flow.arguments import (
+    check_count,
+    checked_particles,
+    checked_points,
+    checked_row,
+)
 from numpyro_rwpo.flow.potential import Potential, divergence, drift, velocity
 from numpyro_rwpo.flow.sparse_transformer import PathCosts
 
@@ -122,7 +127,7 @@ class NeuralODEFlow(eqx.Module):
         Raises:
             ValueError: If ``particles`` has another shape.
         """
-        particles = self._checked("particles", particles)
+        particles = checked_particles("particles", particles, self.dim, self._location.dtype)
         end = self._solve(lambda t, z, _: velocity(self.potential, z, t), particles, 0.0, 1.0)
         return self.location + self.scale * end
 
@@ -142,9 +147,7 @@ class NeuralODEFlow(eqx.Module):
             ValueError: If the last axis of ``x`` is not ``dim``, or there is no key where one is
                 needed.
         """
-        x = jnp.asarray(x)
-        if x.ndim == 0 or x.shape[-1] != self.dim:
-            raise ValueError(f"`x` must have shape (..., {self.dim}); got {x.shape}.")
+        x = checked_points(x, self.dim)
         if rng_key is None and self.trace == "hutchinson":
             raise ValueError(
                 "`rng_key` is needed by Hutchinson's trace; pass one, or choose the exact trace "
@@ -216,11 +219,3 @@ class NeuralODEFlow(eqx.Module):
             max_steps=self.num_steps + 1,  # one spare, should rounding leave a sliver of time
         )
         return jax.tree.map(lambda x: x[0], solution.ys)
-
-    def _checked(self, name: str, particles: ArrayLike) -> jax.Array:
-        particles = jnp.asarray(particles, self._location.dtype)
-        if particles.ndim != 2 or particles.shape[1] != self.dim or particles.shape[0] == 0:
-            raise ValueError(
-                f"`{name}` must have shape (num_particles, {self.dim}); got {particles.shape}."
-            )
-        return particles

@@ -76,10 +76,7 @@ def _glued(
 
 
 def _normal_change(density: MarginalDensity | CopulaDensity, normal: jax.Array) -> jax.Array:
-    """How normal scores follow their correlation R: by half of dR R^-1, as their covariance asks.
-
-    Not through the factor of R, whose derivative grows without bound where eigenvalues meet.
-    """
+    """How normal scores follow their correlation R: by dR R^-1 / 2, as their covariance asks."""
     if isinstance(density, MarginalDensity):
         return jnp.zeros_like(normal)
     whitened = normal + jnp.matmul(normal, lax.stop_gradient(density.coupling), precision=_EXACT)

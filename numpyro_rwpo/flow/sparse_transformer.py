@@ -34,7 +34,13 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.attention import HEADS, ProximalDensity
-from numpyro_rwpo.flow.arguments import check_count, check_layer_choice, checked_row
+from numpyro_rwpo.flow.arguments import (
+    check_count,
+    check_layer_choice,
+    checked_particles,
+    checked_points,
+    checked_row,
+)
 from numpyro_rwpo.flow.pathwise import pathwise_sample
 from numpyro_rwpo.flow.potential import Potential, drift
 from numpyro_rwpo.priors import LaplacePrior, laplace_prior
@@ -217,7 +223,8 @@ class SparseTransformerFlow(eqx.Module):
         Raises:
             ValueError: If ``particles`` has another shape.
         """
-        keys, _ = self._keys(self._checked("particles", particles))
+        noise = checked_particles("particles", particles, self.dim, self.noise.dtype)
+        keys, _ = self._keys(noise)
         return self._rwpo_layer(keys, self.prox_time[-1])
 
     def density(self, particles: ArrayLike | None = None) -> ProximalDensity:
@@ -234,7 +241,8 @@ class SparseTransformerFlow(eqx.Module):
         """
         if particles is None:
             return self._density(lax.stop_gradient(self.noise))[0]
-        return self._density(self._checked("particles", particles))[0]
+        noise = checked_particles("particles", particles, self.dim, self.noise.dtype)
+        return self._density(noise)[0]
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Normalised log density at points (..., dim), (...).
@@ -242,9 +250,7 @@ class SparseTransformerFlow(eqx.Module):
         Raises:
             ValueError: If the last axis of ``x`` is not ``dim``.
         """
-        x = jnp.asarray(x)
-        if x.ndim == 0 or x.shape[-1] != self.dim:
-            raise ValueError(f"`x` must have shape (..., {self.dim}); got {x.shape}.")
+        x = checked_points(x, self.dim)
         rows = x.reshape(-1, self.dim)
         return self.density().log_prob(rows).reshape(x.shape[:-1])
 
@@ -316,11 +322,3 @@ class SparseTransformerFlow(eqx.Module):
         density = HEADS[self.attention](y, self.prior, prox_time)
         shrinkage = 0.5 * self.prior.moreau_gradient(y, prox_time)
         return y - prox_time * (shrinkage + density.heat_score(y))
-
-    def _checked(self, name: str, particles: ArrayLike) -> jax.Array:
-        particles = jnp.asarray(particles, self.noise.dtype)
-        if particles.ndim != 2 or particles.shape[1] != self.dim or particles.shape[0] == 0:
-            raise ValueError(
-                f"`{name}` must have shape (num_particles, {self.dim}); got {particles.shape}."
-            )
-        return particles

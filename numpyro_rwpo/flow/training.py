@@ -60,7 +60,6 @@ class _State(NamedTuple):
     step: jax.Array
     losses: jax.Array
     monitored: jax.Array
-    key_data: jax.Array
 
 
 @cache
@@ -104,7 +103,7 @@ def _run_piece(
         0, num_steps, step, (flow, state.optimizer, losses)
     )
     if validation is None:
-        monitored = jnp.nanmean(losses)
+        monitored = jnp.nanmean(jnp.where(jnp.isfinite(losses), losses, jnp.nan))
     else:
         monitored = objective(flow, jax.random.fold_in(rng_key, _VALIDATION_ID), validation)
     flow = eqx.combine(flow, static)
@@ -162,9 +161,10 @@ def train(
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If one is out of range or of the wrong shape, or ``checkpoint`` is of another
-            run.
-        FloatingPointError: If no step of a piece had a finite loss.
+        ValueError: If one is out of range or of the wrong shape, or ``checkpoint`` is of a run with
+            another key, flow or setting. Data and loss are not compared.
+        FloatingPointError: If no step of a piece had a finite loss, or the validation loss is not
+            finite.
     """
     check_rng_key(rng_key)
     check_count("num_steps", num_steps)
@@ -174,9 +174,15 @@ def train(
         check_count("patience", patience)
     data, validation = _samples("data", data, flow), _samples("validation", validation, flow)
     optimizer = _optimizer(float(learning_rate), num_steps)
-    state = _start(rng_key, flow, optimizer, num_steps)
+    state = _start(flow, optimizer, num_steps)
+    settings = _settings(flow) | {
+        "rng_key": str(jax.random.key_data(rng_key).tolist()),
+        "num_steps": str(num_steps),
+        "batch_size": str(batch_size),
+        "learning_rate": str(float(learning_rate)),
+    }
     if checkpoint is not None and Path(checkpoint).exists():
-        state = _resume(Path(checkpoint), state)
+        state = _read("checkpoint", Path(checkpoint), settings, state)
     hidden = not progress_bar or "CI" in os.environ or "PYTEST_XDIST_WORKER" in os.environ
     start, seconds = time.perf_counter(), []
     with tqdm(total=num_steps, initial=int(state.step), disable=hidden) as bar:
@@ -199,7 +205,7 @@ def train(
                 )
             seconds.append(time.perf_counter() - start)
             if checkpoint is not None:
-                _write(Path(checkpoint), {}, state)
+                _write(Path(checkpoint), settings, state)
             bar.update(number)
             bar.set_postfix_str(f"loss {float(monitored):.4g}", refresh=False)
     num_pieces = math.ceil(int(state.step) / _PIECE)
@@ -228,24 +234,20 @@ def load_flow(path: str | os.PathLike[str], like: FlowT) -> FlowT:
         path: File.
         like: A flow made with the same arguments; its numbers do not matter.
 
+    Returns:
+        The saved flow.
+
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file holds a flow of another kind, size or settings.
     """
-    with open(path, "rb") as file:
-        settings = json.loads(file.readline())
-        if settings != _settings(like):
-            raise ValueError(
-                f"`like` must be made with the arguments of the saved flow, {settings}; "
-                f"got {_settings(like)}."
-            )
-        return _read_leaves(file, like, str(path))
+    return _read("path", Path(path), _settings(like), like)
 
 
 def _samples(name: str, values: Any, flow: Any) -> jax.Array | None:
     if values is None:
         return None
-    values = jnp.asarray(values)
-    values = values.astype(jnp.result_type(float))
+    values = jnp.asarray(values, jnp.result_type(float))
     if values.ndim != 2 or values.shape[1] != flow.dim or values.shape[0] == 0:
         raise ValueError(f"`{name}` must have shape (n, {flow.dim}); got {values.shape}.")
     if not bool(jnp.isfinite(values).all()):
@@ -253,10 +255,7 @@ def _samples(name: str, values: Any, flow: Any) -> jax.Array | None:
     return values
 
 
-def _start(
-    rng_key: jax.Array, flow: Any, optimizer: optax.GradientTransformation, num_steps: int
-) -> _State:
-    key_data = jax.random.key_data(rng_key)
+def _start(flow: Any, optimizer: optax.GradientTransformation, num_steps: int) -> _State:
     return _State(
         flow=flow,
         optimizer=optimizer.init(eqx.filter(flow, eqx.is_inexact_array)),
@@ -264,7 +263,6 @@ def _start(
         step=jnp.zeros((), int),
         losses=jnp.full(num_steps, jnp.nan),
         monitored=jnp.full(math.ceil(num_steps / _PIECE), jnp.nan),
-        key_data=key_data,
     )
 
 
@@ -274,37 +272,39 @@ def _is_stuck(monitored: jax.Array, patience: int | None) -> bool:
     return patience is not None and seen.size > 0 and seen.size - 1 - seen.argmin() >= patience
 
 
-def _resume(path: Path, state: _State) -> _State:
-    with open(path, "rb") as file:
-        file.readline()
-        saved = _read_leaves(file, state, str(path))
-    if not np.array_equal(saved.key_data, state.key_data):
-        raise ValueError(
-            f"`checkpoint` must be of this run; {path} was written with another `rng_key`. "
-            "Remove it to start anew."
-        )
-    return saved
-
-
 def _settings(flow: Any) -> dict[str, str]:
     """Class and static fields of a flow, in words."""
     fields = [field for field in dataclasses.fields(flow) if field.metadata.get("static")]
     return {"class": type(flow).__name__} | {f.name: repr(getattr(flow, f.name)) for f in fields}
 
 
-def _write(path: Path, header: dict[str, str], tree: Any) -> None:
+def _write(path: Path, settings: dict[str, str], tree: Any) -> None:
+    """A line of settings, then the arrays; the file is there whole or not at all."""
     temporary = path.with_name(path.name + ".part")
     with open(temporary, "wb") as file:
-        file.write((json.dumps(header) + "\n").encode())
+        file.write((json.dumps(settings) + "\n").encode())
         eqx.tree_serialise_leaves(file, tree)
     os.replace(temporary, path)
 
 
-def _read_leaves(file: Any, like: Any, name: str) -> Any:
-    try:
-        return eqx.tree_deserialise_leaves(file, like)
-    except (RuntimeError, ValueError, EOFError) as error:
-        raise ValueError(
-            f"{name} does not hold what was asked for: sizes or kinds of its arrays differ from "
-            "those of this flow and run."
-        ) from error
+def _read(name: str, path: Path, settings: dict[str, str], like: Any) -> Any:
+    """What `_write` wrote; raise ``ValueError`` if its settings or the arrays' sizes are others."""
+    with open(path, "rb") as file:
+        try:
+            saved = json.loads(file.readline())
+        except ValueError as error:
+            raise ValueError(
+                f"`{name}` must be a file written by numpyro_rwpo; {path} is not."
+            ) from error
+        for key, value in settings.items():
+            if saved.get(key) != value:
+                raise ValueError(
+                    f"`{name}`: {path} was written with {key} = {saved.get(key)}; "
+                    f"now it is {value}. Use the same, or another file."
+                )
+        try:
+            return eqx.tree_deserialise_leaves(file, like)
+        except (RuntimeError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"`{name}`: sizes or kinds of the arrays in {path} differ from those of this flow."
+            ) from error
