@@ -271,15 +271,7 @@ def fit_copula(
     grid = fit_grid(particles, prior, prox_time, inverse_temperature)
     if particles.shape[1] > particles.shape[0]:
         return MarginalDensity(grid)
-    # Not Cholesky: on CPUs a triangular solve takes longer than all else, because LAPACK's threads
-    # and XLA's wait for each other.
-    spectrum, rotation = jnp.linalg.eigh(_shrunk_correlation(grid.to_normal(particles)))
-    spectrum = jnp.maximum(spectrum, particles.shape[1] * float(np.finfo(spectrum.dtype).eps))
-    coupling = jnp.matmul(rotation * (1 / spectrum - 1), rotation.T, precision=_EXACT)
-    factor = rotation * jnp.sqrt(spectrum)
-    # Rounding of the eigenvectors, which differs by processor, must not change the variances.
-    factor = factor / jnp.linalg.norm(factor, axis=1, keepdims=True)
-    return CopulaDensity(grid, factor, coupling, 0.5 * jnp.sum(jnp.log(spectrum)))
+    return CopulaDensity(grid, *_factorised(_shrunk_correlation(grid.to_normal(particles))))
 
 
 def attention_weights(
@@ -333,6 +325,38 @@ def check_particles(particles: jax.Array) -> None:
         )
 
 
+@jax.custom_jvp
+def _factorised(correlation: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A with R = A A^T, the inverse of R minus the identity, half the log determinant of R.
+
+    Its derivatives are coded: those of eigenvectors are infinite where eigenvalues coincide, as all
+    do once the correlations have been shrunk to none, but no density depends on the choice of
+    eigenvectors. Of A only A A^T matters; dA = dR R^-1 A / 2 is one change that follows it.
+    """
+    # Not Cholesky: on CPUs a triangular solve takes longer than all else, because LAPACK's threads
+    # and XLA's wait for each other.
+    spectrum, rotation = jnp.linalg.eigh(correlation)
+    spectrum = jnp.maximum(spectrum, correlation.shape[0] * float(np.finfo(spectrum.dtype).eps))
+    coupling = jnp.matmul(rotation * (1 / spectrum - 1), rotation.T, precision=_EXACT)
+    factor = rotation * jnp.sqrt(spectrum)
+    # Rounding of the eigenvectors, which differs by processor, must not change the variances.
+    factor = factor / jnp.linalg.norm(factor, axis=1, keepdims=True)
+    return factor, coupling, 0.5 * jnp.sum(jnp.log(spectrum))
+
+
+@_factorised.defjvp
+def _factorised_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    factor, coupling, half_log_det = _factorised(*primals)
+    (change,) = tangents
+    change_inverse = change + jnp.matmul(change, coupling, precision=_EXACT)  # dR R^-1
+    inverse_both = change_inverse + jnp.matmul(coupling, change_inverse, precision=_EXACT)
+    factor_change = 0.5 * jnp.matmul(change_inverse, factor, precision=_EXACT)
+    changes = factor_change, -inverse_both, 0.5 * jnp.trace(change_inverse)
+    return (factor, coupling, half_log_det), changes
+
+
 def _shrunk_correlation(normal: jax.Array) -> jax.Array:
     r"""Correlation of (num_particles, dim) normal scores, shrunk towards the identity.
 
@@ -344,15 +368,19 @@ def _shrunk_correlation(normal: jax.Array) -> jax.Array:
     epsilon = float(np.finfo(normal.dtype).eps)
     centred = normal - jnp.mean(normal, 0)
     covariance = jnp.matmul(centred.T, centred, precision=_EXACT) / num_particles
-    deviation = jnp.sqrt(jnp.diagonal(covariance))
-    # Coinciding particles have no correlation to speak of, only rounding.
-    inverse = jnp.where(deviation > 32 * epsilon, 1 / deviation, 0)
+    variance = jnp.diagonal(covariance)
+    # Coinciding particles have no correlation to speak of, only rounding. (Neither the root nor its
+    # inverse has a derivative at 0, and a selection after them would not keep it out.)
+    has_spread = jnp.sqrt(variance) > 32 * epsilon
+    inverse = jnp.where(has_spread, 1 / jnp.sqrt(jnp.where(has_spread, variance, 1)), 0)
     identity = jnp.eye(dim, dtype=normal.dtype)
     correlation = (1 - identity) * jnp.clip(covariance * inverse[:, None] * inverse, -1, 1)
     squares = correlation**2
     noise = (jnp.sum((1 - squares) ** 2) - dim) / max(num_particles - 1, 1)
     # The floor covers the rounding of the eigenvalues.
     smallest = 16 * dim * epsilon
-    shrinkage = noise / jnp.maximum(jnp.sum(squares), float(np.finfo(normal.dtype).tiny))
+    # More noise than correlation is as good as equally much. The least divisor has a finite square.
+    least = float(np.finfo(normal.dtype).tiny) ** 0.5
+    shrinkage = noise / jnp.maximum(jnp.maximum(jnp.sum(squares), noise), least)
     shrinkage = jnp.clip(shrinkage, smallest, 1)
     return (1 - shrinkage) * correlation + identity

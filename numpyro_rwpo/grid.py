@@ -106,7 +106,7 @@ class GridDensity(NamedTuple):
         log_density = _lookup(self.log_density, cell)
         is_lower = outer_mass < 0
         is_end = jnp.isinf(outer_mass)
-        end = log_density + slope * self.spacing * distance - jnp.log(jnp.abs(slope))
+        end = log_density + slope * self.spacing * distance - _log_slope(slope, is_end)
 
         depth = jnp.where(is_end, 1, jnp.where(is_lower, distance, 1 - distance)) * self.spacing
         # The smallest positive number keeps the logarithm and its derivative finite on the edge.
@@ -189,7 +189,7 @@ def fit_grid(
         The fitted densities, in the particles' dtype.
     """
     prox_time = jnp.broadcast_to(jnp.asarray(prox_time, particles.dtype), particles.shape[1:])
-    lowest, highest = jnp.min(particles, 0), jnp.max(particles, 0)
+    lowest, highest = lax.stop_gradient((jnp.min(particles, 0), jnp.max(particles, 0)))
     # The prior's proximal points of the two, where they lie further out.
     below = jnp.maximum(lowest - prox_time * prior.rate_right, prior.location)
     above = jnp.minimum(highest + prox_time * prior.rate_left, prior.location)
@@ -204,13 +204,15 @@ def fit_grid(
     is_inside = (kink >= 0) & (kink <= _NUM_COARSE - 1)
     origin = jnp.where(is_inside, prior.location - kink * coarse, origin)
     kink = jnp.clip(kink, -1, _NUM_COARSE)
+    # Where the grid lies is no part of the density and of its derivatives.
+    origin, coarse, kink = lax.stop_gradient((origin, coarse, kink))
     origin, coarse, kink, scale = _computed_once(origin, coarse, kink, scale)
 
     nodes = origin + coarse * jnp.arange(_NUM_COARSE)[:, None]
     kernel_time = 0.5 * inverse_temperature * scale**2
     log_normalizer = prior.log_normalizer(nodes, kernel_time, inverse_temperature)
     histogram = _linear_histogram((particles - origin) / coarse)
-    log_heat = _log_heat(jnp.log(histogram) - log_normalizer, scale / coarse)
+    log_heat = _log_heat(_log_or_minus_inf(histogram) - log_normalizer, scale / coarse)
 
     # The prior in exact multiples of the spacing around its kink, up to a constant.
     spacing = coarse / _REFINEMENT
@@ -264,7 +266,7 @@ def _log_heat(log_weight: jax.Array, scale: jax.Array) -> jax.Array:
     def smooth(coordinate: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         log_weight, curvature = coordinate
         exponent = log_weight - curvature * half_squares.astype(log_weight.dtype)
-        peak = jnp.max(exponent, 1)
+        peak = lax.stop_gradient(jnp.max(exponent, 1))  # no result depends on it
         masses = jnp.exp(exponent - peak[:, None])
         total, moment = jnp.matmul(masses, sums.astype(masses.dtype), precision="highest").T
         return peak + jnp.log(total), curvature * (moment / total - index)
@@ -314,14 +316,15 @@ def _integrate(
     start = jnp.where(is_first, right, left)
     log_mass = _log_mass(start, slope, spacing, is_first | is_last)
 
-    peak = jnp.max(log_mass, 0)
+    peak = lax.stop_gradient(jnp.max(log_mass, 0))
     mass = jnp.exp(log_mass - peak)
     # Sums from either end as products: of positive terms, so that small ones keep their digits.
     before = (index < index[:, None]).astype(mass.dtype)
     from_left = jnp.matmul(before, mass, precision="highest")
     from_right = jnp.matmul(before.T, mass, precision="highest")
     total = jnp.sum(mass, 0)
-    log_left, log_right = jnp.log(from_left / total), jnp.log(from_right / total)
+    log_left = _log_or_minus_inf(from_left / total)
+    log_right = _log_or_minus_inf(from_right / total)
     outer_mass = jnp.where(from_left <= from_right, log_left, -log_right)
     return GridDensity(
         origin, spacing, start - peak - jnp.log(total), slope, slope + prior_slope, outer_mass
@@ -332,7 +335,12 @@ def _log_mass(
     log_density: jax.Array, slope: jax.Array, spacing: jax.Array, is_end: jax.Array
 ) -> jax.Array:
     width = jnp.log(spacing) + _log_mean_exp(slope * spacing)
-    return log_density + jnp.where(is_end, -jnp.log(jnp.abs(slope)), width)
+    return log_density + jnp.where(is_end, -_log_slope(slope, is_end), width)
+
+
+def _log_slope(slope: jax.Array, is_end: jax.Array) -> jax.Array:
+    """Log size of the tails' slopes. Other cells may be flat, where it would have no derivative."""
+    return jnp.log(jnp.abs(jnp.where(is_end, slope, 1)))
 
 
 def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:
@@ -340,10 +348,25 @@ def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take_along_axis(table, rows, axis=0, mode="clip").reshape(index.shape)
 
 
+@jax.custom_jvp
 def _log_mean_exp(t: jax.Array) -> jax.Array:
     """Log of the mean of ``exp`` between 0 and ``t``, ``log((exp(t) - 1) / t)``."""
     size = jnp.abs(t) + float(np.finfo(t.dtype).tiny)
     return jnp.maximum(t, 0) + jnp.log(-jnp.expm1(-size) / size)
+
+
+@_log_mean_exp.defjvp
+def _log_mean_exp_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """``1 / (1 - exp(-t)) - 1 / t``, near 0 by its series: there the two cancel."""
+    (t,) = primals
+    is_small = jnp.abs(t) < 0.03
+    square = t**2
+    series = 0.5 + t * (1 / 12 - square * (1 / 720 - square / 30240))
+    size = jnp.where(is_small, 1, t)
+    slope = jnp.where(is_small, series, -1 / jnp.expm1(-size) - 1 / size)
+    return _log_mean_exp(t), slope * tangents[0]
 
 
 def _exponential_quantile(fraction: jax.Array, slope: jax.Array) -> jax.Array:
@@ -352,6 +375,12 @@ def _exponential_quantile(fraction: jax.Array, slope: jax.Array) -> jax.Array:
     moderate = jnp.log1p(fraction * jnp.expm1(jnp.minimum(size, 20))) / size
     steep = 1 + jnp.log(fraction + jnp.exp(-jnp.maximum(size, 20))) / size
     return jnp.clip(jnp.where(size < 20, moderate, steep), 0, 1)
+
+
+def _log_or_minus_inf(x: jax.Array) -> jax.Array:
+    """The logarithm of x >= 0; at 0 it has the derivative 0, which multiplies no infinity."""
+    is_positive = x > 0
+    return jnp.where(is_positive, jnp.log(jnp.where(is_positive, x, 1)), -jnp.inf)
 
 
 def _log_complement(log_p: jax.Array) -> jax.Array:

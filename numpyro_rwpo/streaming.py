@@ -120,7 +120,8 @@ def absorb_blocks(
             logits = bias - 0.5 * _squared_distances(queries / scale, keys / scale)[..., None]
         else:
             logits = bias - 0.5 * ((queries[:, None] - keys) / scale) ** 2
-        new_peak = jnp.maximum(peak, jnp.max(logits, 1))
+        # Results do not depend on the peak, so neither do their derivatives.
+        new_peak = lax.stop_gradient(jnp.maximum(peak, jnp.max(logits, 1)))
         weights = jnp.exp(logits - new_peak[:, None])
         if is_joint:
             # The sum as a product with ones: a compiled sum would not be vectorised over exp.
@@ -142,6 +143,7 @@ def attention_of(sums: Sums, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
     return sums.peak + jnp.log(total), sums.weighted / total - queries
 
 
+@jax.custom_jvp
 def _squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
     """(m, dim) and (n, dim) to (m, n); from differences, since |x|^2 - 2xy + |y|^2 cancels."""
 
@@ -149,3 +151,14 @@ def _squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
         return total + (coordinate[0][:, None] - coordinate[1]) ** 2, None
 
     return lax.scan(add, jnp.zeros((x.shape[0], y.shape[0]), x.dtype), (x.T, y.T))[0]
+
+
+@_squared_distances.defjvp
+def _squared_distances_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Products of matrices: the derivative of the loop would keep dim matrices of differences."""
+    (x, y), (dx, dy) = primals, tangents
+    mixed = jnp.matmul(x, dy.T, precision="highest") + jnp.matmul(dx, y.T, precision="highest")
+    own = jnp.sum(x * dx, 1)[:, None] + jnp.sum(y * dy, 1)
+    return _squared_distances(x, y), 2 * (own - mixed)

@@ -20,6 +20,7 @@ from numpyro_rwpo.attention import (
     CopulaDensity,
     MarginalDensity,
     ProximalDensity,
+    _factorised,
     fit_copula,
     fit_joint,
     relative_prox_time,
@@ -423,3 +424,117 @@ def test_copula_is_the_better_proposal(target: str) -> None:
     )
     assert copula > 0.6, copula
     assert marginal < 0.3, marginal
+
+
+def test_streamed_attention_has_the_derivatives_of_the_dense_softmax() -> None:
+    """In keys, biases and scale; several blocks, and a dimension above the number of keys."""
+    keys, queries = jax.random.normal(jax.random.key(0), (2, 9, 12))
+    bias = jax.random.normal(jax.random.key(1), (9, 1))
+
+    def dense(keys: jax.Array, bias: jax.Array, scale: jax.Array) -> jax.Array:
+        square = jnp.sum((queries[:, None] - keys) ** 2, -1)
+        logits = -0.5 * square / scale**2 - bias[:, 0]
+        mean = jax.nn.softmax(logits, 1) @ keys
+        return jnp.sum(jax.nn.logsumexp(logits, 1)) + jnp.sum((mean - queries) ** 2)
+
+    def streamed(keys: jax.Array, bias: jax.Array, scale: jax.Array) -> jax.Array:
+        log_sum, displacement = streamed_attention(queries, keys, bias, scale, block_size=4)
+        return jnp.sum(log_sum) + jnp.sum(displacement**2)
+
+    arguments = keys, bias, jnp.asarray(2.0)
+    expected = jax.jit(jax.grad(dense, (0, 1, 2)))(*arguments)
+    found = jax.jit(jax.grad(streamed, (0, 1, 2)))(*arguments)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@jax.jit
+def copula_results(particles: jax.Array, rate: jax.Array, prox_time: jax.Array) -> jax.Array:
+    """A few numbers that depend on all of a fitted copula."""
+    density = fit_copula(particles, laplace_prior(rate, 0.1), prox_time)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(7, particles.shape[1])))
+    heat_score = density.heat_score(x)
+    values = [jnp.sum(density.log_prob(x)), jnp.sum(jnp.sin(x) * heat_score), density.half_log_det]
+    correlation = density.factor @ density.factor.T
+    return jnp.stack([*values, jnp.sum(jnp.triu(correlation, 1))])
+
+
+copula_gradients = jax.jit(jax.jacrev(copula_results, (0, 1, 2)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mixing", [1.0, 0.0])
+def test_copula_has_the_derivatives_of_finite_differences(mixing: float) -> None:
+    """In particles and rates, as correlations follow, and where they have been shrunk to none.
+
+    The outermost particles stay where they are: the grid moves with them, and of that part of the
+    values, an error of the grid, the derivatives are meant to know nothing.
+    """
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(40, 2))
+    base[:, 1] -= base[:, 0] * np.sum(base[:, 0] * base[:, 1]) / np.sum(base[:, 0] ** 2)
+    particles = base @ np.array([[1.0, mixing], [0.0, 1.0]])
+    is_outermost = (particles == particles.min(0)) | (particles == particles.max(0))
+    direction = np.where(is_outermost, 0, rng.normal(size=particles.shape))
+    rate, slope, prox_time = np.array([1.5, 0.7]), np.array([0.6, -0.4]), np.array(0.1)
+    gradients = copula_gradients(particles, rate, prox_time)
+    for gradient, moves in ((gradients[0], (direction, 0)), (gradients[1], (0, slope))):
+        above, below = (
+            copula_results(particles + step * moves[0], rate + step * moves[1], prox_time)
+            for step in (1e-6, -1e-6)
+        )
+        found = np.sum(gradient * (moves[0] + moves[1]), axis=tuple(range(1, gradient.ndim)))
+        np.testing.assert_allclose(found, (above - below) / 2e-6, rtol=1e-6, atol=1e-8)
+    correlation = copula_results(particles, rate, prox_time)[3]
+    assert (correlation == 0) == (mixing == 0)  # both cases are what they are meant to be
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_prox_time_has_the_derivative_of_the_kernels() -> None:
+    """Of a grid against the mixture itself, in one dimension; 5 % is what the grid leaves off.
+
+    Its values' own finite differences are further away: the grid moves with the prox time.
+    """
+
+    def log_prob(prox_time: jax.Array, particles: jax.Array, head: str) -> jax.Array:
+        density = HEADS[head](particles, laplace_prior(jnp.array([1.5]), 0.1), prox_time)
+        return density.log_prob(jnp.linspace(-2, 2, 9)[:, None])
+
+    particles = jax.random.normal(jax.random.key(0), (10, 40, 1))
+    exact, found = (
+        jax.jit(jax.vmap(jax.jacfwd(partial(log_prob, head=head)), (None, 0)))(0.1, particles)
+        for head in ("joint", "copula")
+    )
+    assert np.sqrt(np.mean((found - exact) ** 2)) < 0.05 * np.sqrt(np.mean(exact**2))
+
+
+@pytest.mark.parametrize(
+    "particles",
+    [
+        pytest.param(np.zeros((40, 2)), id="zeros"),
+        pytest.param(np.resize([1.0, 2.0, 1.0, 300.0], (40, 2)), id="one-column"),
+        pytest.param(np.ones((40, 1)), id="one-dimensional", marks=pytest.mark.slow),
+    ],
+)
+def test_copula_has_finite_derivatives_of_collapsed_particles(particles: np.ndarray) -> None:
+    rate = np.ones(particles.shape[1], np.float32)
+    for gradient in copula_gradients(particles.astype(np.float32), rate, np.float32(0.1)):
+        assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mixing", [0.0, 0.3])
+def test_factors_have_derivatives_where_eigenvalues_coincide(mixing: float) -> None:
+    """At the unit matrix, and at equal correlations, of whose eigenvalues two are the same."""
+    correlation = (1 - mixing) * np.eye(3) + mixing
+    change = np.array([[0.0, 0.2, -0.1], [0.2, 0.0, 0.4], [-0.1, 0.4, 0.0]])
+
+    def results(step: jax.Array) -> tuple[jax.Array, ...]:
+        factor, coupling, half_log_det = _factorised(correlation + step * change)
+        return factor @ factor.T, coupling, half_log_det
+
+    _, found = jax.jvp(results, (0.0,), (1.0,))
+    above, below = results(1e-6), results(-1e-6)
+    for derivative, one, other in zip(found, above, below, strict=True):
+        np.testing.assert_allclose(derivative, (one - other) / 2e-6, rtol=1e-7, atol=1e-8)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import numpyro_rwpo
-from numpyro_rwpo import plots
+from numpyro_rwpo import flow, plots
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -56,7 +56,8 @@ def test_every_public_name_is_in_the_reference() -> None:
         for name, value in vars(plots).items()
         if callable(value) and getattr(value, "__module__", "") == plots.__name__ and name[0] != "_"
     }
-    assert public | pictures <= documented
+    learned = {f"flow.{name}" for name in flow.__all__}
+    assert public | pictures | learned <= documented
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from numpyro_rwpo.grid import GridDensity, _log_normal_tail, _normal_tail_quantile, fit_grid
+from numpyro_rwpo.grid import (
+    GridDensity,
+    _log_mean_exp,
+    _log_normal_tail,
+    _normal_tail_quantile,
+    fit_grid,
+)
 from numpyro_rwpo.priors import LaplacePrior, laplace_prior
 
 fit = jax.jit(fit_grid)
@@ -236,3 +242,17 @@ def test_normal_tail_and_its_inverse(double: bool) -> None:
         np.testing.assert_allclose(tail, expected, rtol=8 * epsilon, atol=4 * epsilon)
         inverse = jax.jit(_normal_tail_quantile)(expected.astype(dtype))
         np.testing.assert_allclose(inverse, t, rtol=8 * epsilon, atol=8 * epsilon)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_log_mean_exp_has_accurate_derivatives_near_zero_and_far_out(double: bool) -> None:
+    """Against the mean of a truncated exponential, ``coth(t/2)/2 - 1/t + 1/2``, and its series."""
+    size = np.concatenate([[0.0], np.geomspace(1e-30, 500, 200)])
+    with jax.enable_x64(double):
+        dtype = np.float64 if double else np.float32
+        size = np.concatenate([-size, size]).astype(dtype).astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            closed = 0.5 / np.tanh(size / 2) - 1 / size + 0.5
+        expected = np.where(np.abs(size) < 1e-3, 0.5 + size / 12 - size**3 / 720, closed)
+        found = jax.jit(jax.vmap(jax.grad(_log_mean_exp)))(size.astype(dtype))
+        np.testing.assert_allclose(found, expected, atol=50 * np.finfo(dtype).eps)

@@ -1,0 +1,37 @@
+"""Learned flows: the sparse transformer, its training, and the neural ODE it is compared with.
+
+Needs the extra ``flow``: ``pip install "numpyro-rwpo[flow]"``. Nothing else in the package does.
+"""
+
+try:
+    import diffrax as _diffrax  # noqa: F401
+    import equinox as _equinox  # noqa: F401
+    import optax as _optax  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "numpyro_rwpo.flow needs Equinox, Optax and Diffrax; install them with "
+        'pip install "numpyro-rwpo[flow]".'
+    ) from error
+
+from numpyro_rwpo.flow.guide import AutoSparseTransformer, ProximalDistribution
+from numpyro_rwpo.flow.losses import EnergyDistance, MaximumLikelihood, ReverseKL, energy_distance
+from numpyro_rwpo.flow.neural_ode import NeuralODEFlow
+from numpyro_rwpo.flow.pathwise import pathwise_sample
+from numpyro_rwpo.flow.sparse_transformer import SparseTransformerFlow
+from numpyro_rwpo.flow.training import TrainingResult, load_flow, save_flow, train
+
+__all__ = [
+    "AutoSparseTransformer",
+    "EnergyDistance",
+    "MaximumLikelihood",
+    "NeuralODEFlow",
+    "ProximalDistribution",
+    "ReverseKL",
+    "SparseTransformerFlow",
+    "TrainingResult",
+    "energy_distance",
+    "load_flow",
+    "pathwise_sample",
+    "save_flow",
+    "train",
+]

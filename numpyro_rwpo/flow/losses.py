@@ -1,0 +1,174 @@
+r"""What a flow is trained to make small: likelihood, energy distance, reverse Kullback-Leibler.
+
+Each is an object that is called with a flow, a random key and a batch of data, and returns a
+scalar. All add the regularisers of OT-Flow (arXiv:2006.00104), as the sparse transformer's authors
+do (arXiv:2510.16356): the kinetic cost of transport, which makes paths straight, and the residual
+of the Hamilton-Jacobi-Bellman equation that the potentials of such paths solve.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_rwpo.flow.arguments import check_count, check_weight
+from numpyro_rwpo.flow.sparse_transformer import PathCosts
+
+
+class Flow(Protocol):
+    """What training asks of a flow; both flows of this package offer it."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the samples."""
+
+    def log_prob_and_costs(self, rng_key: jax.Array, x: jax.Array) -> tuple[jax.Array, PathCosts]:
+        """Log density at data (n, dim), (n,), and path costs."""
+
+    def sample_and_costs(
+        self, rng_key: jax.Array, num_samples: int
+    ) -> tuple[jax.Array, jax.Array, PathCosts]:
+        """Draws (num_samples, dim) with derivatives, log densities (num_samples,), costs."""
+
+
+Loss = Callable[[Any, jax.Array, jax.Array | None], jax.Array]
+
+
+@dataclass(frozen=True)
+class MaximumLikelihood:
+    """Minus the mean log density of the batch, plus the regularisers.
+
+    Attributes:
+        kinetic: Weight of the kinetic cost >= 0.
+        hjb: Weight of the Hamilton-Jacobi-Bellman residual >= 0.
+
+    Raises:
+        TypeError: If a weight is not a number.
+        ValueError: If a weight is negative or not finite.
+    """
+
+    kinetic: float = 0.01
+    hjb: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_weight("kinetic", self.kinetic)
+        check_weight("hjb", self.hjb)
+
+    def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None) -> jax.Array:
+        """The loss of a batch (n, dim)."""
+        log_prob, costs = flow.log_prob_and_costs(rng_key, _required(data))
+        return -log_prob.mean() + _penalty(self, costs)
+
+
+@dataclass(frozen=True)
+class EnergyDistance:
+    r"""Energy distance between as many draws and the batch, plus the regularisers.
+
+    :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely and Rizzo 2013), each mean over pairs of
+    different points, so that it is unbiased and may fall below 0. It needs no density, and so also
+    serves data that have none, such as coordinates that are often exactly 0.
+
+    Attributes:
+        kinetic: Weight of the kinetic cost >= 0.
+        hjb: Weight of the Hamilton-Jacobi-Bellman residual >= 0.
+
+    Raises:
+        TypeError: If a weight is not a number.
+        ValueError: If a weight is negative or not finite.
+    """
+
+    kinetic: float = 0.01
+    hjb: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_weight("kinetic", self.kinetic)
+        check_weight("hjb", self.hjb)
+
+    def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None) -> jax.Array:
+        """The loss of a batch (n, dim), n at least 2."""
+        data = _required(data)
+        draws, _, costs = flow.sample_and_costs(rng_key, data.shape[0])
+        return energy_distance(draws, data) + _penalty(self, costs)
+
+
+@dataclass(frozen=True)
+class ReverseKL:
+    """Kullback-Leibler divergence from the flow to a density, up to its constant: minus an ELBO.
+
+    Attributes:
+        log_density: Log of the density up to a constant, (n, dim) to (n,).
+        num_samples: Draws of the flow a step.
+        kinetic: Weight of the kinetic cost >= 0.
+        hjb: Weight of the Hamilton-Jacobi-Bellman residual >= 0.
+
+    Raises:
+        TypeError: If ``num_samples`` is not an integer, or a weight not a number.
+        ValueError: If ``num_samples`` is not positive, or a weight negative or not finite.
+    """
+
+    log_density: Callable[[jax.Array], jax.Array]
+    num_samples: int = 256
+    kinetic: float = 0.0
+    hjb: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_count("num_samples", self.num_samples)
+        check_weight("kinetic", self.kinetic)
+        check_weight("hjb", self.hjb)
+
+    def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None = None) -> jax.Array:
+        """The loss; there are no data.
+
+        Raises:
+            ValueError: If ``log_density`` returns another shape than (n,).
+        """
+        x, log_prob, costs = flow.sample_and_costs(rng_key, self.num_samples)
+        target = self.log_density(x)
+        if jnp.shape(target) != log_prob.shape:  # it would broadcast to a wrong mean
+            raise ValueError(
+                f"`log_density` must map points {x.shape} to values {log_prob.shape}; got shape "
+                f"{jnp.shape(target)}. Wrap a log density of one point in jax.vmap."
+            )
+        return jnp.mean(log_prob - target) + _penalty(self, costs)
+
+
+def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Unbiased estimate of the energy distance between the distributions of two samples.
+
+    Args:
+        x: (m, dim), m at least 2.
+        y: (n, dim), n at least 2.
+
+    Returns:
+        Scalar, in position units; of mean 0 where the distributions are equal.
+
+    Raises:
+        ValueError: If a sample has fewer than 2 points.
+    """
+    if min(x.shape[0], y.shape[0]) < 2:
+        raise ValueError(f"Both samples must have 2 points or more; got {x.shape} and {y.shape}.")
+    within_x = jnp.sum(_distances(x, x)) / (x.shape[0] * (x.shape[0] - 1))
+    within_y = jnp.sum(_distances(y, y)) / (y.shape[0] * (y.shape[0] - 1))
+    return 2 * jnp.mean(_distances(x, y)) - within_x - within_y
+
+
+def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
+    """(m, dim) and (n, dim) to (m, n), with a derivative of 0 where points coincide."""
+    square = jnp.sum((x[:, None] - y) ** 2, -1)
+    apart = square > 0
+    return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
+
+
+def _penalty(weights: Any, costs: PathCosts) -> jax.Array:
+    return weights.kinetic * costs.kinetic + weights.hjb * costs.hjb
+
+
+def _required(data: jax.Array | None) -> jax.Array:
+    if data is None:
+        raise ValueError("This loss needs `data` of shape (n, dim); got None.")
+    return data

@@ -1,0 +1,89 @@
+r"""Draws from densities of particles that can be differentiated with respect to the density.
+
+A draw x of a density with parameters :math:`\theta` and distribution function F stays on the same
+quantile as :math:`\theta` changes, so that :math:`dx = -\partial_\theta F(x)\,d\theta / F'(x)`
+("implicit reparametrisation", Figurnov, Mohamed and Mnih 2018, arXiv:1805.08498). The draws
+themselves are those of the density's own ``sample``.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from numpyro_rwpo.attention import (
+    CopulaDensity,
+    JointDensity,
+    MarginalDensity,
+    ProximalDensity,
+)
+from numpyro_rwpo.grid import GridDensity
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+_EXACT = lax.Precision.HIGHEST
+
+
+def pathwise_sample(rng_key: jax.Array, density: ProximalDensity, num_samples: int) -> jax.Array:
+    """Independent draws (num_samples, dim) with derivatives in the density's arrays.
+
+    Args:
+        rng_key: A random key.
+        density: What :func:`numpyro_rwpo.fit_joint`, ``fit_marginal`` or ``fit_copula`` returned.
+        num_samples: How many.
+
+    Returns:
+        The draws. Averages of smooth functions of them have unbiased derivatives.
+
+    Raises:
+        TypeError: If ``density`` is another than these three.
+    """
+    if isinstance(density, JointDensity):
+        return _joint(rng_key, density, num_samples)
+    if isinstance(density, MarginalDensity | CopulaDensity):
+        return _glued(rng_key, density, num_samples)
+    raise TypeError(
+        "`density` must be a JointDensity, MarginalDensity or CopulaDensity; "
+        f"got {type(density).__name__}."
+    )
+
+
+def _joint(rng_key: jax.Array, density: JointDensity, num_samples: int) -> jax.Array:
+    key_particle, key_kernel = jax.random.split(rng_key)
+    index = jax.random.randint(key_particle, (num_samples,), 0, density.particles.shape[0])
+    parameters = density.particles[index], density.prox_time, density.inverse_temperature
+    prior, fixed = lax.stop_gradient((density.prior, parameters))
+    x = prior.sample(key_kernel, *fixed)
+    log_prob = prior.log_prob(x, *fixed)
+    log_cdf = density.prior.log_cdf(x, *parameters)
+    log_survival = density.prior.log_survival(x, *parameters)
+    # The smaller of the two tails, which has its digits.
+    is_left = log_cdf < log_survival
+    log_tail = jnp.where(is_left, log_cdf, log_survival)
+    spacing = jnp.exp(lax.stop_gradient(log_tail) - log_prob)
+    return x - jnp.where(is_left, spacing, -spacing) * _change(log_tail)
+
+
+def _glued(
+    rng_key: jax.Array, density: MarginalDensity | CopulaDensity, num_samples: int
+) -> jax.Array:
+    grid: GridDensity = density.grid
+    x = lax.stop_gradient(density).sample(rng_key, num_samples)
+    normal = grid.to_normal(x)
+    fixed = lax.stop_gradient(normal)
+    jacobian = jnp.exp(lax.stop_gradient(grid).log_prob(x) + 0.5 * fixed**2 + _HALF_LOG_TWO_PI)
+    return x + (_normal_change(density, fixed) - _change(normal)) / jacobian
+
+
+def _normal_change(density: MarginalDensity | CopulaDensity, normal: jax.Array) -> jax.Array:
+    """How normal scores follow their correlation R: by dR R^-1 / 2, as their covariance asks."""
+    if isinstance(density, MarginalDensity):
+        return jnp.zeros_like(normal)
+    whitened = normal + jnp.matmul(normal, lax.stop_gradient(density.coupling), precision=_EXACT)
+    correlation = jnp.matmul(density.factor, density.factor.T, precision=_EXACT)
+    return 0.5 * jnp.matmul(whitened, _change(correlation), precision=_EXACT)
+
+
+def _change(value: jax.Array) -> jax.Array:
+    """Zero, with the derivatives of ``value``."""
+    return value - lax.stop_gradient(value)

@@ -1,0 +1,310 @@
+"""Training of a flow: one compiled program, run a piece at a time.
+
+A piece is a loop of gradient steps (Adam, cosine schedule, clipped) inside one compiled function;
+between pieces there is time to look: progress bar, early stopping, a checkpoint. Step k's random
+numbers depend on the key and k alone, so a run that was cut off goes on as if nothing had happened.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from tqdm.auto import tqdm
+
+from numpyro_rwpo.arguments import check_range, check_rng_key
+from numpyro_rwpo.flow.arguments import check_count
+from numpyro_rwpo.flow.losses import Loss
+
+FlowT = TypeVar("FlowT", bound=eqx.Module)
+
+_PIECE = 50  # steps between two looks
+_MAX_NORM = 10.0  # of a gradient; larger ones come from outlying draws
+_VALIDATION_ID = 2**31 - 1  # of the random numbers of validation; those of steps count from 0
+
+
+class TrainingResult(NamedTuple):
+    """A trained flow and how it went.
+
+    Attributes:
+        flow: With validation data the flow of the lowest validation loss, otherwise the last.
+        losses: Training loss of every step taken, (steps,).
+        monitored: After every piece of 50 steps, the validation loss or, without validation data,
+            the piece's mean training loss, (pieces,).
+        seconds: Wall time from the start to the end of every piece of this process, compilation
+            included, (pieces,).
+    """
+
+    flow: Any
+    losses: np.ndarray
+    monitored: np.ndarray
+    seconds: np.ndarray
+
+
+class _State(NamedTuple):
+    """All that a run needs to go on; the arrays over steps and pieces are nan where not reached."""
+
+    flow: Any
+    optimizer: Any
+    best_flow: Any
+    step: jax.Array
+    losses: jax.Array
+    monitored: jax.Array
+
+
+@cache
+def _optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    """The same object for the same arguments: compiled programs are found by it."""
+    schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
+    chain = optax.chain(optax.clip_by_global_norm(_MAX_NORM), optax.adam(schedule))
+    # A step whose gradient is not finite is left out.
+    return optax.apply_if_finite(chain, max_consecutive_errors=num_steps)
+
+
+@eqx.filter_jit
+def _run_piece(
+    state: _State,
+    rng_key: jax.Array,
+    num_steps: jax.Array,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    data: jax.Array | None,
+    validation: jax.Array | None,
+    batch_size: int,
+) -> tuple[_State, jax.Array]:
+    """Take ``num_steps`` steps, at most a piece; the state and the monitored loss."""
+    flow, static = eqx.partition(state.flow, eqx.is_inexact_array)
+
+    def objective(flow: Any, rng_key: jax.Array, batch: jax.Array | None) -> jax.Array:
+        return loss(eqx.combine(flow, static), rng_key, batch)
+
+    def step(k: jax.Array, carry: Any) -> Any:
+        flow, optimizer_state, losses = carry
+        key_batch, key_loss = jax.random.split(jax.random.fold_in(rng_key, state.step + k))
+        batch = None
+        if data is not None:
+            batch = data[jax.random.randint(key_batch, (batch_size,), 0, data.shape[0])]
+        value, gradient = jax.value_and_grad(objective)(flow, key_loss, batch)
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, flow)
+        return optax.apply_updates(flow, updates), optimizer_state, losses.at[k].set(value)
+
+    losses = jnp.full(_PIECE, jnp.nan)
+    flow, optimizer_state, losses = lax.fori_loop(
+        0, num_steps, step, (flow, state.optimizer, losses)
+    )
+    if validation is None:
+        monitored = jnp.nanmean(jnp.where(jnp.isfinite(losses), losses, jnp.nan))
+    else:
+        monitored = objective(flow, jax.random.fold_in(rng_key, _VALIDATION_ID), validation)
+    flow = eqx.combine(flow, static)
+    piece = state.step // _PIECE
+    is_best = monitored <= jnp.nanmin(jnp.append(state.monitored, jnp.inf))
+    best = jax.tree.map(lambda new, old: jnp.where(is_best, new, old), flow, state.best_flow)
+    # Steps beyond the last of all write nan where there is no room: these are dropped.
+    index = jnp.where(jnp.arange(_PIECE) < num_steps, state.step + jnp.arange(_PIECE), 2**30)
+    new = state._replace(
+        flow=flow,
+        optimizer=optimizer_state,
+        best_flow=best,
+        step=state.step + num_steps,
+        losses=state.losses.at[index].set(losses, mode="drop"),
+        monitored=state.monitored.at[piece].set(monitored),
+    )
+    return new, monitored
+
+
+def train(
+    rng_key: jax.Array,
+    flow: FlowT,
+    loss: Loss,
+    data: Any = None,
+    *,
+    validation: Any = None,
+    num_steps: int = 1000,
+    batch_size: int = 256,
+    learning_rate: float = 0.01,
+    patience: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress_bar: bool = True,
+) -> TrainingResult:
+    """Train a flow; the same arguments give the same flow.
+
+    Args:
+        rng_key: A random key.
+        flow: :class:`SparseTransformerFlow` or :class:`NeuralODEFlow` to start from; left as it is.
+        loss: :class:`MaximumLikelihood`, :class:`EnergyDistance`, :class:`ReverseKL`, or any
+            function of a flow, a key and a batch that returns a scalar. Two runs with losses that
+            are equal share their compiled program.
+        data: Samples to learn from, (n, dim); ``None`` for a loss that needs none.
+        validation: Samples held out, (n, dim); ``None`` for none.
+        num_steps: Gradient steps; the learning rate falls to 0 over them.
+        batch_size: Samples of a step, drawn with replacement.
+        learning_rate: Adam's, at the start.
+        patience: Stop after this many pieces of 50 steps without a new lowest validation loss (or
+            mean training loss); ``None`` for never.
+        checkpoint: File to which the run is saved after every piece, and from which it goes on if
+            it is there; ``None`` for none.
+        progress_bar: Whether to show one; never on continuous integration, as in NumPyro.
+
+    Returns:
+        The trained flow and the losses.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If one is out of range or of the wrong shape, or ``checkpoint`` is of a run with
+            another key, flow or setting. Data and loss are not compared.
+        FloatingPointError: If no step of a piece had a finite loss, or the validation loss is not
+            finite.
+    """
+    check_rng_key(rng_key)
+    check_count("num_steps", num_steps)
+    check_count("batch_size", batch_size)
+    check_range("learning_rate", learning_rate, 0.0, math.inf)
+    if patience is not None:
+        check_count("patience", patience)
+    data, validation = _samples("data", data, flow), _samples("validation", validation, flow)
+    optimizer = _optimizer(float(learning_rate), num_steps)
+    state = _start(flow, optimizer, num_steps)
+    settings = _settings(flow) | {
+        "rng_key": str(jax.random.key_data(rng_key).tolist()),
+        "num_steps": str(num_steps),
+        "batch_size": str(batch_size),
+        "learning_rate": str(float(learning_rate)),
+    }
+    if checkpoint is not None and Path(checkpoint).exists():
+        state = _read("checkpoint", Path(checkpoint), settings, state)
+    hidden = not progress_bar or "CI" in os.environ or "PYTEST_XDIST_WORKER" in os.environ
+    start, seconds = time.perf_counter(), []
+    with tqdm(total=num_steps, initial=int(state.step), disable=hidden) as bar:
+        while int(state.step) < num_steps and not _is_stuck(state.monitored, patience):
+            number = min(_PIECE, num_steps - int(state.step))
+            state, monitored = _run_piece(
+                state,
+                rng_key,
+                jnp.asarray(number),
+                loss,
+                optimizer,
+                data,
+                validation,
+                batch_size,
+            )
+            if not np.isfinite(monitored):
+                raise FloatingPointError(
+                    f"The loss after {int(state.step)} steps is {float(monitored)}. Check the data "
+                    "or density for values that are not finite, or lower `learning_rate`."
+                )
+            seconds.append(time.perf_counter() - start)
+            if checkpoint is not None:
+                _write(Path(checkpoint), settings, state)
+            bar.update(number)
+            bar.set_postfix_str(f"loss {float(monitored):.4g}", refresh=False)
+    num_pieces = math.ceil(int(state.step) / _PIECE)
+    return TrainingResult(
+        flow=state.flow if validation is None else state.best_flow,
+        losses=np.asarray(state.losses)[: int(state.step)],
+        monitored=np.asarray(state.monitored)[:num_pieces],
+        seconds=np.asarray(seconds),
+    )
+
+
+def save_flow(path: str | os.PathLike[str], flow: eqx.Module) -> None:
+    """Write a flow to a file, whole or not at all.
+
+    Args:
+        path: File, written over if it is there.
+        flow: The flow.
+    """
+    _write(Path(path), _settings(flow), flow)
+
+
+def load_flow(path: str | os.PathLike[str], like: FlowT) -> FlowT:
+    """Read a flow that :func:`save_flow` wrote.
+
+    Args:
+        path: File.
+        like: A flow made with the same arguments; its numbers do not matter.
+
+    Returns:
+        The saved flow.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds a flow of another kind, size or settings.
+    """
+    return _read("path", Path(path), _settings(like), like)
+
+
+def _samples(name: str, values: Any, flow: Any) -> jax.Array | None:
+    if values is None:
+        return None
+    values = jnp.asarray(values, jnp.result_type(float))
+    if values.ndim != 2 or values.shape[1] != flow.dim or values.shape[0] == 0:
+        raise ValueError(f"`{name}` must have shape (n, {flow.dim}); got {values.shape}.")
+    if not bool(jnp.isfinite(values).all()):
+        raise ValueError(f"`{name}` must be finite; got values that are nan or infinite.")
+    return values
+
+
+def _start(flow: Any, optimizer: optax.GradientTransformation, num_steps: int) -> _State:
+    return _State(
+        flow=flow,
+        optimizer=optimizer.init(eqx.filter(flow, eqx.is_inexact_array)),
+        best_flow=flow,
+        step=jnp.zeros((), int),
+        losses=jnp.full(num_steps, jnp.nan),
+        monitored=jnp.full(math.ceil(num_steps / _PIECE), jnp.nan),
+    )
+
+
+def _is_stuck(monitored: jax.Array, patience: int | None) -> bool:
+    seen = np.asarray(monitored)
+    seen = seen[~np.isnan(seen)]
+    return patience is not None and seen.size > 0 and seen.size - 1 - seen.argmin() >= patience
+
+
+def _settings(flow: Any) -> dict[str, str]:
+    """Class and static fields of a flow, in words."""
+    fields = [field for field in dataclasses.fields(flow) if field.metadata.get("static")]
+    return {"class": type(flow).__name__} | {f.name: repr(getattr(flow, f.name)) for f in fields}
+
+
+def _write(path: Path, settings: dict[str, str], tree: Any) -> None:
+    """A line of settings, then the arrays; the file is there whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        file.write((json.dumps(settings) + "\n").encode())
+        eqx.tree_serialise_leaves(file, tree)
+    os.replace(temporary, path)
+
+
+def _read(name: str, path: Path, settings: dict[str, str], like: Any) -> Any:
+    """What `_write` wrote; raise ``ValueError`` if its settings or the arrays' sizes are others."""
+    with open(path, "rb") as file:
+        try:
+            saved = json.loads(file.readline())
+        except ValueError as error:
+            raise ValueError(
+                f"`{name}` must be a file written by numpyro_rwpo; {path} is not."
+            ) from error
+        for key, value in settings.items():
+            if saved.get(key) != value:
+                raise ValueError(
+                    f"`{name}`: {path} was written with {key} = {saved.get(key)}; "
+                    f"now it is {value}. Use the same, or another file."
+                )
+        try:
+            return eqx.tree_deserialise_leaves(file, like)
+        except (RuntimeError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"`{name}`: sizes or kinds of the arrays in {path} differ from those of this flow."
+            ) from error
