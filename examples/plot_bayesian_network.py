@@ -66,7 +66,7 @@ for kernel, num_warmup in (
     mcmc = MCMC(
         kernel,
         num_warmup=8 if FAST else num_warmup,
-        num_samples=8 if FAST else 300,
+        num_samples=8 if FAST else 128,
         num_chains=4,
         chain_method="vectorized",
     )

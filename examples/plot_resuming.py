@@ -66,9 +66,10 @@ def make_mcmc(num_samples):
 # -------------
 # The script asks for ``run_in_pieces(mcmc, folder, ...)`` instead of ``mcmc.run(...)``. Here the
 # job ends after a few pieces. What is left of it is a folder: the state, and the draws of each
-# piece.
+# piece. JAX can keep compiled programs on the disk, too: later sessions then start at once.
 
 folder = Path(tempfile.mkdtemp())
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
 key = jax.random.key(0)
 pieces = {"draws_per_piece": DRAWS_PER_PIECE}
 num_pieces = -(-NUM_SAMPLES // DRAWS_PER_PIECE)
