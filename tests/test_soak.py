@@ -19,7 +19,7 @@ from numpyro.infer import MCMC, init_to_median
 
 from numpyro_rwpo import RWPO
 from numpyro_rwpo.findings import max_z
-from tests.random_models import Regression, regressions, stein_scores
+from tests.random_models import Regression, make_regression, regressions, stein_scores
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +68,26 @@ def test_random_models_until_the_time_is_up(pytestconfig: pytest.Config) -> None
           f"{max_z(number):.1f}; smallest ESS {smallest:.0f}")  # fmt: skip
     assert largest < max_z(number), (regression.family, regression.X.shape, largest)
     assert smallest > MIN_ESS
+
+
+def test_scales_from_a_hundred_thousandth_to_a_twentieth() -> None:
+    """Variances of 1e-9 beside some of 1e-3, and a Poisson likelihood that overflows close by."""
+    regression = make_regression(
+        seed=137904,
+        family="poisson",
+        n=20,
+        p=30,
+        correlation=0.9,
+        log_scale=3.0,
+        log_rate=1.3725587764012257,
+        flaws=frozenset(),
+    )
+    kernel = RWPO(regression.model, init_strategy=init_to_median)
+    mcmc = run_mcmc(kernel, *regression.args, **SAMPLER)
+    scores = stein_scores(regression, mcmc.get_samples(group_by_chain=True)["beta"])
+    print(f"\n{scores}, limit {max_z(scores.number):.1f}")
+    assert scores.max_z < max_z(scores.number)
+    assert scores.ess > MIN_ESS
 
 
 def resident_megabytes() -> float:
