@@ -317,6 +317,8 @@ def replace_stuck(
 
 
 def _blend(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
+    # Not old + weight * (new - old): at weight 1 that is new with the rounding of old, and
+    # variances may be ten orders of magnitude smaller than the initial ones.
     return jnp.where(jnp.isfinite(new), (1 - weight) * old + weight * new, old)
 
 

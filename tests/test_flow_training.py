@@ -55,7 +55,7 @@ def test_energy_distance_is_zero_for_equals_and_known_for_points() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A run of three pieces, and the checkpoint of its first."""
-    path = tmp_path_factory.mktemp("flow") / "run.eqx"
+    path = tmp_path_factory.mktemp("flow") / "run.npz"
     arguments = (jax.random.key(1), new_flow(), MaximumLikelihood(), laplace_data(500))
     result = train(*arguments, num_steps=130, batch_size=64, learning_rate=0.03)
 
@@ -163,13 +163,13 @@ def test_energy_distance_trains_as_well() -> None:
 
 def test_flows_are_saved_and_loaded(tmp_path: Path) -> None:
     flow, like = new_flow(), new_flow(rate=1.0)
-    save_flow(tmp_path / "flow.eqx", flow)
-    loaded = load_flow(tmp_path / "flow.eqx", like)
+    save_flow(tmp_path / "flow.npz", flow)
+    loaded = load_flow(tmp_path / "flow.npz", like)
     np.testing.assert_array_equal(loaded.prior.rate_right, flow.prior.rate_right)
     with pytest.raises(ValueError, match="written with attention = 'joint'; now it is 'copula'"):
-        load_flow(tmp_path / "flow.eqx", new_flow(attention="copula"))
+        load_flow(tmp_path / "flow.npz", new_flow(attention="copula"))
     with pytest.raises(ValueError, match="sizes or kinds"):
-        load_flow(tmp_path / "flow.eqx", new_flow(num_particles=33))
+        load_flow(tmp_path / "flow.npz", new_flow(num_particles=33))
 
 
 @pytest.mark.parametrize(

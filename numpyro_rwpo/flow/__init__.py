@@ -14,7 +14,13 @@ except ImportError as error:
     ) from error
 
 from numpyro_rwpo.flow.guide import AutoSparseTransformer, ProximalDistribution
-from numpyro_rwpo.flow.losses import EnergyDistance, MaximumLikelihood, ReverseKL, energy_distance
+from numpyro_rwpo.flow.losses import (
+    EnergyDistance,
+    MaximumLikelihood,
+    Regularised,
+    ReverseKL,
+    energy_distance,
+)
 from numpyro_rwpo.flow.neural_ode import NeuralODEFlow
 from numpyro_rwpo.flow.pathwise import pathwise_sample
 from numpyro_rwpo.flow.sparse_transformer import SparseTransformerFlow
@@ -26,6 +32,7 @@ __all__ = [
     "MaximumLikelihood",
     "NeuralODEFlow",
     "ProximalDistribution",
+    "Regularised",
     "ReverseKL",
     "SparseTransformerFlow",
     "TrainingResult",

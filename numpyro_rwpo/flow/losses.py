@@ -7,7 +7,7 @@ of the Hamilton-Jacobi-Bellman equation that the potentials of such paths solve.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
@@ -36,9 +36,9 @@ class Flow(Protocol):
 Loss = Callable[[Any, jax.Array, jax.Array | None], jax.Array]
 
 
-@dataclass(frozen=True)
-class MaximumLikelihood:
-    """Minus the mean log density of the batch, plus the regularisers.
+@dataclass(frozen=True, kw_only=True)
+class Regularised:
+    """The regularisers that all losses add.
 
     Attributes:
         kinetic: Weight of the kinetic cost >= 0.
@@ -57,46 +57,44 @@ class MaximumLikelihood:
         check_weight("kinetic", self.kinetic)
         check_weight("hjb", self.hjb)
 
-    def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None) -> jax.Array:
-        """The loss of a batch (n, dim)."""
-        log_prob, costs = flow.log_prob_and_costs(rng_key, _required(data))
-        return -log_prob.mean() + _penalty(self, costs)
+    def penalty(self, costs: PathCosts) -> jax.Array:
+        """What the costs of a flow's paths add to the loss, scalar."""
+        return self.kinetic * costs.kinetic + self.hjb * costs.hjb
 
 
 @dataclass(frozen=True)
-class EnergyDistance:
+class MaximumLikelihood(Regularised):
+    """Minus the mean log density of the batch, plus the regularisers.
+
+    The weights, and the errors they raise, are those of :class:`Regularised`.
+    """
+
+    def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None) -> jax.Array:
+        """The loss of a batch (n, dim)."""
+        log_prob, costs = flow.log_prob_and_costs(rng_key, _required(data))
+        return -log_prob.mean() + self.penalty(costs)
+
+
+@dataclass(frozen=True)
+class EnergyDistance(Regularised):
     r"""Energy distance between as many draws and the batch, plus the regularisers.
 
     :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely and Rizzo 2013), each mean over pairs of
     different points, so that it is unbiased and may fall below 0. It needs no density, and so also
     serves data that have none, such as coordinates that are often exactly 0.
 
-    Attributes:
-        kinetic: Weight of the kinetic cost >= 0.
-        hjb: Weight of the Hamilton-Jacobi-Bellman residual >= 0.
-
-    Raises:
-        TypeError: If a weight is not a number.
-        ValueError: If a weight is negative or not finite.
+    The weights, and the errors they raise, are those of :class:`Regularised`.
     """
-
-    kinetic: float = 0.01
-    hjb: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Check the arguments."""
-        check_weight("kinetic", self.kinetic)
-        check_weight("hjb", self.hjb)
 
     def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None) -> jax.Array:
         """The loss of a batch (n, dim), n at least 2."""
         data = _required(data)
         draws, _, costs = flow.sample_and_costs(rng_key, data.shape[0])
-        return energy_distance(draws, data) + _penalty(self, costs)
+        return energy_distance(draws, data) + self.penalty(costs)
 
 
 @dataclass(frozen=True)
-class ReverseKL:
+class ReverseKL(Regularised):
     """Kullback-Leibler divergence from the flow to a density, up to its constant: minus an ELBO.
 
     Attributes:
@@ -112,14 +110,13 @@ class ReverseKL:
 
     log_density: Callable[[jax.Array], jax.Array]
     num_samples: int = 256
-    kinetic: float = 0.0
-    hjb: float = 0.0
+    kinetic: float = field(default=0.0, kw_only=True)
+    hjb: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         check_count("num_samples", self.num_samples)
-        check_weight("kinetic", self.kinetic)
-        check_weight("hjb", self.hjb)
+        super().__post_init__()
 
     def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None = None) -> jax.Array:
         """The loss; there are no data.
@@ -134,7 +131,7 @@ class ReverseKL:
                 f"`log_density` must map points {x.shape} to values {log_prob.shape}; got shape "
                 f"{jnp.shape(target)}. Wrap a log density of one point in jax.vmap."
             )
-        return jnp.mean(log_prob - target) + _penalty(self, costs)
+        return jnp.mean(log_prob - target) + self.penalty(costs)
 
 
 def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -162,10 +159,6 @@ def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
     square = jnp.sum((x[:, None] - y) ** 2, -1)
     apart = square > 0
     return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
-
-
-def _penalty(weights: Any, costs: PathCosts) -> jax.Array:
-    return weights.kinetic * costs.kinetic + weights.hjb * costs.hjb
 
 
 def _required(data: jax.Array | None) -> jax.Array:

@@ -6,7 +6,6 @@ numbers depend on the key and k alone, so a run that was cut off goes on as if n
 """
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -22,6 +21,7 @@ import optax
 from jax import lax
 from tqdm.auto import tqdm
 
+from numpyro_rwpo.archive import read_archive, write_archive
 from numpyro_rwpo.arguments import check_range, check_rng_key
 from numpyro_rwpo.flow.arguments import check_count
 from numpyro_rwpo.flow.losses import Loss
@@ -223,6 +223,9 @@ def save_flow(path: str | os.PathLike[str], flow: eqx.Module) -> None:
     Args:
         path: File, written over if it is there.
         flow: The flow.
+
+    Raises:
+        OSError: If the file cannot be written; an old one is still there.
     """
     _write(Path(path), _settings(flow), flow)
 
@@ -239,7 +242,7 @@ def load_flow(path: str | os.PathLike[str], like: FlowT) -> FlowT:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file holds a flow of another kind, size or settings.
+        ValueError: If the file is damaged, or holds a flow of another kind, size or settings.
     """
     return _read("path", Path(path), _settings(like), like)
 
@@ -279,32 +282,27 @@ def _settings(flow: Any) -> dict[str, str]:
 
 
 def _write(path: Path, settings: dict[str, str], tree: Any) -> None:
-    """A line of settings, then the arrays; the file is there whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        file.write((json.dumps(settings) + "\n").encode())
-        eqx.tree_serialise_leaves(file, tree)
-    os.replace(temporary, path)
+    """The settings and the arrays of a pytree, by their place in it."""
+    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+    arrays = {str(place): np.asarray(leaf) for place, leaf in enumerate(leaves)}
+    write_archive(path, {"flow": settings}, arrays)
 
 
 def _read(name: str, path: Path, settings: dict[str, str], like: Any) -> Any:
     """What `_write` wrote; raise ``ValueError`` if its settings or the arrays' sizes are others."""
-    with open(path, "rb") as file:
-        try:
-            saved = json.loads(file.readline())
-        except ValueError as error:
+    header, arrays = read_archive(path)
+    saved = header.get("flow", {})
+    for key, value in settings.items():
+        if saved.get(key) != value:
             raise ValueError(
-                f"`{name}` must be a file written by numpyro_rwpo; {path} is not."
-            ) from error
-        for key, value in settings.items():
-            if saved.get(key) != value:
-                raise ValueError(
-                    f"`{name}`: {path} was written with {key} = {saved.get(key)}; "
-                    f"now it is {value}. Use the same, or another file."
-                )
-        try:
-            return eqx.tree_deserialise_leaves(file, like)
-        except (RuntimeError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"`{name}`: sizes or kinds of the arrays in {path} differ from those of this flow."
-            ) from error
+                f"`{name}`: {path} was written with {key} = {saved.get(key)}; "
+                f"now it is {value}. Use the same, or another file."
+            )
+    expected, static = eqx.partition(like, eqx.is_array)
+    leaves, structure = jax.tree.flatten(expected)
+    found = [arrays[str(place)] for place in range(len(arrays))]
+    if [(x.shape, x.dtype) for x in leaves] != [(x.shape, x.dtype) for x in found]:
+        raise ValueError(
+            f"`{name}`: sizes or kinds of the arrays in {path} differ from those of this flow."
+        )
+    return eqx.combine(jax.tree.unflatten(structure, map(jnp.asarray, found)), static)
