@@ -28,6 +28,7 @@ SCALE = 0.1  # of the increments, in standard deviations of the flow
 # ----
 # 10^8 cubic metres a year: Cobb (1978), "The problem of the Nile", Biometrika 65; also R's
 # ``datasets::Nile``.
+
 # fmt: off
 flow = np.array([
     1120, 1160, 963, 1210, 1160, 1160, 813, 1230, 1370, 1140, 995, 935, 1110, 994, 1020, 960, 1180,
