@@ -41,7 +41,7 @@ from scipy.stats import norm, wasserstein_distance
 
 from numpyro_rwpo import __version__, splitting_step
 from numpyro_rwpo.ensemble import evaluate, gradient
-from numpyro_rwpo.metric import ensemble_moments, fisher_preconditioner
+from numpyro_rwpo.metric import ensemble_moments, fisher_preconditioner, without_outliers
 from numpyro_rwpo.priors import laplace_prior
 from numpyro_rwpo.target import Differentiation, Target
 from numpyro_rwpo.transport import initial_flow, is_at_rest, transport_step
@@ -105,7 +105,8 @@ def transport(start: jax.Array, attention: str, target: Any) -> tuple[jax.Array,
 
     def step(carry: Any) -> Any:
         ensemble, flow = carry
-        moments = ensemble_moments(ensemble.particles, gradient(ensemble, bound), dense)
+        inner = without_outliers(ensemble.particles, gradient(ensemble, bound))
+        moments = ensemble_moments(*inner, dense)
         ensemble, flow = transport_step(
             ensemble,
             flow,

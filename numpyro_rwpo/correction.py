@@ -6,8 +6,8 @@ the flow does well costs no energy error and no gradient of f. It is reversible 
 volume, so plain Metropolis acceptance leaves :math:`\exp(-U)` invariant. Three kinds of flow:
 
 - *exact*, in a diagonal metric: r = f, and each coordinate follows g in closed form, kinks and all.
-- *free*: r = f too, in the dense metric A. With g, which has no closed form there, the flow is a
-  few substeps of straight lines and kicks with g, which no gradient of f is spent on.
+- *free*: r = f too, in the dense or low-rank metric A. With g, which has no closed form there, the
+  flow is a few substeps of straight lines and kicks with g, which no gradient of f is spent on.
 - *harmonic*: the same with a rotation for the straight line. The normal density with the running
   mean m and covariance :math:`A A^T` stands for the posterior, except for g: the flow's potential
   is :math:`|A^{-1}(x - m)|^2/2 + g(x) - \bar g(x)`, where :math:`\bar g` is the quadratic whose
@@ -32,7 +32,15 @@ from jax import lax, random
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.ensemble import Ensemble, is_usable, potential
-from numpyro_rwpo.metric import to_position, to_whitened, to_whitened_gradient
+from numpyro_rwpo.factors import (
+    Factor,
+    is_diagonal,
+    squared,
+    times_squared,
+    to_position,
+    to_whitened,
+    to_whitened_gradient,
+)
 from numpyro_rwpo.target import Target
 
 TRAJECTORY_LENGTH = math.pi / 2  # a quarter turn: a Gaussian forgets its start
@@ -47,7 +55,7 @@ class Metric(NamedTuple):
     """Coordinates in which the momentum is standard normal, and the flow in them.
 
     Attributes:
-        factor: x = A y, (dim, dim), or (dim,) when diagonal.
+        factor: x = A y.
         scale: standard deviations, (dim,): the diagonal factor in which the prior flows exactly.
         is_exact: scalar; whether the prior flows exactly (then A = diag(scale)).
         is_harmonic: scalar; whether the flow rotates about the reference's mean (then A is the
@@ -58,11 +66,11 @@ class Metric(NamedTuple):
         prior_curvature: its curvature, (dim,); likewise.
     """
 
-    factor: jax.Array
+    factor: Factor
     scale: jax.Array
     is_exact: jax.Array
     is_harmonic: jax.Array
-    covariance: jax.Array
+    covariance: Factor
     prior_slope: jax.Array
     prior_curvature: jax.Array
 
@@ -72,13 +80,13 @@ class Reference(NamedTuple):
 
     Attributes:
         mean: (dim,).
-        factor: A, the covariance being A A^T, (dim, dim), or (dim,) when diagonal.
+        factor: A, the covariance being A A^T.
         inverse: the inverse of A, in the same form.
     """
 
     mean: jax.Array
-    factor: jax.Array
-    inverse: jax.Array
+    factor: Factor
+    inverse: Factor
 
     def potential(self, particles: jax.Array) -> jax.Array:
         """Minus the log density up to a constant, (n, dim) -> (n,)."""
@@ -134,7 +142,7 @@ class Phase(NamedTuple):
 
 
 def make_metric(
-    factor: jax.Array,
+    factor: Factor,
     scale: jax.Array,
     mean: jax.Array,
     target: Target,
@@ -145,7 +153,7 @@ def make_metric(
     """A metric with all that its flow needs and that no step changes.
 
     Args:
-        factor: A, (dim, dim) or (dim,).
+        factor: A.
         scale: standard deviations, (dim,).
         mean: of the reference, (dim,).
         target: the posterior.
@@ -160,7 +168,7 @@ def make_metric(
         scale,
         jnp.asarray(is_exact),
         jnp.asarray(is_harmonic),
-        factor**2 if factor.ndim == 1 else factor @ factor.T,
+        squared(factor),
         jnp.where(is_harmonic, slope, 0.0),
         jnp.where(is_harmonic, curvature, 0.0),
     )
@@ -207,7 +215,7 @@ def _flow(
         particles / metric.scale, momentum, step_size
     )
     exact = metric.scale * exact
-    if metric.factor.ndim == 1:  # then warm-up tries no other flow, see warmup.Candidates
+    if is_diagonal(metric.factor):  # then warm-up tries no other flow, see warmup.Candidates
         return exact, exact_momentum
 
     substep = step_size / NUM_SUBSTEPS
@@ -218,7 +226,7 @@ def _flow(
         deviation, velocity = _turn(*carry, substep / 2, metric.is_harmonic)
         kick = prior.subgradient(reference.mean + deviation)
         kick = kick - metric.prior_slope - metric.prior_curvature * deviation
-        velocity = velocity - substep * kick @ metric.covariance
+        velocity = velocity - substep * times_squared(metric.covariance, kick)
         return _turn(deviation, velocity, substep / 2, metric.is_harmonic)
 
     deviation, velocity = lax.fori_loop(0, num_substeps, one_substep, (deviation, velocity))

@@ -138,8 +138,10 @@ def _coordinates(draws: np.ndarray, names: list[str], is_corrected: bool) -> lis
 def _metric_and_flow(state: RWPOState, settings: Settings, chain: int) -> dict[str, str]:
     candidates = settings.candidates
     flow = candidates.flows[int(state.adaptation.chosen[chain])]
-    is_dense = candidates.dense and flow != "exact"
-    return {"metric": "dense" if is_dense else "diagonal", "flow": flow}
+    metric = "diagonal"
+    if flow != "exact":
+        metric = "dense" if candidates.dense else "low-rank" if candidates.rank else "diagonal"
+    return {"metric": metric, "flow": flow}
 
 
 def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, Any]]:

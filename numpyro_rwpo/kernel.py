@@ -294,7 +294,8 @@ class RWPO(MCMCKernel):
             With ``potential_fn``, a pytree like ``init_params`` of ``Laplace`` or
             ``AsymmetricLaplace`` distributions or ``None``, saying which part of the potential
             (which stays the whole one) is a Laplace prior.
-        dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric and a
+        dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric (with fewer
+            than two particles a dimension one that is diagonal but for a few directions) and a
             diagonal one with the exact flow of the prior; ``True`` (up to four dimensions a
             particle) or ``False`` decides.
         target_accept_prob: acceptance probability at which the step size aims.

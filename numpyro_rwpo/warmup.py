@@ -24,12 +24,16 @@ from numpyro_rwpo.correction import (
     make_metric,
 )
 from numpyro_rwpo.ensemble import Ensemble, gradient, potential, thinned
+from numpyro_rwpo.factors import Factor, LowRank, diagonal_like
 from numpyro_rwpo.metric import (
     Moments,
     Preconditioner,
     ensemble_moments,
     fisher_preconditioner,
+    initial_directions,
+    low_rank_preconditioner,
     variances,
+    without_outliers,
 )
 from numpyro_rwpo.target import Target
 
@@ -60,11 +64,13 @@ class Candidates(NamedTuple):
 
     Attributes:
         dense: whether moments and the Fisher metric are dense.
+        rank: directions in which the Fisher metric is more than diagonal, where it is not dense.
         fisher: whether the free and the harmonic flow, in the Fisher metric, are on trial.
         exact_flow: whether the prior's exact flow, in the diagonal metric, is.
     """
 
     dense: bool
+    rank: int
     fisher: bool
     exact_flow: bool
 
@@ -141,6 +147,10 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
     """Before the first sweep: unit moments and a step size from the dimension alone."""
     dim, dtype = particles.shape[1], particles.dtype
     unit = jnp.eye(dim, dtype=dtype) if candidates.dense else jnp.ones(dim, dtype)
+    factor: Factor = unit
+    if candidates.rank:
+        directions = initial_directions(dim, candidates.rank, dtype)
+        factor = LowRank(unit, directions, jnp.eye(candidates.rank, dtype=dtype))
     num_kinds = candidates.number + 1
     first_steps = [_FIRST_STEP[flow] for flow in candidates.flows] + [1.0]
     log_step = jnp.log(jnp.asarray(first_steps, dtype)) - 0.25 * math.log(dim)
@@ -150,7 +160,7 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
         chosen=jnp.zeros((), int),
         uses=jnp.zeros(num_kinds, int),
         moments=Moments(jnp.zeros(dim, dtype), unit, unit),
-        preconditioner=Preconditioner(unit, unit, jnp.ones(dim, dtype)),
+        preconditioner=Preconditioner(factor, factor, jnp.ones(dim, dtype)),
         log_step=log_step,
         log_step_mean=log_step,
         num_steps=jnp.ones(num_kinds, dtype),
@@ -200,12 +210,13 @@ def _metric(
     adaptation: Adaptation, kind: jax.Array, target: Target, candidates: Candidates
 ) -> Metric:
     scale = jnp.sqrt(variances(adaptation.moments))
-    diagonal = jnp.diag(scale) if candidates.dense else scale
+    fisher = adaptation.preconditioner.factor
+    diagonal = diagonal_like(fisher, scale)
     is_exact, is_harmonic = (
         kind == (candidates.flows.index(flow) if flow in candidates.flows else -1)
         for flow in ("exact", "harmonic")
     )
-    factor = jnp.where(is_exact, diagonal, adaptation.preconditioner.factor)
+    factor = jax.tree.map(lambda d, f: jnp.where(is_exact, d, f), diagonal, fisher)
     mean = adaptation.moments.mean
     return make_metric(factor, scale, mean, target, is_exact=is_exact, is_harmonic=is_harmonic)
 
@@ -344,10 +355,18 @@ def learn_moments(
 
     Up to update 0 (in transport, where they are negative) they replace them.
     """
-    new = ensemble_moments(ensemble.particles, gradient(ensemble, target), candidates.dense)
+    particles, gradients = without_outliers(ensemble.particles, gradient(ensemble, target))
+    new = ensemble_moments(particles, gradients, candidates.dense)
     memory = jnp.maximum(1 / (1.0 + jnp.maximum(update, 0)), _MEMORY)
     moments = jax.tree.map(lambda o, n: _blend(o, n, memory), adaptation.moments, new)
-    return adaptation._replace(moments=moments, preconditioner=fisher_preconditioner(moments))
+    fisher = adaptation.preconditioner.factor
+    if isinstance(fisher, LowRank):
+        preconditioner = low_rank_preconditioner(
+            moments, particles, gradients, fisher.directions, memory
+        )
+    else:
+        preconditioner = fisher_preconditioner(moments)
+    return adaptation._replace(moments=moments, preconditioner=preconditioner)
 
 
 def learn_sweeps(

@@ -53,7 +53,7 @@ from numpyro_rwpo.warmup import (
 
 RESULTS = Path(devices.__file__).parent / "results"
 DIM = 5
-CANDIDATES = Candidates(dense=True, fisher=True, exact_flow=True)
+CANDIDATES = Candidates(dense=True, rank=0, fisher=True, exact_flow=True)
 HAMILTONIAN = Turn(np.array(0), np.array(False))
 
 
