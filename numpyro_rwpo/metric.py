@@ -126,11 +126,20 @@ def _symmetric_roots(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def fisher_preconditioner(moments: Moments) -> Preconditioner:
     """The geometric-mean metric of the module's docstring, dense or diagonal as the moments are."""
-    if moments.covariance.ndim == 1:
-        variance = _positive(moments.covariance)
-        gradient_variance = _positive(moments.gradient_covariance)
-        factor = (variance / gradient_variance) ** 0.25
-        return Preconditioner(factor, 1 / factor, variance * gradient_variance)
+    is_diagonal = moments.covariance.ndim == 1
+    return Preconditioner(*(_diagonal(moments) if is_diagonal else _dense(moments)))
+
+
+def _diagonal(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Factor, inverse and spectrum, each (dim,)."""
+    variance = _positive(moments.covariance)
+    gradient_variance = _positive(moments.gradient_covariance)
+    factor = (variance / gradient_variance) ** 0.25
+    return factor, 1 / factor, variance * gradient_variance
+
+
+def _dense(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Factor and inverse, (dim, dim), and spectrum, (dim,)."""
     # Standardised coordinates: eigenvalues must not see the units of the parameters.
     scale = jnp.sqrt(_positive(jnp.diagonal(moments.covariance)))
     correlation = moments.covariance / jnp.outer(scale, scale)
@@ -142,7 +151,7 @@ def fisher_preconditioner(moments: Moments) -> Preconditioner:
     factor = scale[:, None] * (root @ rotation) * spectrum**-0.25
     inverse = spectrum[:, None] ** 0.25 * (rotation.T @ inverse_root) / scale
     usable = jnp.all(jnp.isfinite(factor)) & jnp.all(jnp.isfinite(inverse))
-    return Preconditioner(
+    return (
         jnp.where(usable, factor, jnp.diag(scale)),
         jnp.where(usable, inverse, jnp.diag(1 / scale)),
         jnp.where(usable, spectrum, 1.0),
@@ -174,10 +183,9 @@ def low_rank_preconditioner(
         directions: those of the last update, orthonormal columns (dim, rank).
         weight: of this ensemble in the directions, between 0 and 1.
     """
-    diagonal = fisher_preconditioner(moments)
+    scale, inverse_scale, _ = _diagonal(moments)
     particles, gradients = particles - particles.mean(0), gradients - gradients.mean(0)
-    scaled = to_whitened(diagonal.inverse, particles)
-    slope = to_whitened_gradient(diagonal.factor, gradients)
+    scaled, slope = particles * inverse_scale, gradients * scale
     count = max(particles.shape[0] - 1, 1)
 
     along, along_slope = scaled @ directions, slope @ directions
@@ -187,11 +195,11 @@ def low_rank_preconditioner(
     directions = jnp.where(jnp.isfinite(turned).all(), turned, directions)
 
     along, along_slope = scaled @ directions, slope @ directions
-    core = fisher_preconditioner(
+    core, inverse_core, _ = _dense(
         Moments(along.mean(0), _covariance(along, True), _covariance(along_slope, True))
     )
-    factor = LowRank(diagonal.factor, directions, core.factor)
-    inverse = LowRank(diagonal.inverse, directions, core.inverse)
+    factor = LowRank(scale, directions, core)
+    inverse = LowRank(inverse_scale, directions, inverse_core)
     # Of the coordinates as the directions mix them.
     variance = _covariance(to_whitened(inverse, particles), False)
     gradient_variance = _covariance(to_whitened_gradient(factor, gradients), False)
