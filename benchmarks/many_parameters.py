@@ -204,15 +204,15 @@ def table(records: list[dict[str, Any]]) -> str:
     for record in sorted(records, key=lambda r: (order[r["problem"]], r["metric"])):
         label = f"{record['problem']}, {record['metric']}"
         if record["status"] != "complete":
-            rows.append([label, record["reason"], *[""] * 9])
+            rows.append([label, record["reason"], *[""] * 8])
             continue
         columns = ("num_gradients", "gradients_a_draw", "min_bulk_ess", "max_r_hat")
-        columns += ("accept_prob", "num_divergences", "seconds", "peak_memory_mb")
+        columns += ("accept_prob", "num_divergences", "peak_memory_mb")
         shape = f"{record['num_chains']} x {record['num_particles']} x {record['dim']}"
         flows = ", ".join(record["flows"])
         rows.append([label, shape, flows, *(three_digits(record[c]) for c in columns)])
     header = ["problem, metric", "chains x particles x parameters", "flow", "gradients"]
-    header += ["a draw", "bulk ESS", "R-hat", "acceptance", "divergences", "s", "peak memory, MB"]
+    header += ["a draw", "bulk ESS", "R-hat", "acceptance", "divergences", "peak memory, MB"]
     return markdown_table(header, rows)
 
 
