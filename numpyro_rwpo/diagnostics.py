@@ -149,7 +149,10 @@ def _metric_and_flow(state: RWPOState, settings: Settings, chain: int) -> dict[s
 def _share_stuck(accept_prob: np.ndarray, num_sweeps: int) -> float:
     """Share of draws whose particle accepted next to nothing since its last draw.
 
-    None where it had only a few sweeps: particles that move well reject some of these by chance.
+    Args:
+        accept_prob: mean over the Hamiltonian sweeps since then, (num_draws,).
+        num_sweeps: how many these were; after only a few, which particles that move well may
+            reject by chance, the share counts as 0.
     """
     return float(np.mean(accept_prob < _STUCK)) if num_sweeps >= _ENOUGH_SWEEPS else 0.0
 
