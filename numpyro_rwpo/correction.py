@@ -18,9 +18,14 @@ Where that normal density is close enough to the posterior, sweeps with independ
 as proposals come before the Hamiltonian ones: one gradient each, and a particle that accepts has
 forgotten its past.
 
+Where the posterior has narrow parts, the step size that suits almost all particles leaves those in
+them where they are. One sweep in a few then takes shorter steps, and more of them. Which one does
+not depend on where the particles are, so every sweep leaves the posterior invariant.
+
 References: Shahbaba, Lan, Johnson and Neal (2014), split HMC; Pakman and Paninski (2014), exact
 HMC for piecewise potentials; Tuckerman, Berne and Martyna (1992), substeps for the cheap force;
-Tierney (1994), Markov chains for exploring posterior distributions.
+Tierney (1994), Markov chains for exploring posterior distributions; Neal (2011), MCMC using
+Hamiltonian dynamics, sec. 5.4.2.2, on step sizes drawn at random.
 """
 
 import math
@@ -48,6 +53,7 @@ MAX_STEPS = 256  # of one trajectory
 MAX_SWEEPS = 128  # of one refresh, between two draws of a particle
 DIVERGENCE_THRESHOLD = 1000.0  # energy error, as in NUTS
 STEP_JITTER = 0.25  # largest relative jitter of a particle's step size
+SHORT_STEP = 1 / 3  # of short steps, in units of the step size
 NUM_SUBSTEPS = 8  # of the flow where the Laplace prior has no closed form
 
 
@@ -102,6 +108,7 @@ class Tuning(NamedTuple):
         step_size: scalar, whitened units.
         num_independent: sweeps with independent proposals, scalar; they come first.
         num_hamiltonian: Hamiltonian sweeps, scalar.
+        num_short: how many of these take short steps, scalar: the first.
     """
 
     metric: Metric
@@ -109,6 +116,7 @@ class Tuning(NamedTuple):
     step_size: jax.Array
     num_independent: jax.Array
     num_hamiltonian: jax.Array
+    num_short: jax.Array
 
 
 class SweepInfo(NamedTuple):
@@ -276,6 +284,7 @@ def sweep(
     target: Target,
     tuning: Tuning,
     is_independent: ArrayLike = False,
+    is_short: ArrayLike = False,
 ) -> tuple[Ensemble, SweepInfo]:
     """Move every particle once, with Metropolis acceptance.
 
@@ -290,13 +299,15 @@ def sweep(
         target: the posterior.
         tuning: frozen; each particle's step size is jittered by up to 25 %.
         is_independent: scalar.
+        is_short: scalar; whether steps are a third as long, and three times as many.
 
     Returns:
         The moved ensemble, and acceptance, divergences and number of steps.
     """
     particles = ensemble.particles
     num_particles, dim = particles.shape
-    reference, step_size = tuning.reference, tuning.step_size
+    reference = tuning.reference
+    step_size = tuning.step_size * jnp.where(is_short, SHORT_STEP, 1.0)
     # One call for all randomness, flat: each call and each axis costs XLA a while to compile.
     low = jnp.nextafter(jnp.array(-1.0, particles.dtype), jnp.array(0.0, particles.dtype))
     noise = random.uniform(rng_key, (num_particles * (dim + 2),), particles.dtype, low, 1.0)
@@ -376,7 +387,8 @@ def refresh_ensemble(
         done, _, current, total = carry
         key = random.fold_in(rng_key, MAX_SWEEPS * refresh_id + done)
         is_independent = done < tuning.num_independent
-        moved, info = sweep(key, current, target, tuning, is_independent)
+        is_short = ~is_independent & (done < tuning.num_independent + tuning.num_short)
+        moved, info = sweep(key, current, target, tuning, is_independent, is_short)
         share = jnp.where(is_independent, 0.0, 1 / jnp.maximum(tuning.num_hamiltonian, 1))
         total = Refresh(
             total.accept_prob + info.accept_prob * share,

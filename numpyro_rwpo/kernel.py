@@ -37,6 +37,7 @@ from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.memory import check_memory
 from numpyro_rwpo.model_checks import explained
 from numpyro_rwpo.placement import check_mesh, check_use
+from numpyro_rwpo.precision import in_full_precision
 from numpyro_rwpo.preparation import CompiledOnce, Preparation, check_preparation
 from numpyro_rwpo.settings import (
     Settings,
@@ -434,6 +435,7 @@ class RWPO(MCMCKernel):
         )
 
     @one_at_a_time
+    @in_full_precision
     def init(
         self,
         rng_key: jax.Array,
@@ -544,6 +546,7 @@ class RWPO(MCMCKernel):
         return self._program
 
     @one_at_a_time
+    @in_full_precision
     def sample(
         self, state: RWPOState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> RWPOState:

@@ -56,7 +56,7 @@ RESULTS = Path(devices.__file__).parent / "results"
 DIM = 5
 CANDIDATES = Candidates(dense=True, rank=0, fisher=True, exact_flow=True)
 LOW_RANK = Candidates(dense=False, rank=2, fisher=True, exact_flow=True)
-HAMILTONIAN = Turn(np.array(0), np.array(False))
+HAMILTONIAN = Turn(np.array(0), np.array(False), np.array(False))
 
 
 def two_devices() -> Placement:
