@@ -40,11 +40,12 @@ from jax import lax
 from scipy.stats import norm, wasserstein_distance
 
 from numpyro_rwpo import __version__, splitting_step
-from numpyro_rwpo.ensemble import evaluate, gradient
-from numpyro_rwpo.metric import ensemble_moments, fisher_preconditioner
+from numpyro_rwpo.ensemble import evaluate
 from numpyro_rwpo.priors import laplace_prior
+from numpyro_rwpo.settings import make_candidates
 from numpyro_rwpo.target import Differentiation, Target
 from numpyro_rwpo.transport import initial_flow, is_at_rest, transport_step
+from numpyro_rwpo.warmup import initial_adaptation, learn_moments
 
 SAMPLERS = ("paper", "joint", "marginal", "copula")
 CORRELATION = 0.7
@@ -100,26 +101,29 @@ PROBLEMS = {"normal": normal, "lasso": lasso}
 def transport(start: jax.Array, attention: str, target: Any) -> tuple[jax.Array, jax.Array]:
     """The package's flow, until it is at rest: particles and number of steps."""
     bound: Target = target()
-    num_particles, dim = start.shape
-    dense = 2 * dim <= num_particles
+    candidates = make_candidates(*start.shape, bound.prior is not None, dense_mass="auto")
 
     def step(carry: Any) -> Any:
-        ensemble, flow = carry
-        moments = ensemble_moments(ensemble.particles, gradient(ensemble, bound), dense)
+        ensemble, flow, adaptation = carry
+        adaptation = learn_moments(adaptation, jnp.array(-1), ensemble, bound, candidates)
         ensemble, flow = transport_step(
             ensemble,
             flow,
-            fisher_preconditioner(moments),
+            adaptation.preconditioner,
             bound,
             attention=attention,
             relative_time=RELATIVE_TIME,
         )
-        return evaluate(ensemble.particles, bound), flow
+        return evaluate(ensemble.particles, bound), flow, adaptation
 
-    ensemble, flow = lax.while_loop(
+    ensemble, flow, _ = lax.while_loop(
         lambda carry: (carry[1].steps < MAX_STEPS) & ~is_at_rest(carry[1], corrected=False),
         step,
-        (evaluate(start, bound), initial_flow(start.dtype)),
+        (
+            evaluate(start, bound),
+            initial_flow(start.dtype),
+            initial_adaptation(start, candidates),
+        ),
     )
     return ensemble.particles, flow.steps
 

@@ -90,14 +90,14 @@ class Program(NamedTuple):
 
     def refresh(self, ensemble: Ensemble, adaptation: Adaptation, flow: Flow) -> Any:
         """One Hamiltonian sweep of one leapfrog step."""
-        turn = Turn(jnp.zeros((), int), jnp.zeros((), bool))
+        turn = Turn(jnp.zeros((), int), *jnp.zeros((2,), bool))
         tuned = tuning(adaptation, turn, self.target, self.candidates, jnp.array(True))
         tuned = tuned._replace(step_size=jnp.full((), math.pi / 2))
         return sweep(jax.random.key(0), ensemble, self.target, tuned)
 
     def update(self, ensemble: Ensemble, adaptation: Adaptation, flow: Flow) -> Any:
         """One iteration of warm-up after transport."""
-        update, turn = jnp.array(1), Turn(jnp.zeros((), int), jnp.zeros((), bool))
+        update, turn = jnp.array(1), Turn(jnp.zeros((), int), *jnp.zeros((2,), bool))
         adaptation = learn_moments(adaptation, update, ensemble, self.target, self.candidates)
         between, _ = self.refresh(ensemble, adaptation, flow)
         after, info = self.refresh(between, adaptation, flow)

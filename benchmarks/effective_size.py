@@ -24,6 +24,8 @@ import arviz as az
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+_TAILS = (0.05, 0.95)  # quantiles; what ArviZ takes before 1.0
+
 
 class SizeByError(NamedTuple):
     """Effective sample size by error.
@@ -78,4 +80,5 @@ def smallest_ess(draws: NDArray[Any], method: str) -> float:
     """
     if draws.shape[2] < 4 or not np.all(np.isfinite(draws)) or np.any(np.ptp(draws, (1, 2)) == 0):
         return float("nan")
-    return float(min(np.asarray(az.ess(x, method=method)) for x in draws))
+    options = {"prob": _TAILS} if method == "tail" else {}  # ArviZ 1.x has no default
+    return float(min(np.asarray(az.ess(x, method=method, **options)) for x in draws))

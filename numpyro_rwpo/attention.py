@@ -32,17 +32,15 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.arguments import check_choice
+from numpyro_rwpo.correlation import Correlation, fit_correlation
 from numpyro_rwpo.grid import GridDensity, fit_grid
 from numpyro_rwpo.priors import LaplacePrior
 from numpyro_rwpo.streaming import streamed_attention
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-# Single-precision products must not be rounded to fewer bits on accelerators.
-_EXACT = lax.Precision.HIGHEST
 
 
 class ProximalDensity(Protocol):
@@ -167,30 +165,23 @@ class CopulaDensity(NamedTuple):
 
     Attributes:
         grid: The coordinates' densities.
-        factor: A with R = A A^T, (dim, dim).
-        coupling: The inverse of R minus the identity, (dim, dim).
-        half_log_det: Half the log determinant of R, scalar.
+        correlation: R.
     """
 
     grid: GridDensity
-    factor: jax.Array
-    coupling: jax.Array
-    half_log_det: jax.Array
+    correlation: Correlation
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """See :class:`ProximalDensity`."""
         normal = self.grid.to_normal(x)
-        energy = 0.5 * jnp.sum(normal * self._pull(normal), -1)
-        return jnp.sum(self.grid.log_prob(x), -1) - energy - self.half_log_det
-
-    def _pull(self, normal: jax.Array) -> jax.Array:
-        return jnp.matmul(normal, self.coupling, precision=_EXACT)
+        energy = 0.5 * jnp.sum(normal * self.correlation.pull(normal), -1)
+        return jnp.sum(self.grid.log_prob(x), -1) - energy - self.correlation.half_log_det
 
     def _glue(self, x: jax.Array) -> jax.Array:
         """Score of the copula's factor, ``-[(1/R - I) u]_k rho_k / phi(u_k)``."""
         normal = self.grid.to_normal(x)
         jacobian = jnp.exp(self.grid.log_prob(x) + 0.5 * normal**2 + _HALF_LOG_TWO_PI)
-        return -self._pull(normal) * jacobian
+        return -self.correlation.pull(normal) * jacobian
 
     def score(self, x: jax.Array) -> jax.Array:
         """See :class:`ProximalDensity`."""
@@ -202,9 +193,7 @@ class CopulaDensity(NamedTuple):
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """See :class:`ProximalDensity`."""
-        shape = (num_samples, self.factor.shape[0])
-        white = jax.random.normal(rng_key, shape, self.factor.dtype)
-        return self.grid.from_normal(jnp.matmul(white, self.factor.T, precision=_EXACT))
+        return self.grid.from_normal(self.correlation.sample(rng_key, num_samples))
 
 
 def fit_joint(
@@ -260,18 +249,16 @@ def fit_copula(
     prior: LaplacePrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
-) -> CopulaDensity | MarginalDensity:
+) -> CopulaDensity:
     """Fit the coordinates and a Gaussian copula, in O(num_particles dim^2 + dim^3).
 
-    With more coordinates than particles the correlations cannot be told from noise: the marginal
-    fit is returned as it is, and nothing of size dim x dim is ever formed. Arguments and errors
-    are those of :func:`fit_joint`.
+    With more coordinates than particles its correlation is a factor model, in
+    O(num_particles^2 dim): nothing of size dim x dim is ever formed. Arguments and errors are those
+    of :func:`fit_joint`.
     """
     check_particles(particles)
     grid = fit_grid(particles, prior, prox_time, inverse_temperature)
-    if particles.shape[1] > particles.shape[0]:
-        return MarginalDensity(grid)
-    return CopulaDensity(grid, *_factorised(_shrunk_correlation(grid.to_normal(particles))))
+    return CopulaDensity(grid, fit_correlation(grid.to_normal(particles)))
 
 
 def attention_weights(
@@ -323,64 +310,3 @@ def check_particles(particles: jax.Array) -> None:
             "`particles` must have shape (num_particles, dim), both at least 1; "
             f"got {particles.shape}. For a one-dimensional target pass shape (num_particles, 1)."
         )
-
-
-@jax.custom_jvp
-def _factorised(correlation: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A with R = A A^T, the inverse of R minus the identity, half the log determinant of R.
-
-    Its derivatives are coded: those of eigenvectors are infinite where eigenvalues coincide, as all
-    do once the correlations have been shrunk to none, but no density depends on the choice of
-    eigenvectors. Of A only A A^T matters; dA = dR R^-1 A / 2 is one change that follows it.
-    """
-    # Not Cholesky: on CPUs a triangular solve takes longer than all else, because LAPACK's threads
-    # and XLA's wait for each other.
-    spectrum, rotation = jnp.linalg.eigh(correlation)
-    spectrum = jnp.maximum(spectrum, correlation.shape[0] * float(np.finfo(spectrum.dtype).eps))
-    coupling = jnp.matmul(rotation * (1 / spectrum - 1), rotation.T, precision=_EXACT)
-    factor = rotation * jnp.sqrt(spectrum)
-    # Rounding of the eigenvectors, which differs by processor, must not change the variances.
-    factor = factor / jnp.linalg.norm(factor, axis=1, keepdims=True)
-    return factor, coupling, 0.5 * jnp.sum(jnp.log(spectrum))
-
-
-@_factorised.defjvp
-def _factorised_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-    factor, coupling, half_log_det = _factorised(*primals)
-    (change,) = tangents
-    change_inverse = change + jnp.matmul(change, coupling, precision=_EXACT)  # dR R^-1
-    inverse_both = change_inverse + jnp.matmul(coupling, change_inverse, precision=_EXACT)
-    factor_change = 0.5 * jnp.matmul(change_inverse, factor, precision=_EXACT)
-    changes = factor_change, -inverse_both, 0.5 * jnp.trace(change_inverse)
-    return (factor, coupling, half_log_det), changes
-
-
-def _shrunk_correlation(normal: jax.Array) -> jax.Array:
-    r"""Correlation of (num_particles, dim) normal scores, shrunk towards the identity.
-
-    The weight on the identity is the one that minimises the expected squared error, the sum of the
-    variances of the correlations over the sum of their squares (Schaefer and Strimmer 2005), with
-    the variance :math:`(1 - r^2)^2/(N-1)` of normal data.
-    """
-    num_particles, dim = normal.shape
-    epsilon = float(np.finfo(normal.dtype).eps)
-    centred = normal - jnp.mean(normal, 0)
-    covariance = jnp.matmul(centred.T, centred, precision=_EXACT) / num_particles
-    variance = jnp.diagonal(covariance)
-    # Coinciding particles have no correlation to speak of, only rounding. (Neither the root nor its
-    # inverse has a derivative at 0, and a selection after them would not keep it out.)
-    has_spread = jnp.sqrt(variance) > 32 * epsilon
-    inverse = jnp.where(has_spread, 1 / jnp.sqrt(jnp.where(has_spread, variance, 1)), 0)
-    identity = jnp.eye(dim, dtype=normal.dtype)
-    correlation = (1 - identity) * jnp.clip(covariance * inverse[:, None] * inverse, -1, 1)
-    squares = correlation**2
-    noise = (jnp.sum((1 - squares) ** 2) - dim) / max(num_particles - 1, 1)
-    # The floor covers the rounding of the eigenvalues.
-    smallest = 16 * dim * epsilon
-    # More noise than correlation is as good as equally much. The least divisor has a finite square.
-    least = float(np.finfo(normal.dtype).tiny) ** 0.5
-    shrinkage = noise / jnp.maximum(jnp.maximum(jnp.sum(squares), noise), least)
-    shrinkage = jnp.clip(shrinkage, smallest, 1)
-    return (1 - shrinkage) * correlation + identity

@@ -8,7 +8,7 @@ them with ArviZ, or let :func:`numpyro_rwpo.run_in_pieces` keep both.
 import os
 import warnings
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -164,6 +164,8 @@ def _build(cls: Any, prefix: str, arrays: dict[str, np.ndarray]) -> Any:
     fields = {}
     for name, kind in get_type_hints(cls).items():
         dotted = f"{prefix}.{name}" if prefix else name
+        if get_args(kind) and dotted not in arrays:  # an array or a named tuple, such as a factor
+            kind = next(option for option in get_args(kind) if hasattr(option, "_fields"))
         if hasattr(kind, "_fields"):
             fields[name] = _build(kind, dotted, arrays)
         elif dotted != "z":

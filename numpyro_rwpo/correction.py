@@ -6,8 +6,8 @@ the flow does well costs no energy error and no gradient of f. It is reversible 
 volume, so plain Metropolis acceptance leaves :math:`\exp(-U)` invariant. Three kinds of flow:
 
 - *exact*, in a diagonal metric: r = f, and each coordinate follows g in closed form, kinks and all.
-- *free*: r = f too, in the dense metric A. With g, which has no closed form there, the flow is a
-  few substeps of straight lines and kicks with g, which no gradient of f is spent on.
+- *free*: r = f too, in the dense or low-rank metric A. With g, which has no closed form there, the
+  flow is a few substeps of straight lines and kicks with g, which no gradient of f is spent on.
 - *harmonic*: the same with a rotation for the straight line. The normal density with the running
   mean m and covariance :math:`A A^T` stands for the posterior, except for g: the flow's potential
   is :math:`|A^{-1}(x - m)|^2/2 + g(x) - \bar g(x)`, where :math:`\bar g` is the quadratic whose
@@ -18,9 +18,14 @@ Where that normal density is close enough to the posterior, sweeps with independ
 as proposals come before the Hamiltonian ones: one gradient each, and a particle that accepts has
 forgotten its past.
 
+Where the posterior has narrow parts, the step size that suits almost all particles leaves those in
+them where they are. One sweep in a few then takes shorter steps, and more of them. Which one does
+not depend on where the particles are, so every sweep leaves the posterior invariant.
+
 References: Shahbaba, Lan, Johnson and Neal (2014), split HMC; Pakman and Paninski (2014), exact
 HMC for piecewise potentials; Tuckerman, Berne and Martyna (1992), substeps for the cheap force;
-Tierney (1994), Markov chains for exploring posterior distributions.
+Tierney (1994), Markov chains for exploring posterior distributions; Neal (2011), MCMC using
+Hamiltonian dynamics, sec. 5.4.2.2, on step sizes drawn at random.
 """
 
 import math
@@ -32,7 +37,15 @@ from jax import lax, random
 from jax.typing import ArrayLike
 
 from numpyro_rwpo.ensemble import Ensemble, is_usable, potential
-from numpyro_rwpo.metric import to_position, to_whitened, to_whitened_gradient
+from numpyro_rwpo.factors import (
+    Factor,
+    is_diagonal,
+    squared,
+    times_squared,
+    to_position,
+    to_whitened,
+    to_whitened_gradient,
+)
 from numpyro_rwpo.target import Target
 
 TRAJECTORY_LENGTH = math.pi / 2  # a quarter turn: a Gaussian forgets its start
@@ -40,6 +53,7 @@ MAX_STEPS = 256  # of one trajectory
 MAX_SWEEPS = 128  # of one refresh, between two draws of a particle
 DIVERGENCE_THRESHOLD = 1000.0  # energy error, as in NUTS
 STEP_JITTER = 0.25  # largest relative jitter of a particle's step size
+SHORT_STEP = 1 / 3  # of short steps, in units of the step size
 NUM_SUBSTEPS = 8  # of the flow where the Laplace prior has no closed form
 
 
@@ -47,7 +61,7 @@ class Metric(NamedTuple):
     """Coordinates in which the momentum is standard normal, and the flow in them.
 
     Attributes:
-        factor: x = A y, (dim, dim), or (dim,) when diagonal.
+        factor: x = A y.
         scale: standard deviations, (dim,): the diagonal factor in which the prior flows exactly.
         is_exact: scalar; whether the prior flows exactly (then A = diag(scale)).
         is_harmonic: scalar; whether the flow rotates about the reference's mean (then A is the
@@ -58,11 +72,11 @@ class Metric(NamedTuple):
         prior_curvature: its curvature, (dim,); likewise.
     """
 
-    factor: jax.Array
+    factor: Factor
     scale: jax.Array
     is_exact: jax.Array
     is_harmonic: jax.Array
-    covariance: jax.Array
+    covariance: Factor
     prior_slope: jax.Array
     prior_curvature: jax.Array
 
@@ -72,13 +86,13 @@ class Reference(NamedTuple):
 
     Attributes:
         mean: (dim,).
-        factor: A, the covariance being A A^T, (dim, dim), or (dim,) when diagonal.
+        factor: A, the covariance being A A^T.
         inverse: the inverse of A, in the same form.
     """
 
     mean: jax.Array
-    factor: jax.Array
-    inverse: jax.Array
+    factor: Factor
+    inverse: Factor
 
     def potential(self, particles: jax.Array) -> jax.Array:
         """Minus the log density up to a constant, (n, dim) -> (n,)."""
@@ -94,6 +108,7 @@ class Tuning(NamedTuple):
         step_size: scalar, whitened units.
         num_independent: sweeps with independent proposals, scalar; they come first.
         num_hamiltonian: Hamiltonian sweeps, scalar.
+        num_short: how many of these take short steps, scalar: the first.
     """
 
     metric: Metric
@@ -101,6 +116,7 @@ class Tuning(NamedTuple):
     step_size: jax.Array
     num_independent: jax.Array
     num_hamiltonian: jax.Array
+    num_short: jax.Array
 
 
 class SweepInfo(NamedTuple):
@@ -134,7 +150,7 @@ class Phase(NamedTuple):
 
 
 def make_metric(
-    factor: jax.Array,
+    factor: Factor,
     scale: jax.Array,
     mean: jax.Array,
     target: Target,
@@ -145,7 +161,7 @@ def make_metric(
     """A metric with all that its flow needs and that no step changes.
 
     Args:
-        factor: A, (dim, dim) or (dim,).
+        factor: A.
         scale: standard deviations, (dim,).
         mean: of the reference, (dim,).
         target: the posterior.
@@ -160,7 +176,7 @@ def make_metric(
         scale,
         jnp.asarray(is_exact),
         jnp.asarray(is_harmonic),
-        factor**2 if factor.ndim == 1 else factor @ factor.T,
+        squared(factor),
         jnp.where(is_harmonic, slope, 0.0),
         jnp.where(is_harmonic, curvature, 0.0),
     )
@@ -207,7 +223,7 @@ def _flow(
         particles / metric.scale, momentum, step_size
     )
     exact = metric.scale * exact
-    if metric.factor.ndim == 1:  # then warm-up tries no other flow, see warmup.Candidates
+    if is_diagonal(metric.factor):  # then warm-up tries no other flow, see warmup.Candidates
         return exact, exact_momentum
 
     substep = step_size / NUM_SUBSTEPS
@@ -218,7 +234,7 @@ def _flow(
         deviation, velocity = _turn(*carry, substep / 2, metric.is_harmonic)
         kick = prior.subgradient(reference.mean + deviation)
         kick = kick - metric.prior_slope - metric.prior_curvature * deviation
-        velocity = velocity - substep * kick @ metric.covariance
+        velocity = velocity - substep * times_squared(metric.covariance, kick)
         return _turn(deviation, velocity, substep / 2, metric.is_harmonic)
 
     deviation, velocity = lax.fori_loop(0, num_substeps, one_substep, (deviation, velocity))
@@ -268,6 +284,7 @@ def sweep(
     target: Target,
     tuning: Tuning,
     is_independent: ArrayLike = False,
+    is_short: ArrayLike = False,
 ) -> tuple[Ensemble, SweepInfo]:
     """Move every particle once, with Metropolis acceptance.
 
@@ -282,13 +299,15 @@ def sweep(
         target: the posterior.
         tuning: frozen; each particle's step size is jittered by up to 25 %.
         is_independent: scalar.
+        is_short: scalar; whether steps are a third as long, and three times as many.
 
     Returns:
         The moved ensemble, and acceptance, divergences and number of steps.
     """
     particles = ensemble.particles
     num_particles, dim = particles.shape
-    reference, step_size = tuning.reference, tuning.step_size
+    reference = tuning.reference
+    step_size = tuning.step_size * jnp.where(is_short, SHORT_STEP, 1.0)
     # One call for all randomness, flat: each call and each axis costs XLA a while to compile.
     low = jnp.nextafter(jnp.array(-1.0, particles.dtype), jnp.array(0.0, particles.dtype))
     noise = random.uniform(rng_key, (num_particles * (dim + 2),), particles.dtype, low, 1.0)
@@ -368,7 +387,8 @@ def refresh_ensemble(
         done, _, current, total = carry
         key = random.fold_in(rng_key, MAX_SWEEPS * refresh_id + done)
         is_independent = done < tuning.num_independent
-        moved, info = sweep(key, current, target, tuning, is_independent)
+        is_short = ~is_independent & (done < tuning.num_independent + tuning.num_short)
+        moved, info = sweep(key, current, target, tuning, is_independent, is_short)
         share = jnp.where(is_independent, 0.0, 1 / jnp.maximum(tuning.num_hamiltonian, 1))
         total = Refresh(
             total.accept_prob + info.accept_prob * share,

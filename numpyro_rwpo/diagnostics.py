@@ -27,6 +27,8 @@ from numpyro_rwpo.transport import is_at_rest
 from numpyro_rwpo.unconstrained import Posterior, posterior_of
 from numpyro_rwpo.warmup import MAX_HAMILTONIAN
 
+_STUCK = 0.1  # mean acceptance probability of a stuck particle, at most
+_ENOUGH_SWEEPS = 8  # for a mean that low to be no chance
 _MAX_CHAIN_COORDINATES = 50  # for figures of single chains: those with the fewest effective draws
 
 
@@ -138,8 +140,21 @@ def _coordinates(draws: np.ndarray, names: list[str], is_corrected: bool) -> lis
 def _metric_and_flow(state: RWPOState, settings: Settings, chain: int) -> dict[str, str]:
     candidates = settings.candidates
     flow = candidates.flows[int(state.adaptation.chosen[chain])]
-    is_dense = candidates.dense and flow != "exact"
-    return {"metric": "dense" if is_dense else "diagonal", "flow": flow}
+    metric = "diagonal"
+    if flow != "exact":
+        metric = "dense" if candidates.dense else "low-rank" if candidates.rank else "diagonal"
+    return {"metric": metric, "flow": flow}
+
+
+def _share_stuck(accept_prob: np.ndarray, num_sweeps: int) -> float:
+    """Share of draws whose particle accepted next to nothing since its last draw.
+
+    Args:
+        accept_prob: mean over the Hamiltonian sweeps since then, (num_draws,).
+        num_sweeps: how many these were; after only a few, which particles that move well may
+            reject by chance, the share counts as 0.
+    """
+    return float(np.mean(accept_prob < _STUCK)) if num_sweeps >= _ENOUGH_SWEEPS else 0.0
 
 
 def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, Any]]:
@@ -170,6 +185,7 @@ def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, A
                 "hamiltonian_sweeps": int(sweeps.num_hamiltonian[chain]),
                 "is_sweep_limit_reached": bool(sweeps.num_hamiltonian[chain] >= MAX_HAMILTONIAN),
                 "gradients_per_draw": int(state.refresh.num_steps[chain]),
+                "share_stuck": _share_stuck(accept_prob[chain], int(sweeps.num_hamiltonian[chain])),
                 "expected_residual_correlation": float(sweeps.residual_correlation[chain]),
             }
         chains.append(row)

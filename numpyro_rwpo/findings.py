@@ -17,6 +17,7 @@ from numpyro_rwpo.warmup import MAX_HAMILTONIAN
 MAX_R_HAT = 1.01  # Vehtari et al. (2021), sec. 4
 MIN_ESS_PER_CHAIN = 100  # the same: below it R-hat and ESS are themselves unreliable
 # Warm-up aims at a tenth between draws of a particle; a fifth makes ESS wrong by a half.
+_MAX_STUCK = 0.0025  # share of the particles
 MAX_CORRELATION = 0.2
 _ERRORS = 5.0  # standard errors of a correlation, the largest of up to some thousand
 _FALSE_ALARM = 1e-3  # of each family of z-scores
@@ -167,6 +168,23 @@ def _slow_particles(figures: dict[str, Any]) -> list[Finding]:
             )
         )
     return found
+
+
+def _stuck_particles(figures: dict[str, Any]) -> list[Finding]:
+    shares = [row["share_stuck"] for row in figures["chains"]]
+    share = sum(shares) / len(shares)
+    if share <= _MAX_STUCK:
+        return []
+    return [
+        Finding(
+            "stuck particles",
+            f"{share:.1%} of the particles accepted less than a tenth of their proposals between "
+            "two draws: they stay where warm-up left them, whatever the share of that region "
+            "should be, and R-hat and ESS do not show it; standard deviations may be too large. "
+            "Compare with the draws whose extra field `accept_prob` is above 0.1; reparametrise, "
+            "or raise `num_warmup` and `target_accept_prob`.",
+        )
+    ]
 
 
 def _divergences(figures: dict[str, Any]) -> list[Finding]:
@@ -348,6 +366,7 @@ _CORRECTED: tuple[Check, ...] = (
     _single_chain,
     _r_hat,
     _slow_particles,
+    _stuck_particles,
     _divergences,
     _step_size,
     _ess,

@@ -37,6 +37,7 @@ from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.memory import check_memory
 from numpyro_rwpo.model_checks import explained
 from numpyro_rwpo.placement import check_mesh, check_use
+from numpyro_rwpo.precision import in_full_precision
 from numpyro_rwpo.preparation import CompiledOnce, Preparation, check_preparation
 from numpyro_rwpo.settings import (
     Settings,
@@ -294,7 +295,8 @@ class RWPO(MCMCKernel):
             With ``potential_fn``, a pytree like ``init_params`` of ``Laplace`` or
             ``AsymmetricLaplace`` distributions or ``None``, saying which part of the potential
             (which stays the whole one) is a Laplace prior.
-        dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric and a
+        dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric (with fewer
+            than two particles a dimension one that is diagonal but for a few directions) and a
             diagonal one with the exact flow of the prior; ``True`` (up to four dimensions a
             particle) or ``False`` decides.
         target_accept_prob: acceptance probability at which the step size aims.
@@ -433,6 +435,7 @@ class RWPO(MCMCKernel):
         )
 
     @one_at_a_time
+    @in_full_precision
     def init(
         self,
         rng_key: jax.Array,
@@ -543,6 +546,7 @@ class RWPO(MCMCKernel):
         return self._program
 
     @one_at_a_time
+    @in_full_precision
     def sample(
         self, state: RWPOState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> RWPOState:

@@ -11,6 +11,7 @@ from numpyro_rwpo.placement import Placement
 from numpyro_rwpo.transport import MAX_TRANSPORT_STEPS
 from numpyro_rwpo.warmup import Candidates
 
+MAX_RANK = 16  # directions of a low-rank metric
 MAX_DENSE = 4  # dimensions a particle of a dense metric that the user insists on
 
 
@@ -58,7 +59,8 @@ def make_candidates(
     """Metrics that warm-up may choose from.
 
     The exact flow of the prior needs a diagonal metric. A dense one needs at least two particles
-    a dimension, unless the user insists.
+    a dimension, unless the user insists; with fewer it is diagonal but for a few directions, of
+    which each needs eight particles.
 
     Raises:
         ValueError: the user insists on a dense metric of more than four dimensions a particle.
@@ -71,5 +73,7 @@ def make_candidates(
             f"{-(-dim // MAX_DENSE)}."
         )
     dense = dense_mass is True or (dense_mass == "auto" and 2 * dim <= num_particles)
+    rank = 0 if dense or not dense_mass else min(MAX_RANK, num_particles // 8)
     exact_flow = has_prior and dense_mass is not True
-    return Candidates(dense=dense, fisher=dense or not exact_flow, exact_flow=exact_flow)
+    fisher = dense or rank > 0 or not exact_flow
+    return Candidates(dense=dense, rank=rank, fisher=fisher, exact_flow=exact_flow)

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 
 from numpyro_rwpo.attention import HEADS, relative_prox_time
 from numpyro_rwpo.ensemble import Ensemble, thinned
-from numpyro_rwpo.metric import Preconditioner, to_position, to_whitened_gradient
+from numpyro_rwpo.factors import to_position, to_whitened_gradient
+from numpyro_rwpo.metric import Preconditioner
 from numpyro_rwpo.priors import no_prior
 from numpyro_rwpo.ring import shared_heat_score
 from numpyro_rwpo.target import Target

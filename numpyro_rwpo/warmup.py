@@ -24,12 +24,16 @@ from numpyro_rwpo.correction import (
     make_metric,
 )
 from numpyro_rwpo.ensemble import Ensemble, gradient, potential, thinned
+from numpyro_rwpo.factors import Factor, LowRank, diagonal_like
 from numpyro_rwpo.metric import (
     Moments,
     Preconditioner,
     ensemble_moments,
     fisher_preconditioner,
+    initial_directions,
+    low_rank_preconditioner,
     variances,
+    without_outliers,
 )
 from numpyro_rwpo.target import Target
 
@@ -38,11 +42,14 @@ RETRIAL_EVERY = 4  # updates, after the trial, one tries any kind: the metric ha
 _IN_THE_RUNNING = 0.4  # share of the best kind's efficiency below which a kind is not tried again
 SETTLING_UPDATES = 4  # after the trial, before adaptation may end
 INDEPENDENT_EVERY = 4  # updates, after the trial, one tries independent proposals
+SHORT_EVERY = 8  # updates, after the trial, and sweeps of a refresh, one takes short steps
 MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
 MAX_HAMILTONIAN = MAX_SWEEPS - MAX_INDEPENDENT
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
 REPLACEMENT_UPDATES = 12  # in which all stuck particles are moved onto others
 _STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
+_HELD = 0.1  # the same, below which a particle would rather move by short steps
+_HELD_AT_LEAST = 0.25  # of a particle, in the running mean, for any short steps to be taken
 _IMPROBABLE = 4.0  # standard deviations of the potential from its median
 _QUARTILES = 1.349  # their distance in a normal distribution, in standard deviations
 _DIVERGENCE_COST = 10.0  # of acceptance probability, for the share of particles that diverge
@@ -60,11 +67,13 @@ class Candidates(NamedTuple):
 
     Attributes:
         dense: whether moments and the Fisher metric are dense.
+        rank: directions in which the Fisher metric is more than diagonal, where it is not dense.
         fisher: whether the free and the harmonic flow, in the Fisher metric, are on trial.
         exact_flow: whether the prior's exact flow, in the diagonal metric, is.
     """
 
     dense: bool
+    rank: int
     fisher: bool
     exact_flow: bool
 
@@ -85,6 +94,7 @@ class Sweeps(NamedTuple):
     Attributes:
         num_independent: sweeps with independent proposals, scalar.
         num_hamiltonian: Hamiltonian sweeps, scalar.
+        num_short: how many of these take short steps, scalar; none where all particles move.
         residual_correlation: expected between two draws of a particle, of its slowest statistic;
             above a tenth only where the number of sweeps is at its limit.
         is_settled: whether warm-up has run long enough for its estimates.
@@ -92,6 +102,7 @@ class Sweeps(NamedTuple):
 
     num_independent: jax.Array
     num_hamiltonian: jax.Array
+    num_short: jax.Array
     residual_correlation: jax.Array
     is_settled: jax.Array
 
@@ -100,7 +111,7 @@ class Adaptation(NamedTuple):
     """Running estimates of one ensemble.
 
     Arrays over kinds of sweep have shape (kinds, ...): one Hamiltonian kind for each flow on
-    trial, and independent proposals last.
+    trial, then independent proposals, then short steps.
 
     Attributes:
         chosen: the Hamiltonian kind that forgets most cheaply so far.
@@ -113,6 +124,7 @@ class Adaptation(NamedTuple):
         lag_1: autocorrelation of the statistics after one sweep, across particles,
             (kinds, 2 dim + 1).
         lag_2: the same after two sweeps.
+        share_held: running mean of the share of particles that accept next to nothing.
         sweeps: what follows from these for a refresh.
     """
 
@@ -125,6 +137,7 @@ class Adaptation(NamedTuple):
     num_steps: jax.Array
     lag_1: jax.Array
     lag_2: jax.Array
+    share_held: jax.Array
     sweeps: Sweeps
 
 
@@ -141,8 +154,12 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
     """Before the first sweep: unit moments and a step size from the dimension alone."""
     dim, dtype = particles.shape[1], particles.dtype
     unit = jnp.eye(dim, dtype=dtype) if candidates.dense else jnp.ones(dim, dtype)
-    num_kinds = candidates.number + 1
-    first_steps = [_FIRST_STEP[flow] for flow in candidates.flows] + [1.0]
+    factor: Factor = unit
+    if candidates.rank:
+        directions = initial_directions(dim, candidates.rank, dtype)
+        factor = LowRank(unit, directions, jnp.eye(candidates.rank, dtype=dtype))
+    num_kinds = candidates.number + 2
+    first_steps = [_FIRST_STEP[flow] for flow in candidates.flows] + [1.0, 1.0]
     log_step = jnp.log(jnp.asarray(first_steps, dtype)) - 0.25 * math.log(dim)
     log_step = jnp.minimum(log_step, math.log(TRAJECTORY_LENGTH))
     correlation = jnp.ones((num_kinds, 2 * dim + 1), dtype)
@@ -150,14 +167,19 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
         chosen=jnp.zeros((), int),
         uses=jnp.zeros(num_kinds, int),
         moments=Moments(jnp.zeros(dim, dtype), unit, unit),
-        preconditioner=Preconditioner(unit, unit, jnp.ones(dim, dtype)),
+        preconditioner=Preconditioner(factor, factor, jnp.ones(dim, dtype)),
         log_step=log_step,
         log_step_mean=log_step,
         num_steps=jnp.ones(num_kinds, dtype),
         lag_1=correlation,
         lag_2=correlation,
+        share_held=jnp.zeros((), dtype),
         sweeps=Sweeps(
-            jnp.zeros((), int), jnp.ones((), int), jnp.ones((), dtype), jnp.zeros((), bool)
+            num_independent=jnp.zeros((), int),
+            num_hamiltonian=jnp.ones((), int),
+            num_short=jnp.zeros((), int),
+            residual_correlation=jnp.ones((), dtype),
+            is_settled=jnp.zeros((), bool),
         ),
     )
 
@@ -168,10 +190,12 @@ class Turn(NamedTuple):
     Attributes:
         hamiltonian: the Hamiltonian kind whose turn it is, scalar.
         is_independent: whether independent proposals come instead, scalar.
+        is_short: whether its steps are short, scalar.
     """
 
     hamiltonian: jax.Array
     is_independent: jax.Array
+    is_short: jax.Array
 
 
 def whose_turn(adaptation: Adaptation, update: jax.Array, candidates: Candidates) -> Turn:
@@ -184,7 +208,8 @@ def whose_turn(adaptation: Adaptation, update: jax.Array, candidates: Candidates
     is_retrial &= efficiency[later] > _IN_THE_RUNNING * efficiency[adaptation.chosen]
     kind = jnp.where(is_retrial, later, adaptation.chosen)
     is_independent = lax.rem(update, INDEPENDENT_EVERY) == INDEPENDENT_EVERY - 1
-    return Turn(jnp.where(on_trial, turn, kind), is_independent & ~on_trial)
+    is_short = (adaptation.sweeps.num_short > 0) & (lax.rem(update, SHORT_EVERY) == 1)
+    return Turn(jnp.where(on_trial, turn, kind), is_independent & ~on_trial, is_short & ~on_trial)
 
 
 def _efficiency(adaptation: Adaptation) -> jax.Array:
@@ -192,20 +217,21 @@ def _efficiency(adaptation: Adaptation) -> jax.Array:
 
     By lag 1 alone: the ratio of two lags is too noisy to compare kinds that had few updates.
     """
-    memory = jnp.clip(adaptation.lag_1[:-1].max(1), 1e-3, 0.999)
-    return -jnp.log(memory) / adaptation.num_steps[:-1]
+    memory = jnp.clip(adaptation.lag_1[:-2].max(1), 1e-3, 0.999)
+    return -jnp.log(memory) / adaptation.num_steps[:-2]
 
 
 def _metric(
     adaptation: Adaptation, kind: jax.Array, target: Target, candidates: Candidates
 ) -> Metric:
     scale = jnp.sqrt(variances(adaptation.moments))
-    diagonal = jnp.diag(scale) if candidates.dense else scale
+    fisher = adaptation.preconditioner.factor
+    diagonal = diagonal_like(fisher, scale)
     is_exact, is_harmonic = (
         kind == (candidates.flows.index(flow) if flow in candidates.flows else -1)
         for flow in ("exact", "harmonic")
     )
-    factor = jnp.where(is_exact, diagonal, adaptation.preconditioner.factor)
+    factor = jax.tree.map(lambda d, f: jnp.where(is_exact, d, f), diagonal, fisher)
     mean = adaptation.moments.mean
     return make_metric(factor, scale, mean, target, is_exact=is_exact, is_harmonic=is_harmonic)
 
@@ -223,10 +249,12 @@ def _memory(
     lag_2 = jnp.clip(adaptation.lag_2, 1e-3, 0.999)
     once, twice = lag_1[kind], lag_2[kind]
     rate = jnp.clip(jnp.maximum(twice / once, once), 1e-3, 0.999)
-    return (once / rate) * lag_1[-1] ** jnp.asarray(num_independent)[..., None], rate
+    return (once / rate) * lag_1[-2] ** jnp.asarray(num_independent)[..., None], rate
 
 
-def _plan_sweeps(adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates) -> Sweeps:
+def _plan_sweeps(
+    adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates, num_particles: int
+) -> Sweeps:
     """The cheapest numbers of sweeps after which a particle remembers no more than a tenth."""
     chosen = adaptation.chosen
     num_independent = jnp.arange(MAX_INDEPENDENT + 1)
@@ -239,9 +267,12 @@ def _plan_sweeps(adaptation: Adaptation, num_updates: jax.Array, candidates: Can
     # A step size that still moves has left its running mean behind.
     ahead = jnp.abs(adaptation.log_step - adaptation.log_step_mean)[chosen]
     enough = num_updates >= trial + SETTLING_UPDATES + 2 * num_hamiltonian[0]
+    is_any_held = adaptation.share_held * num_particles > _HELD_AT_LEAST
+    num_short = -(-num_hamiltonian[best] // SHORT_EVERY)
     return Sweeps(
         num_independent=best,
         num_hamiltonian=num_hamiltonian[best],
+        num_short=jnp.where(is_any_held, num_short, 0),
         residual_correlation=(weight[best] * rate ** num_hamiltonian[best]).max(),
         is_settled=enough & (ahead < _STEADY),
     )
@@ -258,14 +289,15 @@ def tuning(
     kind = jnp.where(is_warmup, turn.hamiltonian, adaptation.chosen)
     log_step = jnp.where(is_warmup, adaptation.log_step, adaptation.log_step_mean)[kind]
     sweeps = adaptation.sweeps
-    pair = 2 * turn.is_independent
+    independent = 2 * turn.is_independent
     preconditioner = adaptation.preconditioner
     return Tuning(
         metric=_metric(adaptation, kind, target, candidates),
         reference=Reference(adaptation.moments.mean, preconditioner.factor, preconditioner.inverse),
         step_size=jnp.exp(log_step),
-        num_independent=jnp.where(is_warmup, pair, sweeps.num_independent),
-        num_hamiltonian=jnp.where(is_warmup, 2 - pair, sweeps.num_hamiltonian),
+        num_independent=jnp.where(is_warmup, independent, sweeps.num_independent),
+        num_hamiltonian=jnp.where(is_warmup, 2 - independent, sweeps.num_hamiltonian),
+        num_short=jnp.where(is_warmup, 2 * turn.is_short, sweeps.num_short),
     )
 
 
@@ -344,10 +376,18 @@ def learn_moments(
 
     Up to update 0 (in transport, where they are negative) they replace them.
     """
-    new = ensemble_moments(ensemble.particles, gradient(ensemble, target), candidates.dense)
+    particles, gradients = without_outliers(ensemble.particles, gradient(ensemble, target))
+    new = ensemble_moments(particles, gradients, candidates.dense)
     memory = jnp.maximum(1 / (1.0 + jnp.maximum(update, 0)), _MEMORY)
     moments = jax.tree.map(lambda o, n: _blend(o, n, memory), adaptation.moments, new)
-    return adaptation._replace(moments=moments, preconditioner=fisher_preconditioner(moments))
+    fisher = adaptation.preconditioner.factor
+    if isinstance(fisher, LowRank):
+        preconditioner = low_rank_preconditioner(
+            moments, particles, gradients, fisher.directions, memory
+        )
+    else:
+        preconditioner = fisher_preconditioner(moments)
+    return adaptation._replace(moments=moments, preconditioner=preconditioner)
 
 
 def learn_sweeps(
@@ -363,7 +403,8 @@ def learn_sweeps(
 
     Updates count from 0; each takes one pair.
     """
-    now = jnp.where(turn.is_independent, candidates.number, turn.hamiltonian)
+    is_usual = ~(turn.is_independent | turn.is_short)
+    now = jnp.where(is_usual, turn.hamiltonian, candidates.number + turn.is_short)
     uses = adaptation.uses[now]
     weight = jnp.maximum(2 / (2.0 + uses), _MEMORY)
 
@@ -378,6 +419,8 @@ def learn_sweeps(
     lag_1 = ((before * between).mean(0) + (between * after).mean(0)) / 2
     lag_2 = (before * after).mean(0)
     steps = _blend(adaptation.num_steps[now], pair.refresh.num_steps / 2, weight)
+    share_held = jnp.mean(pair.refresh.accept_prob < _HELD)
+    share_held = _blend(adaptation.share_held, share_held, jnp.where(is_usual, weight, 0.0))
     learnt = adaptation._replace(
         uses=adaptation.uses.at[now].set(uses + 1),
         log_step=adaptation.log_step.at[now].set(log_step),
@@ -385,6 +428,8 @@ def learn_sweeps(
         num_steps=adaptation.num_steps.at[now].set(steps),
         lag_1=adaptation.lag_1.at[now].set(_blend(adaptation.lag_1[now], lag_1, weight)),
         lag_2=adaptation.lag_2.at[now].set(_blend(adaptation.lag_2[now], lag_2, weight)),
+        share_held=share_held,
     )
     learnt = learnt._replace(chosen=jnp.argmax(_efficiency(learnt)))
-    return learnt._replace(sweeps=_plan_sweeps(learnt, update + 1, candidates))
+    num_particles = pair.refresh.accept_prob.size
+    return learnt._replace(sweeps=_plan_sweeps(learnt, update + 1, candidates, num_particles))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import mcmc_times, scaling, warmup_length
+from benchmarks import many_parameters, mcmc_times, scaling, warmup_length
 from benchmarks.__main__ import cells_to_run, parse
 from benchmarks.cell import CompileClock, drive, measure, replace_nan
 from benchmarks.effective_size import size_by_error, smallest_ess
@@ -302,6 +302,9 @@ def test_tables_of_the_other_scripts():
     twice = {**run, "kernel": "nuts", "cold_seconds": 12.0}
     table = mcmc_times.table([{**run, "kernel": "rwpo"}, twice, failed])
     assert "| a | 6.00 | 12.0 | 0.50 |" in table
+
+    left = {"problem": "network", "metric": "auto", **ended}
+    assert "| network, auto | still running after 300 s |" in many_parameters.table([left])
 
     record = fake_record("diabetes_lasso", "rwpo", 0, 1.0) | {"num_warmup": 100}
     left = {"problem": "diabetes_lasso", "sampler": "nuts", "seed": 0, "num_warmup": 50, **ended}

@@ -197,7 +197,7 @@ def run_joint(
         )
         step_size, one = jnp.asarray(0.6), jnp.asarray(1)
         ensemble = evaluate(beta[None], target)
-        tuning = Tuning(metric, reference, step_size, one, one)
+        tuning = Tuning(metric, reference, step_size, one, one, 0 * one)
         moved, info = sweep(key_move, ensemble, target, tuning, flow == "independent")
         return moved.particles[0], info.accept_prob[0]
 

@@ -89,6 +89,21 @@ def test_old_style_keys_come_back(warmed: MCMC, tmp_path: Path) -> None:
     assert_same(load(tmp_path / "run.npz"), state)
 
 
+@pytest.mark.parametrize("form", ["diagonal", "low rank", "dense"])
+def test_state_with_any_metric_comes_back(form: str, tmp_path: Path) -> None:
+    """Its factors are arrays or, with more coordinates than half the particles, named tuples."""
+    model_args = (DATA, SCALE) if form != "low rank" else (np.resize(DATA, 20), SCALE)
+    kernel = RWPO(
+        shrunken_means, num_particles=16, dense_mass="auto" if form != "diagonal" else False
+    )
+    kernel.init(jax.random.key(0), NUM_WARMUP, None, model_args, {})
+    candidates = kernel.settings.candidates
+    assert (candidates.dense, candidates.rank > 0) == (form == "dense", form == "low rank")
+    state = kernel.init(jax.random.key(0), NUM_WARMUP, None, model_args, {})
+    save(state, tmp_path / "run.npz")
+    assert_same(load(tmp_path / "run.npz"), state)
+
+
 def test_resumed_run_gives_the_same_draws(warmed: MCMC, saved: Path) -> None:
     warmed.run(warmed.post_warmup_state.rng_key, DATA, SCALE)
     expected = warmed.get_samples(group_by_chain=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from numpyro_rwpo.diagnostics import _share_stuck
 from numpyro_rwpo.findings import find, max_z
 from numpyro_rwpo.report import Report
 
@@ -32,6 +33,7 @@ def sound() -> dict[str, Any]:
         "independent_sweeps": 1,
         "hamiltonian_sweeps": 2,
         "is_sweep_limit_reached": False,
+        "share_stuck": 0.0,
         "gradients_per_draw": 6,
         "expected_residual_correlation": 0.08,
     }
@@ -121,6 +123,7 @@ CASES = [
     ("coordinates.0.ess_tail", 150.0, "ESS", sound),
     ("chains.1.is_sweep_limit_reached", True, "slow particles", sound),
     ("passes.correlation", 0.5, "slow particles", sound),
+    ("chains.1.share_stuck", 0.01, "stuck particles", sound),
     ("passes.drift_z", -6.0, "drift", sound),
     ("chains.0.num_divergences", 3, "divergences", sound),
     ("chains.0.accept_prob", 0.3, "acceptance", sound),
@@ -191,3 +194,10 @@ def test_limits_on_z_have_the_stated_false_alarm_rate():
     largest = np.abs(rng.normal(size=(repeats, number))).max(1)
     rate = (largest > max_z(number)).mean()
     assert abs(rate - 1e-3) < 4 * np.sqrt(1e-3 / repeats)
+
+
+def test_stuck_particles_are_counted_where_chance_cannot_make_them() -> None:
+    """Five of 1000; after few sweeps a particle that moves well may have rejected them all."""
+    accept_prob = np.where(np.arange(1000) < 5, 0.02, 0.8)
+    assert _share_stuck(accept_prob, 40) == pytest.approx(0.005)
+    assert _share_stuck(accept_prob, 3) == 0

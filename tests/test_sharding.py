@@ -32,6 +32,7 @@ from benchmarks import devices
 from benchmarks.communication import traffic
 from numpyro_rwpo import RWPO, laplace_prior
 from numpyro_rwpo.correction import Refresh, sweep
+from numpyro_rwpo.correlation import fit_correlation
 from numpyro_rwpo.ensemble import Ensemble, evaluate
 from numpyro_rwpo.placement import ONE_PLACE, Placement, check_mesh
 from numpyro_rwpo.ring import ring_attention
@@ -53,8 +54,9 @@ from numpyro_rwpo.warmup import (
 
 RESULTS = Path(devices.__file__).parent / "results"
 DIM = 5
-CANDIDATES = Candidates(dense=True, fisher=True, exact_flow=True)
-HAMILTONIAN = Turn(np.array(0), np.array(False))
+CANDIDATES = Candidates(dense=True, rank=0, fisher=True, exact_flow=True)
+LOW_RANK = Candidates(dense=False, rank=2, fisher=True, exact_flow=True)
+HAMILTONIAN = Turn(np.array(0), np.array(False), np.array(False))
 
 
 def two_devices() -> Placement:
@@ -81,10 +83,16 @@ def start(target: Target, ensemble: Ensemble, _: Adaptation) -> Any:
     return quasi_newton_start(jax.random.key(0), ensemble.particles, smooth)
 
 
-def step(target: Target, ensemble: Ensemble, adaptation: Adaptation, attention: str) -> Any:
+def step(
+    target: Target,
+    ensemble: Ensemble,
+    adaptation: Adaptation,
+    attention: str,
+    candidates: Candidates = CANDIDATES,
+) -> Any:
     """Moments, then a step of the flow and what is evaluated after it."""
     update = jnp.array(0)
-    learnt = learn_moments(adaptation, update, ensemble, target, CANDIDATES)
+    learnt = learn_moments(adaptation, update, ensemble, target, candidates)
     metric, flow = learnt.preconditioner, initial_flow(ensemble.smooth.dtype)
     options = {"attention": attention, "relative_time": 0.1}
     moved, flow = transport_step(ensemble, flow, metric, target, **options)
@@ -108,6 +116,7 @@ PHASES = {
     "copula": partial(step, attention="copula"),
     "marginal": partial(step, attention="marginal"),
     "joint": partial(step, attention="joint"),
+    "low-rank": partial(step, attention="copula", candidates=LOW_RANK),
     "refresh": refresh,
 }
 
@@ -120,12 +129,13 @@ PHASES = {
         "copula",
         pytest.param("marginal", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
+        "low-rank",
         "refresh",
     ],
 )
 def test_phase_on_two_devices(phase: str) -> None:
     particles = jnp.asarray(positions(64))
-    adaptation = initial_adaptation(particles, CANDIDATES)
+    adaptation = initial_adaptation(particles, LOW_RANK if phase == "low-rank" else CANDIDATES)
     smooth, gradient = lasso(ONE_PLACE).value_and_grad(particles)
 
     def on(placement: Placement) -> Any:
@@ -138,6 +148,22 @@ def test_phase_on_two_devices(phase: str) -> None:
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), alone, shared
     )
+
+
+@pytest.mark.usefixtures("x64")
+def test_factor_model_on_two_devices() -> None:
+    """More coordinates than particles, one in three with a common factor."""
+    rng = np.random.default_rng(3)
+    normal = rng.normal(size=(16, 30)) + 3 * rng.normal(size=(16, 1)) * (np.arange(30) % 3 == 0)
+
+    def pulled(placement: Placement) -> jax.Array:
+        rows = placement.rows(jnp.asarray(normal))
+        return jax.jit(lambda x: placement.rows(fit_correlation(x).pull(x)))(rows)
+
+    alone, shared = pulled(ONE_PLACE), pulled(two_devices())
+    assert len(shared.addressable_shards[0].data) == 8
+    assert np.abs(alone).max() > 0.1  # there is a factor
+    np.testing.assert_allclose(alone, shared, rtol=1e-10, atol=1e-10)
 
 
 def test_ring_attention() -> None:

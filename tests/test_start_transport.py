@@ -8,7 +8,7 @@ from jax import lax, random
 
 from numpyro_rwpo.attention import HEADS
 from numpyro_rwpo.ensemble import evaluate, gradient
-from numpyro_rwpo.metric import ensemble_moments, fisher_preconditioner
+from numpyro_rwpo.metric import ensemble_moments, fisher_preconditioner, without_outliers
 from numpyro_rwpo.priors import LaplacePrior
 from numpyro_rwpo.start import quasi_newton_start
 from numpyro_rwpo.target import Differentiation
@@ -91,7 +91,8 @@ def test_evaluation_moves_particles_off_forbidden_ground():
 def flow(target, particles, steps, attention="copula", dense=True):
     def body(_, carry):
         ensemble, progress = carry
-        moments = ensemble_moments(ensemble.particles, gradient(ensemble, target), dense)
+        inner = without_outliers(ensemble.particles, gradient(ensemble, target))
+        moments = ensemble_moments(*inner, dense)
         ensemble, progress = transport_step(
             ensemble,
             progress,

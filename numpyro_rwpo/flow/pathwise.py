@@ -21,7 +21,6 @@ from numpyro_rwpo.attention import (
 from numpyro_rwpo.grid import GridDensity
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-_EXACT = lax.Precision.HIGHEST
 
 
 def pathwise_sample(rng_key: jax.Array, density: ProximalDensity, num_samples: int) -> jax.Array:
@@ -79,9 +78,8 @@ def _normal_change(density: MarginalDensity | CopulaDensity, normal: jax.Array) 
     """How normal scores follow their correlation R: by dR R^-1 / 2, as their covariance asks."""
     if isinstance(density, MarginalDensity):
         return jnp.zeros_like(normal)
-    whitened = normal + jnp.matmul(normal, lax.stop_gradient(density.coupling), precision=_EXACT)
-    correlation = jnp.matmul(density.factor, density.factor.T, precision=_EXACT)
-    return 0.5 * jnp.matmul(whitened, _change(correlation), precision=_EXACT)
+    whitened = normal + lax.stop_gradient(density.correlation).pull(normal)
+    return 0.5 * _change(density.correlation.times(whitened))
 
 
 def _change(value: jax.Array) -> jax.Array:

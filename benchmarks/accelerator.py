@@ -1,0 +1,154 @@
+"""What an accelerator is worth: RWPO with more and more particles, and NUTS, on one device.
+
+From the repository root, where JAX sees the accelerator (or not: then it is the CPU)::
+
+    python -m benchmarks.accelerator [--out FOLDER] [--budget SECONDS]
+
+Four chains; RWPO takes 200 iterations of warm-up and as many draws a chain as it has particles,
+NUTS 1000 and 1000. A fresh process for each row, which runs once cold (compilation included) and
+once warm, timed and driven as those of the other benchmark (:mod:`benchmarks.cell`). Errors are the
+largest over the coordinates, against the stored reference posteriors. Products of matrices are in
+full single precision, unless ``JAX_DEFAULT_MATMUL_PRECISION`` says otherwise.
+"""
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from numpyro.infer import NUTS
+
+from benchmarks.cell import CompileClock, drive, judge, run_summary, write_json
+from benchmarks.machine import versions
+from benchmarks.problems import load_problem
+from benchmarks.report import markdown_table, three_digits
+from benchmarks.runner import load_results, run_process
+from benchmarks.samplers.numpyro_mcmc import KernelProgram
+from benchmarks.samplers.protocol import Settings
+from numpyro_rwpo import RWPO
+
+NUM_CHAINS = 4
+GRACE_SECONDS = 60.0  # for imports, the reference and statistics
+
+
+class Case(NamedTuple):
+    """A problem and a sampler: RWPO by its number of particles, or NUTS, which has none."""
+
+    problem: str
+    num_particles: int | None
+
+    @property
+    def name(self) -> str:
+        """Of its result file."""
+        return f"{self.problem}--{self.num_particles or 'nuts'}"
+
+
+CASES = [
+    *(Case("l1_logistic_d50", n) for n in (None, 128, 1024, 8192)),
+    *(Case("logistic_n100k", n) for n in (None, 64, 1024, 4096)),
+    *(Case("p_much_larger_n", n) for n in (256, 2048)),
+]
+
+
+def measure(case: Case, budget: float) -> dict[str, Any]:
+    """One cold and one warm run in this process, each within the budget of seconds."""
+    if jax.config.jax_default_matmul_precision is None:  # for NUTS; RWPO would do so by itself
+        jax.config.update("jax_default_matmul_precision", "highest")
+    problem = load_problem(case.problem)
+    if case.num_particles is None:
+        settings, make_kernel = Settings(NUM_CHAINS, 1000, 1000), NUTS
+    else:
+        settings = Settings(NUM_CHAINS, 200, case.num_particles)
+        make_kernel = partial(RWPO, num_particles=case.num_particles)
+    clock = CompileClock()
+    jax.block_until_ready(jax.numpy.zeros(()) + 1)  # the backend is up before the clock starts
+    begin = time.perf_counter()
+    program = KernelProgram(problem, settings, make_kernel)
+    cold = drive(program, jax.random.key(0), begin + budget, clock, lambda _: None)
+    cold_seconds = time.perf_counter() - begin
+    if not cold.is_complete:
+        return {"status": "over budget", "reason": f"more than {budget:.0f} s", **case._asdict()}
+    warm = drive(program, jax.random.key(1), time.perf_counter() + budget, clock, lambda _: None)
+    summary = run_summary(warm, None)
+    figures = judge(case.problem, warm.draws() or {})
+    del figures["errors"], figures["reference_errors"]  # of single coordinates
+    return {
+        "status": "complete",
+        **case._asdict(),
+        "cold_seconds": cold_seconds,
+        "compile_seconds": cold.total("compile_seconds"),
+        "warmup_seconds": summary["warmup"]["seconds"],
+        "sampling_seconds": summary["sampling"]["seconds"],
+        "gradients": summary["warmup"]["evaluations"] + summary["sampling"]["evaluations"],
+        "num_divergences": sum(t.segment.num_divergences for t in warm.segments),
+        **figures,
+        "device": jax.devices()[0].device_kind,
+        "precision": jax.config.jax_default_matmul_precision,
+        "versions": versions(),
+    }
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """One row for each case, as Markdown."""
+    order = [case.name for case in CASES]
+    rows = []
+    for record in sorted(
+        records, key=lambda r: order.index(Case(r["problem"], r["num_particles"]).name)
+    ):
+        n = record["num_particles"]
+        label = [record["problem"], "NUTS" if n is None else f"RWPO, {n:,}"]
+        if record["status"] != "complete":
+            rows.append([*label, record["reason"], *[""] * 8])
+            continue
+        warm = record["warmup_seconds"] + record["sampling_seconds"]
+        figures = [
+            record["cold_seconds"],
+            warm,
+            record["gradients"] / warm,
+            record["min_bulk_ess"],
+            record["min_bulk_ess"] / warm,
+            record["max_mean_error"],
+            record["min_sd_ratio"],
+            record["max_sd_ratio"],
+            record["max_r_hat"],
+        ]
+        rows.append([*label, *(three_digits(x) for x in figures)])
+    header = ["problem", "sampler, particles a chain", "cold, s", "warm, s", "gradients a second"]
+    header += ["bulk ESS", "bulk ESS a second", "mean error, sd", "smallest sd ratio", "largest"]
+    return markdown_table([*header, "R-hat"], rows)
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [case.name for case in CASES]
+    parser.add_argument("--cases", nargs="+", default=names, choices=names, metavar="CASE")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--budget", type=float, default=120.0, metavar="SECONDS", help="of one run")
+    parser.add_argument("--worker", nargs=2, metavar=("CASE", "FILE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        case = next(case for case in CASES if case.name == args.worker[0])
+        write_json(Path(args.worker[1]), measure(case, args.budget))
+        return
+    folder = args.out / "accelerator"
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in (case for case in CASES if case.name in args.cases):
+        path = folder / f"{case.name}.json"
+        if path.exists():
+            continue
+        arguments = ["benchmarks.accelerator", "--budget", str(args.budget)]
+        arguments += ["--worker", case.name, str(path)]
+        limit = 2 * args.budget + GRACE_SECONDS
+        run_process(arguments, path, limit=limit, record=case._asdict())
+        print(path.stem, flush=True)
+    records = load_results(folder)
+    write_json(args.out / "accelerator.json", {"records": records})
+    (args.out / "accelerator.md").write_text(table(records) + "\n")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
