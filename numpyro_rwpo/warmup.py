@@ -42,7 +42,8 @@ RETRIAL_EVERY = 4  # updates, after the trial, one tries any kind: the metric ha
 _IN_THE_RUNNING = 0.4  # share of the best kind's efficiency below which a kind is not tried again
 SETTLING_UPDATES = 4  # after the trial, before adaptation may end
 INDEPENDENT_EVERY = 4  # updates, after the trial, one tries independent proposals
-SHORT_EVERY = 8  # updates, after the trial, and sweeps of a refresh, one takes short steps
+SHORT_EVERY = 4  # updates, after the trial, one takes short steps, if particles need them
+HAMILTONIAN_PER_SHORT = 8  # sweeps of a refresh, one of which takes short steps then
 MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
 MAX_HAMILTONIAN = MAX_SWEEPS - MAX_INDEPENDENT
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
@@ -97,7 +98,8 @@ class Sweeps(NamedTuple):
         num_short: how many of these take short steps, scalar; none where all particles move.
         residual_correlation: expected between two draws of a particle, of its slowest statistic;
             above a tenth only where the number of sweeps is at its limit.
-        is_settled: whether warm-up has run long enough for its estimates.
+        is_settled: whether warm-up has run long enough for its estimates, and all particles move:
+            those that hardly do may still be on their way from the start.
     """
 
     num_independent: jax.Array
@@ -268,13 +270,13 @@ def _plan_sweeps(
     ahead = jnp.abs(adaptation.log_step - adaptation.log_step_mean)[chosen]
     enough = num_updates >= trial + SETTLING_UPDATES + 2 * num_hamiltonian[0]
     is_any_held = adaptation.share_held * num_particles > _HELD_AT_LEAST
-    num_short = -(-num_hamiltonian[best] // SHORT_EVERY)
+    num_short = -(-num_hamiltonian[best] // HAMILTONIAN_PER_SHORT)
     return Sweeps(
         num_independent=best,
         num_hamiltonian=num_hamiltonian[best],
         num_short=jnp.where(is_any_held, num_short, 0),
         residual_correlation=(weight[best] * rate ** num_hamiltonian[best]).max(),
-        is_settled=enough & (ahead < _STEADY),
+        is_settled=enough & (ahead < _STEADY) & ~is_any_held,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,10 +13,17 @@ from numpyro_rwpo.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.settings import make_candidates
 from numpyro_rwpo.target import Differentiation
 from numpyro_rwpo.warmup import (
+    HAMILTONIAN_PER_SHORT,
     REPLACEMENT_UPDATES,
+    SHORT_EVERY,
+    Adaptation,
+    SweepPair,
+    Turn,
     initial_adaptation,
     learn_moments,
+    learn_sweeps,
     replace_stuck,
+    whose_turn,
 )
 
 NUM_PARTICLES, DIM = 64, 64
@@ -80,3 +88,40 @@ def test_first_moments_are_the_ensembles_own(dense: bool) -> None:
         expected = ensemble_moments(*inner, dense)
         for found, right in zip(after.moments, expected, strict=True):
             np.testing.assert_allclose(found, right, rtol=1e-6)
+
+
+CANDIDATES = make_candidates(NUM_PARTICLES, DIM, has_prior=False, dense_mass=False)
+
+
+def learnt_from(num_held: int, num_updates: int) -> Adaptation:
+    """After updates by pairs of sweeps in which some particles accepted nothing, others 80 %."""
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(num_updates, 3, NUM_PARTICLES, DIM)).astype(np.float32)
+    accepted = jnp.full(NUM_PARTICLES, 0.8).at[:num_held].set(0.0)
+    refresh = Refresh(accepted, jnp.zeros(NUM_PARTICLES, bool), jnp.full((), 4))
+    adaptation = initial_adaptation(jnp.asarray(normal[0, 0]), CANDIDATES)
+    turn = Turn(jnp.zeros((), int), *jnp.zeros((2,), bool))
+
+    @jax.jit
+    def learnt(adaptation: Adaptation, update: jax.Array, ensembles: jax.Array) -> Adaptation:
+        pair = SweepPair(*(evaluate(x, TARGET) for x in ensembles), refresh)
+        return learn_sweeps(adaptation, update, turn, pair, TARGET, CANDIDATES, 0.8)
+
+    for update, ensembles in enumerate(normal):
+        adaptation = learnt(adaptation, jnp.asarray(update), ensembles)
+    return adaptation
+
+
+@pytest.mark.parametrize("num_held", [0, 1])
+def test_short_steps_are_for_particles_that_hardly_move(num_held: int) -> None:
+    """One sweep in a few of a refresh and one update in a few; and warm-up goes on."""
+    adaptation = learnt_from(num_held, num_updates=12)
+    sweeps = adaptation.sweeps
+    np.testing.assert_allclose(adaptation.share_held, num_held / NUM_PARTICLES, rtol=1e-6)
+    expected = -(-int(sweeps.num_hamiltonian) // HAMILTONIAN_PER_SHORT) if num_held else 0
+    assert sweeps.num_short == expected <= sweeps.num_hamiltonian
+    assert sweeps.is_settled == (num_held == 0)
+    later = range(SHORT_EVERY, 5 * SHORT_EVERY)  # after the trial of the flows
+    turns = [whose_turn(adaptation, jnp.asarray(k), CANDIDATES) for k in later]
+    assert sum(bool(turn.is_short) for turn in turns) == 4 * num_held
+    assert not any(turn.is_short & turn.is_independent for turn in turns)
