@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo import convergence
-from numpyro_rwpo.correction import MAX_STEPS, trajectory_steps
+from numpyro_rwpo.correction import MAX_STEPS, STUCK, trajectory_steps
 from numpyro_rwpo.evidence import estimate_evidence
 from numpyro_rwpo.findings import find
 from numpyro_rwpo.importance import ensemble_coverage
@@ -27,7 +27,6 @@ from numpyro_rwpo.transport import is_at_rest
 from numpyro_rwpo.unconstrained import Posterior, posterior_of
 from numpyro_rwpo.warmup import MAX_HAMILTONIAN
 
-_STUCK = 0.1  # mean acceptance probability of a stuck particle, at most
 _ENOUGH_SWEEPS = 8  # for a mean that low to be no chance
 _MAX_CHAIN_COORDINATES = 50  # for figures of single chains: those with the fewest effective draws
 
@@ -154,7 +153,7 @@ def _share_stuck(accept_prob: np.ndarray, num_sweeps: int) -> float:
         num_sweeps: how many these were; after only a few, which particles that move well may
             reject by chance, the share counts as 0.
     """
-    return float(np.mean(accept_prob < _STUCK)) if num_sweeps >= _ENOUGH_SWEEPS else 0.0
+    return float(np.mean(accept_prob < STUCK)) if num_sweeps >= _ENOUGH_SWEEPS else 0.0
 
 
 def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, Any]]:
