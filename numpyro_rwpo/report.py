@@ -163,6 +163,17 @@ def _chains(figures: dict[str, Any]) -> Table:
         ["gradient evaluations", *each("num_gradients", ","), f"{sum(column('num_gradients')):,}"],
         ["gradients a draw", *each("gradients_per_draw"), _span(column("gradients_per_draw"), "d")],
         ["sweeps a draw (independent + Hamiltonian)", *sweeps, _common(sweeps)],
+        *(
+            [
+                [
+                    "of them with short steps",
+                    *each("short_sweeps"),
+                    _span(column("short_sweeps"), "d"),
+                ]
+            ]
+            if any(column("short_sweeps"))
+            else []
+        ),
         ["metric", *each("metric"), _common(column("metric"))],
         ["flow", *each("flow"), _common(column("flow"))],
     ]
