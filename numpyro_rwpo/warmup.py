@@ -126,7 +126,7 @@ class Adaptation(NamedTuple):
         lag_1: autocorrelation of the statistics after one sweep, across particles,
             (kinds, 2 dim + 1).
         lag_2: the same after two sweeps.
-        share_stuck: running mean of the share of particles that are stuck.
+        num_stuck: running mean of the number of particles that are stuck, scalar.
         sweeps: what follows from these for a refresh.
     """
 
@@ -139,7 +139,7 @@ class Adaptation(NamedTuple):
     num_steps: jax.Array
     lag_1: jax.Array
     lag_2: jax.Array
-    share_stuck: jax.Array
+    num_stuck: jax.Array
     sweeps: Sweeps
 
 
@@ -175,7 +175,7 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
         num_steps=jnp.ones(num_kinds, dtype),
         lag_1=correlation,
         lag_2=correlation,
-        share_stuck=jnp.zeros((), dtype),
+        num_stuck=jnp.zeros((), dtype),
         sweeps=Sweeps(
             num_independent=jnp.zeros((), int),
             num_hamiltonian=jnp.ones((), int),
@@ -254,9 +254,7 @@ def _memory(
     return (once / rate) * lag_1[-2] ** jnp.asarray(num_independent)[..., None], rate
 
 
-def _plan_sweeps(
-    adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates, num_particles: int
-) -> Sweeps:
+def _plan_sweeps(adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates) -> Sweeps:
     """The cheapest numbers of sweeps after which a particle remembers no more than a tenth."""
     chosen = adaptation.chosen
     num_independent = jnp.arange(MAX_INDEPENDENT + 1)
@@ -269,7 +267,7 @@ def _plan_sweeps(
     # A step size that still moves has left its running mean behind.
     ahead = jnp.abs(adaptation.log_step - adaptation.log_step_mean)[chosen]
     enough = num_updates >= trial + SETTLING_UPDATES + 2 * num_hamiltonian[0]
-    is_any_stuck = adaptation.share_stuck * num_particles > _NEED_SHORT
+    is_any_stuck = adaptation.num_stuck > _NEED_SHORT
     num_short = -(-num_hamiltonian[best] // HAMILTONIAN_PER_SHORT)
     return Sweeps(
         num_independent=best,
@@ -420,8 +418,8 @@ def learn_sweeps(
     lag_1 = ((before * between).mean(0) + (between * after).mean(0)) / 2
     lag_2 = (before * after).mean(0)
     steps = _blend(adaptation.num_steps[now], pair.refresh.num_steps / 2, weight)
-    share_stuck = jnp.mean(pair.refresh.accept_prob < STUCK)
-    share_stuck = _blend(adaptation.share_stuck, share_stuck, jnp.where(is_usual, weight, 0.0))
+    num_stuck = jnp.sum(pair.refresh.accept_prob < STUCK)
+    num_stuck = _blend(adaptation.num_stuck, num_stuck, jnp.where(is_usual, weight, 0.0))
     learnt = adaptation._replace(
         uses=adaptation.uses.at[now].set(uses + 1),
         log_step=adaptation.log_step.at[now].set(log_step),
@@ -429,8 +427,7 @@ def learn_sweeps(
         num_steps=adaptation.num_steps.at[now].set(steps),
         lag_1=adaptation.lag_1.at[now].set(_blend(adaptation.lag_1[now], lag_1, weight)),
         lag_2=adaptation.lag_2.at[now].set(_blend(adaptation.lag_2[now], lag_2, weight)),
-        share_stuck=share_stuck,
+        num_stuck=num_stuck,
     )
     learnt = learnt._replace(chosen=jnp.argmax(_efficiency(learnt)))
-    num_particles = pair.refresh.accept_prob.size
-    return learnt._replace(sweeps=_plan_sweeps(learnt, update + 1, candidates, num_particles))
+    return learnt._replace(sweeps=_plan_sweeps(learnt, update + 1, candidates))

@@ -117,7 +117,7 @@ def test_short_steps_are_for_particles_that_hardly_move(num_stuck: int) -> None:
     """One sweep in a few of a refresh and one update in a few; and warm-up goes on."""
     adaptation = learnt_from(num_stuck, num_updates=12)
     sweeps = adaptation.sweeps
-    np.testing.assert_allclose(adaptation.share_stuck, num_stuck / NUM_PARTICLES, rtol=1e-6)
+    np.testing.assert_allclose(adaptation.num_stuck, num_stuck, rtol=1e-6)
     expected = -(-int(sweeps.num_hamiltonian) // HAMILTONIAN_PER_SHORT) if num_stuck else 0
     assert sweeps.num_short == expected <= sweeps.num_hamiltonian
     assert sweeps.is_settled == (num_stuck == 0)
