@@ -45,7 +45,7 @@ from numpyro_rwpo.warmup import (
     initial_adaptation,
     learn_moments,
     learn_sweeps,
-    replace_stuck,
+    replace_hopeless,
     tuning,
 )
 
@@ -105,7 +105,7 @@ class Program(NamedTuple):
         learnt = learn_sweeps(
             adaptation, update, turn, pair, self.target, self.candidates, target_accept_prob=0.8
         )
-        return replace_stuck(update, after, pair.refresh, self.target), learnt
+        return replace_hopeless(update, after, pair.refresh, self.target), learnt
 
 
 def count(

@@ -193,8 +193,13 @@ def measure(name: str, metric: str) -> dict[str, Any]:
         "min_bulk_ess": smallest_ess(np.moveaxis(draws, -1, 0), "bulk"),
         "max_r_hat": float(np.max(r_hat(draws))),
         "num_divergences": int(np.sum(mcmc.get_extra_fields()["diverging"])),
+        "device": jax.devices()[0].device_kind,
         "versions": versions(),
     }
+
+
+def _known(value: float | None) -> float:
+    return float("nan") if value is None else value  # JSON has no nan
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -203,6 +208,8 @@ def table(records: list[dict[str, Any]]) -> str:
     order = {name: k for k, name in enumerate(CASES)}
     for record in sorted(records, key=lambda r: (order[r["problem"]], r["metric"])):
         label = f"{record['problem']}, {record['metric']}"
+        if (device := record.get("device", "cpu")) != "cpu":
+            label += f" ({device})"
         if record["status"] != "complete":
             rows.append([label, record["reason"], *[""] * 8])
             continue
@@ -210,7 +217,7 @@ def table(records: list[dict[str, Any]]) -> str:
         columns += ("accept_prob", "num_divergences", "peak_memory_mb")
         shape = f"{record['num_chains']} x {record['num_particles']} x {record['dim']}"
         flows = ", ".join(record["flows"])
-        rows.append([label, shape, flows, *(three_digits(record[c]) for c in columns)])
+        rows.append([label, shape, flows, *(three_digits(_known(record[c])) for c in columns)])
     header = ["problem, metric", "chains x particles x parameters", "flow", "gradients"]
     header += ["a draw", "bulk ESS", "R-hat", "acceptance", "divergences", "peak memory, MB"]
     return markdown_table(header, rows)

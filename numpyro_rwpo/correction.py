@@ -54,6 +54,7 @@ MAX_SWEEPS = 128  # of one refresh, between two draws of a particle
 DIVERGENCE_THRESHOLD = 1000.0  # energy error, as in NUTS
 STEP_JITTER = 0.25  # largest relative jitter of a particle's step size
 SHORT_STEP = 1 / 3  # of short steps, in units of the step size
+STUCK = 0.1  # mean acceptance probability below which a particle is called stuck
 NUM_SUBSTEPS = 8  # of the flow where the Laplace prior has no closed form
 
 

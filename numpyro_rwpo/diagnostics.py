@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo import convergence
-from numpyro_rwpo.correction import MAX_STEPS, trajectory_steps
+from numpyro_rwpo.correction import MAX_STEPS, STUCK, trajectory_steps
 from numpyro_rwpo.evidence import estimate_evidence
 from numpyro_rwpo.findings import find
 from numpyro_rwpo.importance import ensemble_coverage
@@ -27,7 +27,6 @@ from numpyro_rwpo.transport import is_at_rest
 from numpyro_rwpo.unconstrained import Posterior, posterior_of
 from numpyro_rwpo.warmup import MAX_HAMILTONIAN
 
-_STUCK = 0.1  # mean acceptance probability of a stuck particle, at most
 _ENOUGH_SWEEPS = 8  # for a mean that low to be no chance
 _MAX_CHAIN_COORDINATES = 50  # for figures of single chains: those with the fewest effective draws
 
@@ -146,15 +145,22 @@ def _metric_and_flow(state: RWPOState, settings: Settings, chain: int) -> dict[s
     return {"metric": metric, "flow": flow}
 
 
-def _share_stuck(accept_prob: np.ndarray, num_sweeps: int) -> float:
+def _stuck(accept_prob: np.ndarray, num_sweeps: int, num_short: int) -> tuple[float, float]:
     """Share of draws whose particle accepted next to nothing since its last draw.
 
     Args:
         accept_prob: mean over the Hamiltonian sweeps since then, (num_draws,).
         num_sweeps: how many these were; after only a few, which particles that move well may
             reject by chance, the share counts as 0.
+        num_short: how many of them took short steps, which stuck particles accept too.
+
+    Returns:
+        The share, and the mean acceptance below which a particle counts.
     """
-    return float(np.mean(accept_prob < _STUCK)) if num_sweeps >= _ENOUGH_SWEEPS else 0.0
+    share_short = num_short / max(num_sweeps, 1)
+    limit = share_short + STUCK * (1 - share_short)
+    share = float(np.mean(accept_prob < limit)) if num_sweeps >= _ENOUGH_SWEEPS else 0.0
+    return share, limit
 
 
 def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, Any]]:
@@ -174,6 +180,8 @@ def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, A
         if settings.corrected:
             step_size = float(state.step_size[chain])
             steps = int(trajectory_steps(jnp.asarray(step_size)))
+            num_sweeps, num_short = int(sweeps.num_hamiltonian[chain]), int(sweeps.num_short[chain])
+            share_stuck, stuck_below = _stuck(accept_prob[chain], num_sweeps, num_short)
             row |= {
                 "accept_prob": float(accept_prob[chain].mean()),
                 "num_divergences": int(np.asarray(fields["diverging"])[chain].sum()),
@@ -182,10 +190,12 @@ def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, A
                 "steps_per_sweep": steps,
                 "is_trajectory_cut": steps >= MAX_STEPS,
                 "independent_sweeps": int(sweeps.num_independent[chain]),
-                "hamiltonian_sweeps": int(sweeps.num_hamiltonian[chain]),
-                "is_sweep_limit_reached": bool(sweeps.num_hamiltonian[chain] >= MAX_HAMILTONIAN),
+                "hamiltonian_sweeps": num_sweeps,
+                "short_sweeps": num_short,
+                "is_sweep_limit_reached": num_sweeps >= MAX_HAMILTONIAN,
                 "gradients_per_draw": int(state.refresh.num_steps[chain]),
-                "share_stuck": _share_stuck(accept_prob[chain], int(sweeps.num_hamiltonian[chain])),
+                "share_stuck": share_stuck,
+                "stuck_below": stuck_below,
                 "expected_residual_correlation": float(sweeps.residual_correlation[chain]),
             }
         chains.append(row)

@@ -173,16 +173,17 @@ def _slow_particles(figures: dict[str, Any]) -> list[Finding]:
 def _stuck_particles(figures: dict[str, Any]) -> list[Finding]:
     shares = [row["share_stuck"] for row in figures["chains"]]
     share = sum(shares) / len(shares)
+    limit = max(row["stuck_below"] for row in figures["chains"])
     if share <= _MAX_STUCK:
         return []
     return [
         Finding(
             "stuck particles",
-            f"{share:.1%} of the particles accepted less than a tenth of their proposals between "
+            f"{share:.1%} of the particles accepted less than a tenth of the usual steps between "
             "two draws: they stay where warm-up left them, whatever the share of that region "
             "should be, and R-hat and ESS do not show it; standard deviations may be too large. "
-            "Compare with the draws whose extra field `accept_prob` is above 0.1; reparametrise, "
-            "or raise `num_warmup` and `target_accept_prob`.",
+            f"Compare with the draws whose extra field `accept_prob` is above {limit:.2f}; raise "
+            "`num_warmup`, or reparametrise.",
         )
     ]
 

@@ -72,7 +72,7 @@ from numpyro_rwpo.warmup import (
     SweepPair,
     learn_moments,
     learn_sweeps,
-    replace_stuck,
+    replace_hopeless,
     tuning,
     whose_turn,
 )
@@ -175,7 +175,7 @@ def iterate(
                 settings.candidates,
                 settings.target_accept_prob,
             )
-            return replace_stuck(update, after, refresh, placed), learnt
+            return replace_hopeless(update, after, refresh, placed), learnt
 
         after, adaptation = lax.cond(is_warmup, learn, lambda *same: same, after, adaptation)
         return carry._replace(ensemble=after, adaptation=adaptation, refresh=refresh)

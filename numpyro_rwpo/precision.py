@@ -1,7 +1,7 @@
 """Matrix products in full precision, on accelerators that would round their factors.
 
-GPUs since Ampere round the factors of single-precision products to ten bits of mantissa (TF32), TPUs
-to seven (bfloat16), unless told otherwise. An acceptance probability needs differences of
+GPUs since Ampere round the factors of single-precision products to ten bits of mantissa (TF32),
+TPUs to seven (bfloat16), unless told otherwise. An acceptance probability needs differences of
 potentials to be right, and leapfrog steps need products with a matrix and with its inverse to undo
 each other.
 """
@@ -21,7 +21,7 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def precise(*args: P.args, **kwargs: P.kwargs) -> R:
-        chosen = jax.config.jax_default_matmul_precision
+        chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
         with jax.default_matmul_precision("highest" if chosen is None else chosen):
             return function(*args, **kwargs)
 

@@ -147,6 +147,7 @@ def _chains(figures: dict[str, Any]) -> Table:
         return [chain[key] for chain in chains]
 
     sweeps = [f"{c['independent_sweeps']} + {c['hamiltonian_sweeps']}" for c in chains]
+    short = column("short_sweeps")
     r_hat = max(whole("r_hat"), key=lambda value: (value != value, value))
     between = f"{r_hat:.3f}" if len(chains) > 1 else "-"  # one chain has nothing to differ from
     rows = [
@@ -163,6 +164,11 @@ def _chains(figures: dict[str, Any]) -> Table:
         ["gradient evaluations", *each("num_gradients", ","), f"{sum(column('num_gradients')):,}"],
         ["gradients a draw", *each("gradients_per_draw"), _span(column("gradients_per_draw"), "d")],
         ["sweeps a draw (independent + Hamiltonian)", *sweeps, _common(sweeps)],
+        *(
+            [["of them with short steps", *each("short_sweeps"), _span(short, "d")]]
+            if any(short)
+            else []
+        ),
         ["metric", *each("metric"), _common(column("metric"))],
         ["flow", *each("flow"), _common(column("flow"))],
     ]

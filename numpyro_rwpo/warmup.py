@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from numpyro_rwpo.correction import (
     DIVERGENCE_THRESHOLD,
     MAX_SWEEPS,
+    STUCK,
     TRAJECTORY_LENGTH,
     Metric,
     Reference,
@@ -42,14 +43,14 @@ RETRIAL_EVERY = 4  # updates, after the trial, one tries any kind: the metric ha
 _IN_THE_RUNNING = 0.4  # share of the best kind's efficiency below which a kind is not tried again
 SETTLING_UPDATES = 4  # after the trial, before adaptation may end
 INDEPENDENT_EVERY = 4  # updates, after the trial, one tries independent proposals
-SHORT_EVERY = 8  # updates, after the trial, and sweeps of a refresh, one takes short steps
+SHORT_EVERY = 4  # updates, after the trial, one takes short steps, if particles need them
+HAMILTONIAN_PER_SHORT = 8  # sweeps of a refresh, one of which takes short steps then
 MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
 MAX_HAMILTONIAN = MAX_SWEEPS - MAX_INDEPENDENT
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
-REPLACEMENT_UPDATES = 12  # in which all stuck particles are moved onto others
-_STUCK = 0.02  # mean acceptance probability in a pair of sweeps below which a particle is stuck
-_HELD = 0.1  # the same, below which a particle would rather move by short steps
-_HELD_AT_LEAST = 0.25  # of a particle, in the running mean, for any short steps to be taken
+REPLACEMENT_UPDATES = 12  # in which all particles that reject everything are moved onto others
+_REJECTED = 0.02  # acceptance probability in a pair of sweeps of one that rejects everything
+_NEED_SHORT = 0.5  # stuck particles in the running mean, above which short steps are taken
 _IMPROBABLE = 4.0  # standard deviations of the potential from its median
 _QUARTILES = 1.349  # their distance in a normal distribution, in standard deviations
 _DIVERGENCE_COST = 10.0  # of acceptance probability, for the share of particles that diverge
@@ -97,7 +98,8 @@ class Sweeps(NamedTuple):
         num_short: how many of these take short steps, scalar; none where all particles move.
         residual_correlation: expected between two draws of a particle, of its slowest statistic;
             above a tenth only where the number of sweeps is at its limit.
-        is_settled: whether warm-up has run long enough for its estimates.
+        is_settled: whether warm-up has run long enough for its estimates, and all particles move:
+            those that hardly do may still be on their way from the start.
     """
 
     num_independent: jax.Array
@@ -124,7 +126,7 @@ class Adaptation(NamedTuple):
         lag_1: autocorrelation of the statistics after one sweep, across particles,
             (kinds, 2 dim + 1).
         lag_2: the same after two sweeps.
-        share_held: running mean of the share of particles that accept next to nothing.
+        num_stuck: running mean of the number of particles that are stuck, scalar.
         sweeps: what follows from these for a refresh.
     """
 
@@ -137,7 +139,7 @@ class Adaptation(NamedTuple):
     num_steps: jax.Array
     lag_1: jax.Array
     lag_2: jax.Array
-    share_held: jax.Array
+    num_stuck: jax.Array
     sweeps: Sweeps
 
 
@@ -173,7 +175,7 @@ def initial_adaptation(particles: jax.Array, candidates: Candidates) -> Adaptati
         num_steps=jnp.ones(num_kinds, dtype),
         lag_1=correlation,
         lag_2=correlation,
-        share_held=jnp.zeros((), dtype),
+        num_stuck=jnp.zeros((), dtype),
         sweeps=Sweeps(
             num_independent=jnp.zeros((), int),
             num_hamiltonian=jnp.ones((), int),
@@ -252,9 +254,7 @@ def _memory(
     return (once / rate) * lag_1[-2] ** jnp.asarray(num_independent)[..., None], rate
 
 
-def _plan_sweeps(
-    adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates, num_particles: int
-) -> Sweeps:
+def _plan_sweeps(adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates) -> Sweeps:
     """The cheapest numbers of sweeps after which a particle remembers no more than a tenth."""
     chosen = adaptation.chosen
     num_independent = jnp.arange(MAX_INDEPENDENT + 1)
@@ -267,14 +267,14 @@ def _plan_sweeps(
     # A step size that still moves has left its running mean behind.
     ahead = jnp.abs(adaptation.log_step - adaptation.log_step_mean)[chosen]
     enough = num_updates >= trial + SETTLING_UPDATES + 2 * num_hamiltonian[0]
-    is_any_held = adaptation.share_held * num_particles > _HELD_AT_LEAST
-    num_short = -(-num_hamiltonian[best] // SHORT_EVERY)
+    is_any_stuck = adaptation.num_stuck > _NEED_SHORT
+    num_short = -(-num_hamiltonian[best] // HAMILTONIAN_PER_SHORT)
     return Sweeps(
         num_independent=best,
         num_hamiltonian=num_hamiltonian[best],
-        num_short=jnp.where(is_any_held, num_short, 0),
+        num_short=jnp.where(is_any_stuck, num_short, 0),
         residual_correlation=(weight[best] * rate ** num_hamiltonian[best]).max(),
-        is_settled=enough & (ahead < _STEADY),
+        is_settled=enough & (ahead < _STEADY) & ~is_any_stuck,
     )
 
 
@@ -319,33 +319,32 @@ def _statistics(ensembles: Ensemble, target: Target) -> jax.Array:
     return _standardize(jnp.concatenate([clipped, clipped[..., :-1] ** 2], axis=-1))
 
 
-def replace_stuck(
+def replace_hopeless(
     update: jax.Array, ensemble: Ensemble, refresh: Refresh, target: Target
 ) -> Ensemble:
     """Move particles that reject everything onto others, in warm-up only.
 
-    Transport can leave a particle where the step size that suits all others is unstable and nothing
-    is ever accepted. After the first updates such a particle is moved only if its potential is one
-    that draws do not have, too high or too low: others may be in a part of the posterior that is
-    hard to leave, like the neck of a funnel. Particles more than 1000 units above the median are
-    always moved.
+    Transport can leave a particle where even short steps are unstable and nothing is ever accepted.
+    After the first updates such a particle is moved only if its potential is one that draws do not
+    have, too high or too low: others may be in a part of the posterior that is hard to leave, like
+    the neck of a funnel. Particles more than 1000 units above the median are always moved.
     """
     accept_prob = refresh.accept_prob
     height = potential(ensemble, target)
     ordered = jnp.sort(thinned(height))
     lower, median, upper = ordered[jnp.array([1, 2, 3]) * ordered.size // 4]
     improbable = jnp.abs(height - median) > _IMPROBABLE * (upper - lower) / _QUARTILES
-    stuck = (accept_prob < _STUCK) & (accept_prob.mean() > 0.5)
-    stuck &= improbable | (update < REPLACEMENT_UPDATES)
-    stuck |= height - median > DIVERGENCE_THRESHOLD
+    hopeless = (accept_prob < _REJECTED) & (accept_prob.mean() > 0.5)
+    hopeless &= improbable | (update < REPLACEMENT_UPDATES)
+    hopeless |= height - median > DIVERGENCE_THRESHOLD
 
     def replaced(ensemble: Ensemble) -> Ensemble:
-        order = jnp.argsort(stuck, stable=True)
+        order = jnp.argsort(hopeless, stable=True)
         index = jnp.arange(accept_prob.size)
-        source = jnp.where(stuck, order[index % jnp.maximum((~stuck).sum(), 1)], index)
+        source = jnp.where(hopeless, order[index % jnp.maximum((~hopeless).sum(), 1)], index)
         return jax.tree.map(lambda x: x[source], ensemble)
 
-    return target.placement.where_needed(stuck, replaced, ensemble)
+    return target.placement.where_needed(hopeless, replaced, ensemble)
 
 
 def _blend(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
@@ -419,8 +418,8 @@ def learn_sweeps(
     lag_1 = ((before * between).mean(0) + (between * after).mean(0)) / 2
     lag_2 = (before * after).mean(0)
     steps = _blend(adaptation.num_steps[now], pair.refresh.num_steps / 2, weight)
-    share_held = jnp.mean(pair.refresh.accept_prob < _HELD)
-    share_held = _blend(adaptation.share_held, share_held, jnp.where(is_usual, weight, 0.0))
+    num_stuck = jnp.sum(pair.refresh.accept_prob < STUCK)
+    num_stuck = _blend(adaptation.num_stuck, num_stuck, jnp.where(is_usual, weight, 0.0))
     learnt = adaptation._replace(
         uses=adaptation.uses.at[now].set(uses + 1),
         log_step=adaptation.log_step.at[now].set(log_step),
@@ -428,8 +427,7 @@ def learn_sweeps(
         num_steps=adaptation.num_steps.at[now].set(steps),
         lag_1=adaptation.lag_1.at[now].set(_blend(adaptation.lag_1[now], lag_1, weight)),
         lag_2=adaptation.lag_2.at[now].set(_blend(adaptation.lag_2[now], lag_2, weight)),
-        share_held=share_held,
+        num_stuck=num_stuck,
     )
     learnt = learnt._replace(chosen=jnp.argmax(_efficiency(learnt)))
-    num_particles = pair.refresh.accept_prob.size
-    return learnt._replace(sweeps=_plan_sweeps(learnt, update + 1, candidates, num_particles))
+    return learnt._replace(sweeps=_plan_sweeps(learnt, update + 1, candidates))

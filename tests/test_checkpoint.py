@@ -96,10 +96,9 @@ def test_state_with_any_metric_comes_back(form: str, tmp_path: Path) -> None:
     kernel = RWPO(
         shrunken_means, num_particles=16, dense_mass="auto" if form != "diagonal" else False
     )
-    kernel.init(jax.random.key(0), NUM_WARMUP, None, model_args, {})
+    state = kernel.init(jax.random.key(0), NUM_WARMUP, None, model_args, {})
     candidates = kernel.settings.candidates
     assert (candidates.dense, candidates.rank > 0) == (form == "dense", form == "low rank")
-    state = kernel.init(jax.random.key(0), NUM_WARMUP, None, model_args, {})
     save(state, tmp_path / "run.npz")
     assert_same(load(tmp_path / "run.npz"), state)
 

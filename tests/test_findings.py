@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from numpyro_rwpo.diagnostics import _share_stuck
+from numpyro_rwpo.diagnostics import _stuck
 from numpyro_rwpo.findings import find, max_z
 from numpyro_rwpo.report import Report
 
@@ -32,8 +32,10 @@ def sound() -> dict[str, Any]:
         "is_trajectory_cut": False,
         "independent_sweeps": 1,
         "hamiltonian_sweeps": 2,
+        "short_sweeps": 0,
         "is_sweep_limit_reached": False,
         "share_stuck": 0.0,
+        "stuck_below": 0.1,
         "gradients_per_draw": 6,
         "expected_residual_correlation": 0.08,
     }
@@ -197,7 +199,12 @@ def test_limits_on_z_have_the_stated_false_alarm_rate():
 
 
 def test_stuck_particles_are_counted_where_chance_cannot_make_them() -> None:
-    """Five of 1000; after few sweeps a particle that moves well may have rejected them all."""
+    """Five of 1000; after few sweeps a particle that moves well may have rejected them all.
+
+    Two more accept the short steps only, of which there are eight among forty.
+    """
     accept_prob = np.where(np.arange(1000) < 5, 0.02, 0.8)
-    assert _share_stuck(accept_prob, 40) == pytest.approx(0.005)
-    assert _share_stuck(accept_prob, 3) == 0
+    accept_prob[5:7] = 0.21
+    assert _stuck(accept_prob, 40, 0) == pytest.approx((0.005, 0.1))
+    assert _stuck(accept_prob, 40, 8) == pytest.approx((0.007, 0.28))
+    assert _stuck(accept_prob, 3, 0)[0] == 0

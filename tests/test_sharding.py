@@ -48,7 +48,7 @@ from numpyro_rwpo.warmup import (
     initial_adaptation,
     learn_moments,
     learn_sweeps,
-    replace_stuck,
+    replace_hopeless,
     tuning,
 )
 
@@ -108,7 +108,7 @@ def refresh(target: Target, before: Ensemble, adaptation: Adaptation) -> Any:
     pair = SweepPair(before, after, after, info)
     update = jnp.array(1)
     learnt = learn_sweeps(adaptation, update, HAMILTONIAN, pair, target, CANDIDATES, 0.8)
-    return info, learnt, replace_stuck(update, after, info, target)
+    return info, learnt, replace_hopeless(update, after, info, target)
 
 
 PHASES = {

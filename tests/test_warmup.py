@@ -1,7 +1,8 @@
-"""What warm-up learns from an ensemble, and which particles it moves because they are stuck."""
+"""What warm-up learns from an ensemble, and what it does for particles that hardly move."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,10 +13,17 @@ from numpyro_rwpo.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.settings import make_candidates
 from numpyro_rwpo.target import Differentiation
 from numpyro_rwpo.warmup import (
+    HAMILTONIAN_PER_SHORT,
     REPLACEMENT_UPDATES,
+    SHORT_EVERY,
+    Adaptation,
+    SweepPair,
+    Turn,
     initial_adaptation,
     learn_moments,
-    replace_stuck,
+    learn_sweeps,
+    replace_hopeless,
+    whose_turn,
 )
 
 NUM_PARTICLES, DIM = 64, 64
@@ -32,7 +40,7 @@ def moved(last: float, accept_prob: float, update: int, others: float = 0.8) -> 
     ensemble = evaluate(jnp.asarray(particles), TARGET)
     accepted = jnp.full(NUM_PARTICLES, others).at[-1].set(accept_prob)
     refresh = Refresh(accepted, jnp.zeros(NUM_PARTICLES, bool), jnp.ones((), int))
-    after = np.asarray(replace_stuck(jnp.asarray(update), ensemble, refresh, TARGET).particles)
+    after = np.asarray(replace_hopeless(jnp.asarray(update), ensemble, refresh, TARGET).particles)
     np.testing.assert_array_equal(after[:-1], particles[:-1])
     return not np.array_equal(after[-1], particles[-1])
 
@@ -43,7 +51,7 @@ EARLY, LATE = REPLACEMENT_UPDATES - 1, REPLACEMENT_UPDATES
 @pytest.mark.parametrize(
     ("last", "accept_prob", "update", "is_moved"),
     [
-        (1.0, 0.0, EARLY, True),  # stuck
+        (1.0, 0.0, EARLY, True),  # rejects everything
         (1.0, 0.0, LATE, False),  # the same later: its potential is that of any draw
         (0.0, 0.0, LATE, True),  # potential 0, where no draw is although the density is highest
         (3.0, 0.0, LATE, True),  # potential 288, far out
@@ -51,7 +59,7 @@ EARLY, LATE = REPLACEMENT_UPDATES - 1, REPLACEMENT_UPDATES
         (20.0, 0.5, LATE, True),  # potential 12800: no run would ever be there
     ],
 )
-def test_stuck_particles(last: float, accept_prob: float, update: int, is_moved: bool) -> None:
+def test_hopeless_particles(last: float, accept_prob: float, update: int, is_moved: bool) -> None:
     assert moved(last, accept_prob, update) == is_moved
 
 
@@ -80,3 +88,40 @@ def test_first_moments_are_the_ensembles_own(dense: bool) -> None:
         expected = ensemble_moments(*inner, dense)
         for found, right in zip(after.moments, expected, strict=True):
             np.testing.assert_allclose(found, right, rtol=1e-6)
+
+
+CANDIDATES = make_candidates(NUM_PARTICLES, DIM, has_prior=False, dense_mass=False)
+
+
+def learnt_from(num_stuck: int, num_updates: int) -> Adaptation:
+    """After updates by pairs of sweeps in which some particles accepted nothing, others 80 %."""
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(num_updates, 3, NUM_PARTICLES, DIM)).astype(np.float32)
+    accepted = jnp.full(NUM_PARTICLES, 0.8).at[:num_stuck].set(0.0)
+    refresh = Refresh(accepted, jnp.zeros(NUM_PARTICLES, bool), jnp.full((), 4))
+    adaptation = initial_adaptation(jnp.asarray(normal[0, 0]), CANDIDATES)
+    turn = Turn(jnp.zeros((), int), *jnp.zeros((2,), bool))
+
+    @jax.jit
+    def learnt(adaptation: Adaptation, update: jax.Array, ensembles: jax.Array) -> Adaptation:
+        pair = SweepPair(*(evaluate(x, TARGET) for x in ensembles), refresh)
+        return learn_sweeps(adaptation, update, turn, pair, TARGET, CANDIDATES, 0.8)
+
+    for update, ensembles in enumerate(normal):
+        adaptation = learnt(adaptation, jnp.asarray(update), ensembles)
+    return adaptation
+
+
+@pytest.mark.parametrize("num_stuck", [0, 1])
+def test_short_steps_are_for_particles_that_hardly_move(num_stuck: int) -> None:
+    """One sweep in a few of a refresh and one update in a few; and warm-up goes on."""
+    adaptation = learnt_from(num_stuck, num_updates=12)
+    sweeps = adaptation.sweeps
+    np.testing.assert_allclose(adaptation.num_stuck, num_stuck, rtol=1e-6)
+    expected = -(-int(sweeps.num_hamiltonian) // HAMILTONIAN_PER_SHORT) if num_stuck else 0
+    assert sweeps.num_short == expected <= sweeps.num_hamiltonian
+    assert sweeps.is_settled == (num_stuck == 0)
+    later = range(SHORT_EVERY, 5 * SHORT_EVERY)  # after the trial of the flows
+    turns = [whose_turn(adaptation, jnp.asarray(k), CANDIDATES) for k in later]
+    assert sum(bool(turn.is_short) for turn in turns) == 4 * num_stuck
+    assert not any(turn.is_short & turn.is_independent for turn in turns)
