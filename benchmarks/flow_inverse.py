@@ -55,6 +55,7 @@ from tests.data.posteriordb.compare import r_hat
 NUM_LAYERS, NUM_ODE_STEPS = 4, 6
 NUM_STEPS, NUM_SAMPLES = 2000, 256
 LEARNING_RATE = 0.01
+RELATIVE_TIME = 0.1
 
 
 class Setting(NamedTuple):
@@ -177,7 +178,7 @@ def new_flow(kind: str, name: str, seed: int) -> Any:
             1 / problem.scale,
             # Of the variance given all other unknowns: a layer moves points by T times a score,
             # which is as steep as the posterior's narrowest direction.
-            0.1 / np.diag(np.linalg.inv(covariance)),
+            RELATIVE_TIME / np.diag(np.linalg.inv(covariance)),
             "copula",
             num_particles=setting.num_particles,
             **base,
