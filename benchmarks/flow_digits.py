@@ -17,26 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 from benchmarks.cell import write_json
-from benchmarks.flow_samples import (
-    BATCH,
-    KINDS,
-    LEARNING_RATE,
-    NUM_STEPS,
-    judge,
-    new_flow,
-    sliced_w2,
-    spread,
-)
+from benchmarks.flow_samples import KINDS, judge, sliced_w2, spread, train_on
 from benchmarks.machine import versions
 from benchmarks.report import markdown_table
-from numpyro_rwpo.flow import MaximumLikelihood, train
 
 LEVEL = 1 / 16
 NEAR_ZERO = 0.5 * LEVEL  # what a pixel of level 0 becomes
@@ -59,16 +48,7 @@ def run(seed: int) -> list[dict[str, Any]]:
     held, test = dequantised(rng, held), dequantised(rng, test)
     rows = []
     for kind in KINDS:
-        result = train(
-            jax.random.key(seed),
-            new_flow(kind, data, seed),
-            MaximumLikelihood(),
-            data,
-            validation=held,
-            num_steps=NUM_STEPS,
-            batch_size=BATCH,
-            learning_rate=LEARNING_RATE[kind],
-        )
+        result = train_on(kind, data, held, seed)
         measures, x = judge(result.flow, test, np.zeros(NUM_TEST), seed)
         measures["nll"] = measures.pop("kl")  # above a log density of 0
         row = {

@@ -2,14 +2,16 @@
 
 From the repository root::
 
-    python -m benchmarks.flow_inverse [--problems NAMES] [--seeds 3] [--out FOLDER]
+    python -m benchmarks.flow_inverse [--problems NAMES] [--flows NAMES] [--seeds 3] [--out FOLDER]
     python -m benchmarks.flow_inverse --report    # table and figure from what is there
 
-Both flows get the same drift network, start, optimiser, draws and number of gradient steps on the
-reverse Kullback-Leibler divergence; the ODE makes three times as many evaluations of the drift.
+Both flows get the same drift network, start, optimiser, draws and number of gradient steps: first
+on the reverse Kullback-Leibler divergence, then on the forward one, by importance sampling. The ODE
+makes eight times as many evaluations of the drift: with fewer, training finds the solver's error.
 They start from the same normal distribution, at the optimum of a smoothed posterior and with the
-curvature there. What is measured goes to one file, a record for
-each problem, flow and seed; records that are there are not measured again.
+curvature there. Learning rates are those of pilot runs, for each flow and problem. What is measured
+goes to one file, a record for each problem, flow, seed and loss; runs that are there are not made
+again.
 
 Judged against a long exact run of RWPO, which itself is judged by R-hat and by NUTS: largest error
 of a mean in posterior sds, sds, sliced W2, energy distance, share of coordinates near zero; and by
@@ -22,6 +24,7 @@ import argparse
 import json
 import time
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +44,7 @@ from benchmarks.machine import versions
 from benchmarks.report import markdown_table
 from numpyro_rwpo import RWPO
 from numpyro_rwpo.flow import (
+    ForwardKL,
     NeuralODEFlow,
     ReverseKL,
     SparseTransformerFlow,
@@ -52,22 +56,36 @@ from numpyro_rwpo.plots import COLOURS
 from numpyro_rwpo.priors import laplace_prior
 from tests.data.posteriordb.compare import r_hat
 
-NUM_LAYERS, NUM_ODE_STEPS = 4, 6
-NUM_STEPS, NUM_SAMPLES = 2000, 256
-LEARNING_RATE = 0.01
+NUM_LAYERS, NUM_ODE_STEPS = 2, 8
+LOSSES = {"reverse KL": ReverseKL, "then forward KL": ForwardKL}
+NUM_STEPS, NUM_SAMPLES = 1000, 1024  # of each loss
 RELATIVE_TIME = 0.1
 
 
 class Setting(NamedTuple):
-    """Sizes for one problem: units of the network, and points of the transformer's mixture."""
+    """What suits one problem.
+
+    Attributes:
+        width: Units of the network; more than there are unknowns can make any linear map.
+        num_particles: Points that the transformer's density is fitted to.
+        learning_rates: By flow, for the two losses.
+    """
 
     width: int
     num_particles: int
+    learning_rates: dict[str, tuple[float, float]]
 
 
-# Networks wider than the number of unknowns can make any linear map.
-SETTINGS = {"deconvolution": Setting(128, 1024), "elliptic": Setting(32, 1024)}
-FINE_STEPS = 12
+SETTINGS = {
+    "deconvolution": Setting(
+        128, 8192, {"sparse transformer": (0.005, 0.002), "neural ODE": (0.01, 0.001)}
+    ),
+    "elliptic": Setting(
+        32, 4096, {"sparse transformer": (0.02, 0.01), "neural ODE": (0.02, 0.005)}
+    ),
+}
+FINE_STEPS = 16
+EXACT_DRAWS = Path("benchmarks/results/cells")  # not under version control
 NUM_DRAWS, NUM_DENSITY, NUM_ENERGY = 16_000, 2000, 2000
 _CHUNK = 250  # points of which the exact trace is taken at a time
 NUM_CHAINS, NUM_WARMUP = 4, 500
@@ -80,8 +98,16 @@ def near_zero(problem: InverseProblem, theta: np.ndarray) -> float:
 
 @cache
 def exact_draws(name: str) -> np.ndarray:
-    """RWPO's draws of the unknowns by chain, (NUM_CHAINS, NUM_DRAWS / NUM_CHAINS, dim)."""
-    return _run(RWPO(PROBLEMS[name]().model), NUM_DRAWS // NUM_CHAINS)
+    """RWPO's draws of the unknowns by chain, (NUM_CHAINS, NUM_DRAWS / NUM_CHAINS, dim).
+
+    They are kept in a file, so that flows can be trained on another machine.
+    """
+    path = EXACT_DRAWS / f"exact_draws_{name}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draws = _run(RWPO(PROBLEMS[name]().model), NUM_DRAWS // NUM_CHAINS)
+        np.save(path, draws.astype(np.float32))
+    return np.load(path).astype(np.float64)
 
 
 def _run(kernel: Any, num_samples: int) -> np.ndarray:
@@ -230,26 +256,42 @@ def judge(flow: Any, name: str, log_evidence: float, seed: int) -> dict[str, flo
     }
 
 
-def run(name: str, kind: str, seed: int, log_evidence: float) -> dict[str, Any]:
-    """Train and judge one flow on one problem with one seed."""
-    problem = PROBLEMS[name]()
-    result = train(
-        jax.random.key(seed),
-        new_flow(kind, name, seed),
-        ReverseKL(problem.log_density, NUM_SAMPLES),
-        num_steps=NUM_STEPS,
-        learning_rate=LEARNING_RATE,
-    )
-    # Without the first piece, which compiles.
-    seconds_per_step = float(np.median(np.diff(result.seconds)) / 50)
-    return {
-        "problem": name,
-        "flow": kind,
-        "seed": seed,
-        **judge(result.flow, name, log_evidence, seed),
-        "monitored": (result.monitored + log_evidence).tolist(),
-        "seconds_per_step": seconds_per_step,
-    }
+def run(name: str, kind: str, seed: int, log_evidence: float) -> list[dict[str, Any]]:
+    """Train one flow on one problem with one seed, and judge it after each loss."""
+    problem, flow, rows = PROBLEMS[name](), new_flow(kind, name, seed), []
+    learning_rates = SETTINGS[name].learning_rates[kind]
+    for (loss, make), learning_rate in zip(LOSSES.items(), learning_rates, strict=True):
+        result = train(
+            jax.random.key(seed),
+            flow,
+            make(problem.log_density, NUM_SAMPLES),
+            num_steps=NUM_STEPS,
+            learning_rate=learning_rate,
+        )
+        flow = result.flow
+        row = {
+            "problem": name,
+            "flow": kind,
+            "seed": seed,
+            "loss": loss,
+            **judge(flow, name, log_evidence, seed),
+            "monitored": (result.monitored + log_evidence).tolist(),
+            "device": jax.devices()[0].device_kind,
+        }
+        print(json.dumps({k: v for k, v in row.items() if k != "monitored"}), flush=True)
+        rows.append(row)
+    return rows
+
+
+def time_steps(name: str, kind: str) -> dict[str, Any]:
+    """Milliseconds of a gradient step on each loss, compilation aside."""
+    problem, times = PROBLEMS[name](), {}
+    for loss, make in LOSSES.items():
+        step = make(problem.log_density, NUM_SAMPLES)
+        result = train(jax.random.key(0), new_flow(kind, name, 0), step, num_steps=100)
+        times[loss] = float(1e3 * np.diff(result.seconds)[0] / 50)
+    device = jax.devices()[0].device_kind
+    return {"problem": name, "flow": kind, "milliseconds": times, "device": device}
 
 
 MEASURES = {
@@ -267,18 +309,27 @@ MEASURES = {
 
 def table(content: dict[str, Any]) -> str:
     """Mean and standard deviation over seeds of both flows, beside the exact run."""
-    header = ["problem, flow", *MEASURES.values(), "ms a step"]
-    lines = []
+    header = ["problem, flow, loss", *MEASURES.values(), "ms a step"]
+    lines, times = [], step_times(content)
     for reference in content["references"]:
         name = reference["problem"]
-        for kind in KINDS:
-            cell = [r for r in content["rows"] if (r["problem"], r["flow"]) == (name, kind)]
+        for kind, loss in product(KINDS, LOSSES):
+            cell = [
+                row
+                for row in content["rows"]
+                if (row["problem"], row["flow"], row["loss"]) == (name, kind, loss)
+            ]
             if cell:
                 line = [spread([row[measure] for row in cell]) for measure in MEASURES]
-                speed = 1e3 * min(row["seconds_per_step"] for row in cell)
-                lines.append([f"{name}, {kind}", *line, f"{speed:.0f}"])
+                speed = f"{times[name, kind][loss]:.0f}" if (name, kind) in times else "–"
+                lines.append([f"{name}, {kind}, {loss}", *line, speed])
         lines.append([f"{name}, exact run", *_reference_cells(reference), "–"])
     return markdown_table(header, lines)
+
+
+def step_times(content: dict[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
+    """Milliseconds of a step by loss, for each problem and flow that was timed."""
+    return {(t["problem"], t["flow"]): t["milliseconds"] for t in content["times"]}
 
 
 def _reference_cells(reference: dict[str, Any]) -> list[str]:
@@ -293,16 +344,19 @@ def _reference_cells(reference: dict[str, Any]) -> list[str]:
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
-    """Training loss above its minimum against gradient steps and seconds, a row a problem."""
+    """Reverse KL against gradient steps and seconds, a row a problem."""
     names = [reference["problem"] for reference in content["references"]]
+    times, first = step_times(content), next(iter(LOSSES))
     figure = Figure(figsize=(8, 2.9 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     for line, name in zip(figure.subplots(len(names), 2, squeeze=False), names, strict=True):
         for kind, colour in zip(KINDS, COLOURS[:2], strict=True):
             for row in content["rows"]:
-                if (row["problem"], row["flow"]) == (name, kind):
+                # The other loss has no known minimum.
+                if (row["problem"], row["flow"], row["loss"]) == (name, kind, first):
                     steps = 50 * np.arange(1, len(row["monitored"]) + 1)
-                    for axes, unit in zip(line, (1.0, row["seconds_per_step"]), strict=True):
+                    seconds = times.get((name, kind), {first: np.nan})[first] / 1e3
+                    for axes, unit in zip(line, (1.0, seconds), strict=True):
                         axes.plot(
                             steps * unit, row["monitored"], color=colour, alpha=0.5, linewidth=1
                         )
@@ -325,19 +379,21 @@ def report(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    parser.add_argument("--flows", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.report:
-        measure(options.out / "flow_inverse.json", options.problems, options.seeds)
+        path = options.out / "flow_inverse.json"
+        measure(path, options.problems, options.flows, options.seeds)
     report(options.out)
 
 
-def measure(path: Path, names: list[str], num_seeds: int) -> None:
-    """Add to a file what it lacks of some problems, both flows and some seeds."""
-    content: dict[str, Any] = {"references": [], "rows": [], "minutes": 0.0}
+def measure(path: Path, names: list[str], kinds: list[str], num_seeds: int) -> None:
+    """Add to a file what it lacks of some problems, flows and seeds."""
+    content: dict[str, Any] = {"references": [], "rows": [], "times": [], "minutes": 0.0}
     if path.exists():
         content = json.loads(path.read_text())
 
@@ -347,6 +403,11 @@ def measure(path: Path, names: list[str], num_seeds: int) -> None:
 
     for name in names:
         start = time.perf_counter()
+        for kind in kinds:
+            if (name, kind) not in step_times(content):
+                content["times"].append(time_steps(name, kind))
+                write(start)
+        start = time.perf_counter()
         known = {reference["problem"]: reference for reference in content["references"]}
         if name not in known:
             known[name] = judge_reference(name)
@@ -354,14 +415,10 @@ def measure(path: Path, names: list[str], num_seeds: int) -> None:
             print(json.dumps(known[name]), flush=True)
             write(start)
         done = {(row["problem"], row["flow"], row["seed"]) for row in content["rows"]}
-        for seed in range(num_seeds):
-            for kind in KINDS:
-                if (name, kind, seed) in done:
-                    continue
+        for seed, kind in product(range(num_seeds), kinds):
+            if (name, kind, seed) not in done:
                 start = time.perf_counter()
-                row = run(name, kind, seed, known[name]["log_evidence"])
-                content["rows"].append(row)
-                print(json.dumps({k: v for k, v in row.items() if k != "monitored"}), flush=True)
+                content["rows"] += run(name, kind, seed, known[name]["log_evidence"])
                 write(start)
 
 

@@ -41,7 +41,12 @@ from numpyro_rwpo.model_checks import explained
 from numpyro_rwpo.placement import check_mesh, check_use
 from numpyro_rwpo.precision import in_full_precision
 from numpyro_rwpo.preparation import CompiledOnce, Preparation, check_preparation
-from numpyro_rwpo.proposal import change_coordinates, check_proposal, check_proposal_dim, fingerprint
+from numpyro_rwpo.proposal import (
+    change_coordinates,
+    check_proposal,
+    check_proposal_dim,
+    fingerprint,
+)
 from numpyro_rwpo.settings import (
     Settings,
     default_num_particles,
@@ -454,8 +459,8 @@ class RWPO(MCMCKernel):
         check_rng_key(rng_key)
         if self._proposal is not None and self._model is not None and init_params is not None:
             raise ValueError(
-                "Particles start as draws of `proposal`, which leaves `init_params` without effect; "
-                "got both. Leave one out."
+                "Particles start as draws of `proposal`, so that `init_params` would have no "
+                "effect; got both. Leave one out."
             )
         model_kwargs = {} if model_kwargs is None else model_kwargs
         is_batch = not is_prng_key(rng_key)

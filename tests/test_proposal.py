@@ -12,6 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax.flatten_util import ravel_pytree
+from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import init_to_uniform
 
 from numpyro_rwpo import RWPO, load, save
@@ -43,7 +44,8 @@ def test_jumps_bring_islands_into_balance() -> None:
     kernel = RWPO(two_islands, proposal=islands(0.8, 1.5), num_particles=64)
     mcmc = run_mcmc(kernel, num_warmup=200, num_samples=500, num_chains=4)
     x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
-    assert_moments({"side": x > 0}, {"side": scalar_moments(0.5, 0.25)})
+    assert effective_sample_size(np.where(x > 0, 1.0, 0.0)) > 1000  # of 2000
+    assert abs(mcse_z(x > 0, 0.5)) < 4.5
     assert_moments({"distance": np.abs(x) - 20}, {"distance": scalar_moments(0.0, 1.0)})
     assert mcmc.last_state.adaptation.sweeps.num_independent.min() >= 1
 
@@ -132,7 +134,7 @@ def test_proposals_that_do_not_fit_the_model() -> None:
     with pytest.raises(ValueError, match=r"of all 1 unconstrained parameters; got event shape \(2"):
         run_mcmc(two, Y)
     one = RWPO(normal_mean, proposal=dist.Normal(jnp.zeros(1), 1.0).to_event(1))
-    with pytest.raises(ValueError, match="leaves `init_params` without effect"):
+    with pytest.raises(ValueError, match="`init_params` would have no effect"):
         run_mcmc(one, Y, init_params={"mu": np.float32(0)})
 
 

@@ -194,8 +194,7 @@ def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:
 def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
     """(m, dim) and (n, dim) to (m, n), with a derivative of 0 where points coincide."""
     square = jnp.sum((x[:, None] - y) ** 2, -1)
-    apart = square > 0
-    return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
+    return jnp.sqrt(square + float(jnp.finfo(square.dtype).tiny))
 
 
 def _required(data: jax.Array | None) -> jax.Array:
