@@ -271,7 +271,7 @@ class SparseTransformerFlow(eqx.Module):
         Returns:
             Log densities (n,), and the costs.
         """
-        noise = fresh_points(rng_key, self.noise)
+        noise = fresh_points(rng_key, lax.stop_gradient(self.noise))
         density, costs = self._density(noise)
         return density.log_prob(x), costs
 
