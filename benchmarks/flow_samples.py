@@ -7,12 +7,12 @@ From the repository root::
 
 Both get the same network, data, batches, loss, optimiser and number of gradient steps; rates and
 prox times start from the data's spread alone, one rule for all coordinates. The loss is minus the
-log likelihood, in two and ten dimensions plus an energy distance: likelihood alone hardly moves mass
-from one mode to another, once no kernel reaches both. The ODE is solved with
-three times the evaluations of the drift that the transformer makes: with as few, training finds the
-solver's error and its likelihood is no density's. What a file of results holds
-is not measured again. Learning rates, the weight of the energy distance and the initial prox time
-were chosen on pilot runs (eight normals and pinwheel, seed 0).
+log likelihood, in two and ten dimensions plus an energy distance: likelihood alone hardly moves
+mass from one mode to another, once no kernel reaches both. The ODE is solved with three times the
+evaluations of the drift that the transformer makes: with as few, training finds the solver's error
+and its likelihood is no density's. What a file of results holds is not measured again. Learning
+rates, the weight of the energy distance and the initial prox time were chosen on pilot runs (eight
+normals and pinwheel, seed 0).
 
 Judged on fresh samples: KL divergence (the targets' densities are known), sliced W2 and energy
 distance, the share of sparse coordinates that are close to zero. The ODE's density is judged with a
