@@ -254,8 +254,13 @@ def _memory(
     return (once / rate) * lag_1[-2] ** jnp.asarray(num_independent)[..., None], rate
 
 
-def _plan_sweeps(adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates) -> Sweeps:
-    """The cheapest numbers of sweeps after which a particle remembers no more than a tenth."""
+def _plan_sweeps(
+    adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates, *, has_proposal: bool
+) -> Sweeps:
+    """The cheapest numbers of sweeps after which a particle remembers no more than a tenth.
+
+    A proposal of the user's is tried before adaptation ends.
+    """
     chosen = adaptation.chosen
     num_independent = jnp.arange(MAX_INDEPENDENT + 1)
     weight, rate = _memory(adaptation, chosen, num_independent)
@@ -267,6 +272,8 @@ def _plan_sweeps(adaptation: Adaptation, num_updates: jax.Array, candidates: Can
     # A step size that still moves has left its running mean behind.
     ahead = jnp.abs(adaptation.log_step - adaptation.log_step_mean)[chosen]
     enough = num_updates >= trial + SETTLING_UPDATES + 2 * num_hamiltonian[0]
+    if has_proposal:
+        enough &= adaptation.uses[-2] > 0
     is_any_stuck = adaptation.num_stuck > _NEED_SHORT
     num_short = -(-num_hamiltonian[best] // HAMILTONIAN_PER_SHORT)
     return Sweeps(
@@ -430,4 +437,5 @@ def learn_sweeps(
         num_stuck=num_stuck,
     )
     learnt = learnt._replace(chosen=jnp.argmax(_efficiency(learnt)))
-    return learnt._replace(sweeps=_plan_sweeps(learnt, update + 1, candidates))
+    sweeps = _plan_sweeps(learnt, update + 1, candidates, has_proposal=target.proposal is not None)
+    return learnt._replace(sweeps=sweeps)

@@ -29,6 +29,7 @@ from numpyro_rwpo.flow import (
     save_flow,
     train,
 )
+from tests.helpers import Moments, assert_moments, run_mcmc
 
 LAPLACE_MEAN, LAPLACE_SCALE = np.array([0.0, 1.0]), 0.5
 
@@ -321,3 +322,24 @@ def test_a_trained_guide_starts_a_correct_run() -> None:
     assert np.isfinite(mcmc.get_samples()["weights"]).all()
     state = RWPO(model).init(jax.random.split(jax.random.key(0), 2), 100, start, (y,), {})
     np.testing.assert_allclose(state.z["weights"], start["weights"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_trained_guide_is_a_proposal() -> None:
+    """Draws of a guide are where particles start and jump to, if only on trial; all stays exact."""
+
+    def conjugate(y: Any) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
+        numpyro.sample("y", dist.Normal(mu, 1.0).to_event(1), obs=y)
+
+    y = jnp.array([2.0, 0.0, -1.0])
+    guide = AutoSparseTransformer(conjugate, 2, 8, num_particles=64)
+    optimizer = numpyro.optim.Adam(optax.cosine_decay_schedule(0.02, 400))
+    svi = SVI(conjugate, guide, optimizer, Trace_ELBO(num_particles=32))
+    result = svi.run(jax.random.key(0), 400, y, progress_bar=False)
+    kernel = RWPO(conjugate, proposal=guide.get_posterior(result.params))
+    mcmc = run_mcmc(kernel, y, num_warmup=200, num_samples=1000, num_chains=4)
+    variance = 1 / (1 / 4 + 1)
+    moments = Moments(variance * np.asarray(y), np.full(3, variance))
+    assert_moments(mcmc.get_samples(group_by_chain=True), {"mu": moments})
+    assert mcmc.last_state.adaptation.uses[:, -2].min() >= 1
