@@ -252,7 +252,8 @@ def sample(
     if proposal is not None:
         ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
         values = partial(emit, centring=target.centring)
-        target = target._replace(proposal=change_coordinates(proposal, ravel, values))
+        dtype = state.ensemble.particles.dtype
+        target = target._replace(proposal=change_coordinates(proposal, dtype, ravel, values))
     step = partial(iterate, settings=settings, emit=emit)
     if not is_batch:
         return step(state, target)
@@ -297,8 +298,9 @@ class RWPO(MCMCKernel):
         target_accept_prob: acceptance probability at which the step size aims.
         init_strategy: NumPyro's per-site initialisation strategy.
         proposal: a distribution of flat unconstrained parameters near the posterior, such as a
-            trained guide's ``guide.get_posterior(params)``. The particles start as its draws, and
-            jump to draws of it where that forgets cheaply; the posterior stays exact.
+            trained guide's ``guide.get_posterior(params)``. The particles start as its draws
+            (``init_params`` then only shapes the argument of ``potential_fn``), and jump to draws
+            of it where that forgets cheaply; the posterior stays exact.
         forward_mode_differentiation: differentiate in forward mode.
         mesh: devices that share the particles of every chain; ``None`` runs where the data are.
             Chains must be one or ``"vectorized"``.

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
@@ -63,6 +62,7 @@ def fingerprint(proposal: dist.Distribution | None) -> str | None:
 
 def change_coordinates(
     proposal: dist.Distribution,
+    dtype: Any,
     to_position: Callable[[Any], jax.Array],
     to_values: Callable[[jax.Array], tuple[Any, jax.Array]],
 ) -> Proposal:
@@ -70,21 +70,20 @@ def change_coordinates(
 
     Args:
         proposal: Distribution of the user's unconstrained values, flat, (dim,).
+        dtype: Type of positions.
         to_position: These values, in the user's structure, to a position (dim,).
         to_values: The inverse, and the log Jacobian determinant of ``to_position`` there.
     """
-    shapes, _ = jax.eval_shape(to_values, jnp.zeros(proposal.event_shape))
-    prototype = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    unravel = ravel_pytree(prototype)[1]
-    dtype = ravel_pytree(prototype)[0].dtype
+    shapes, _ = jax.eval_shape(to_values, jax.ShapeDtypeStruct(proposal.event_shape, dtype))
+    flat, unravel = ravel_pytree(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
 
     def sample(rng_key: jax.Array, num_samples: int) -> jax.Array:
-        draws = proposal.sample(rng_key, (num_samples,)).astype(dtype)
+        draws = proposal.sample(rng_key, (num_samples,)).astype(flat.dtype)
         return jax.vmap(lambda x: to_position(unravel(x)))(draws)
 
     def log_prob(positions: jax.Array) -> jax.Array:
         values, log_jacobian = jax.vmap(to_values)(positions)
-        flat = jax.vmap(lambda x: ravel_pytree(x)[0])(values)
-        return proposal.log_prob(flat).astype(dtype) - log_jacobian
+        users = jax.vmap(lambda x: ravel_pytree(x)[0])(values)
+        return proposal.log_prob(users).astype(dtype) - log_jacobian
 
     return Proposal(sample, log_prob)
