@@ -299,8 +299,9 @@ class RWPO(MCMCKernel):
         init_strategy: NumPyro's per-site initialisation strategy.
         proposal: a distribution of flat unconstrained parameters near the posterior, such as a
             trained guide's ``guide.get_posterior(params)``. The particles start as its draws
-            (``init_params`` then only shapes the argument of ``potential_fn``), and jump to draws
-            of it where that forgets cheaply; the posterior stays exact.
+            (``init_params`` then only shapes the argument of ``potential_fn``), are not
+            transported, and jump to draws of it where that forgets cheaply. The posterior stays
+            exact, but what the proposal misses, particles only reach on foot: it must cover it.
         forward_mode_differentiation: differentiate in forward mode.
         mesh: devices that share the particles of every chain; ``None`` runs where the data are.
             Chains must be one or ``"vectorized"``.
@@ -485,9 +486,13 @@ class RWPO(MCMCKernel):
             bind = partial(source.bind, model_args, model_kwargs)
             num_particles = default_num_particles(dim, has_loop(bind, dim, start.dtype))
         check_use(num_particles, self._placement)
+        num_transport = num_transport_iterations(num_warmup, self._correction is not None)
+        if self._proposal is not None and self._correction is not None:
+            # Attention of one mode would carry particles out of several.
+            num_transport = min(num_transport, 1)
         settings = Settings(
             num_warmup=num_warmup,
-            num_transport=num_transport_iterations(num_warmup, self._correction is not None),
+            num_transport=num_transport,
             attention=self._attention,
             relative_prox_time=self._relative_prox_time,
             corrected=self._correction is not None,

@@ -56,7 +56,6 @@ def test_particles_start_as_draws() -> None:
     x = np.asarray(run_mcmc(kernel, num_warmup=1, num_samples=64).get_samples()["x"])
     assert np.abs(np.abs(x) - 20).max() < 0.5
     assert 10 < (x > 0).sum() < 54
-    assert int(kernel.settings.num_transport) == 1
 
 
 @pytest.mark.slow
