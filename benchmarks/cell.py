@@ -53,6 +53,7 @@ COMPILE_EVENTS = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
 )
+MIN_DRAWS = 4  # of a chain: R-hat compares the variances of its halves
 
 
 class Timed(NamedTuple):
@@ -256,8 +257,8 @@ def measure(
         progress: File to keep notes in, for when the process has to be ended.
 
     Returns:
-        The cell's record; its ``status`` is ``"complete"``, ``"over budget"`` (some draws) or
-        ``"no draws"`` (over budget in warm-up).
+        The cell's record; its ``status`` is ``"complete"``, ``"over budget"`` (some draws),
+        ``"too few draws"`` to be judged, or ``"no draws"`` (over budget in warm-up).
     """
     sampler = SAMPLERS[sampler_name]
     settings = sampler.settings
@@ -340,6 +341,8 @@ def judged_run(problem_name: str, run: Run, rate: float | None, *, is_warm: bool
     draws = run.draws()
     if draws is None:
         return record | {"status": "no draws"}
+    if next(iter(draws.values())).shape[1] < MIN_DRAWS:
+        return record | {"status": "too few draws"}
     return record | {
         "figures": judge(problem_name, draws),
         "curve": error_curve(problem_name, run, rate, is_warm),

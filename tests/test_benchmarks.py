@@ -11,7 +11,15 @@ import pytest
 
 from benchmarks import many_parameters, mcmc_times, scaling, warmup_length
 from benchmarks.__main__ import cells_to_run, parse
-from benchmarks.cell import CompileClock, drive, measure, replace_nan
+from benchmarks.cell import (
+    CompileClock,
+    Run,
+    Timed,
+    drive,
+    judged_run,
+    measure,
+    replace_nan,
+)
 from benchmarks.effective_size import size_by_error, smallest_ess
 from benchmarks.problems import PROBLEMS
 from benchmarks.references import load_reference, scalars
@@ -189,6 +197,14 @@ def test_a_run_stops_at_the_deadline_with_what_it_has():
     assert 1 <= len(draws) <= 3
     np.testing.assert_array_equal(draws, np.arange(len(draws)))
     assert len(notes) == len(draws) + 1
+
+
+def test_too_few_draws_are_said_to_be_so():
+    draws = Segment("sampling", 1, 8, {"x": np.zeros((4, 3, 2))})
+    run = Run([Timed(Segment("warmup", 5, 40), 1.0, 0.5), Timed(draws, 0.5, 0.0)], False)
+    record = judged_run("four_modes", run, None, is_warm=False)
+    assert record["status"] == "too few draws"
+    assert record["warmup_seconds"] == 0.5
 
 
 def test_a_process_that_does_not_stop_is_ended_and_recorded(tmp_path):
