@@ -321,8 +321,9 @@ def table(content: dict[str, Any]) -> str:
             ]
             if cell:
                 line = [spread([row[measure] for row in cell]) for measure in MEASURES]
-                speed = f"{times[name, kind][loss]:.0f}" if (name, kind) in times else "–"
-                lines.append([f"{name}, {kind}, {loss}", *line, speed])
+                speed = times.get((name, kind), {}).get(loss)
+                in_words = "–" if speed is None else f"{speed:.0f}"
+                lines.append([f"{name}, {kind}, {loss}", *line, in_words])
         lines.append([f"{name}, exact run", *_reference_cells(reference), "–"])
     return markdown_table(header, lines)
 
