@@ -91,7 +91,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Images, and draws from both flows."""
     draws = {row["flow"]: np.asarray(row["draws"]) for row in rows if "draws" in row}
-    shown = {"images": load_digits().data[:NUM_SHOWN] * LEVEL} | draws
+    shown = {"images": load_digits().data[:NUM_SHOWN] * LEVEL} | {k: draws[k] for k in KINDS}
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(shown), NUM_SHOWN)

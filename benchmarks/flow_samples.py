@@ -257,28 +257,23 @@ def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_samples(rows: list[dict[str, Any]], path: Path) -> None:
-    """The first two coordinates: of the target and of draws from both flows."""
-    shown = [row for row in rows if "draws" in row]
-    cells = list(dict.fromkeys((row["dim"], row["target"]) for row in shown))
-    figure = Figure(figsize=(1.9 * len(cells), 5.6), layout="constrained")
+    """The first two coordinates: of the target and of draws from both flows, three lines a dim."""
+    draws = {(r["dim"], r["target"], r["flow"]): r["draws"] for r in rows if "draws" in r}
+    dims, names = (list(dict.fromkeys(key[k] for key in draws)) for k in (0, 1))
+    labels = ("target", *KINDS)
+    figure = Figure(figsize=(1.9 * len(names), 1.6 * 3 * len(dims)), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(3, len(cells), squeeze=False)
-    for column, (dim, name) in enumerate(cells):
-        truth = sample(name, dim, np.random.default_rng(0), 600)
-        draws = {
-            row["flow"]: np.asarray(row["draws"])
-            for row in shown
-            if (row["dim"], row["target"]) == (dim, name)
-        }
-        for line, label in enumerate(["target", *KINDS]):
-            x, axes = truth if label == "target" else draws[label], grid[line, column]
-            axes.plot(
-                x[:, 0], x[:, 1], ".", color="0.2" if line == 0 else COLOURS[line - 1], ms=1.5
-            )
+    grid = figure.subplots(3 * len(dims), len(names), squeeze=False)
+    for line, (dim, label) in enumerate(product(dims, labels)):
+        for axes, name in zip(grid[line], names, strict=True):
+            truth = sample(name, dim, np.random.default_rng(0), 600)
+            x = np.asarray(draws[dim, name, label]) if label in KINDS else truth
+            colour = dict(zip(labels, ("0.2", *COLOURS), strict=False))[label]
+            axes.plot(x[:, 0], x[:, 1], ".", color=colour, ms=1.5)
             axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
-            if column == 0:
-                axes.set_ylabel(label, fontsize="small")
-        grid[0, column].set_title(f"{name}, d = {dim}", fontsize="small")
+        grid[line, 0].set_ylabel(f"{label}, d = {dim}", fontsize="x-small")
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name, fontsize="small")
     figure.savefig(path, dpi=110)
 
 
@@ -286,6 +281,7 @@ def report(folder: Path) -> None:
     """Write the table and figures of all dimensions measured."""
     files = sorted(folder.glob("flow_samples_*.json"), key=lambda path: int(path.stem[13:]))
     rows = [row for path in files for row in json.loads(path.read_text())["rows"]]
+    rows.sort(key=lambda row: (row["dim"], list(PLANAR).index(row["target"])))
     (folder / "flow_samples.md").write_text(table(rows) + "\n")
     draw_losses(rows, folder / "flow_losses.png")
     draw_samples(rows, folder / "flow_draws.png")

@@ -72,7 +72,7 @@ flow = SparseTransformerFlow(
 )
 loss = ForwardKL(log_density, num_samples=1024)
 result = train(
-    jax.random.key(0), flow, loss, num_steps=NUM_STEPS, learning_rate=0.05, progress_bar=not FAST
+    jax.random.key(0), flow, loss, num_steps=NUM_STEPS, learning_rate=0.02, progress_bar=not FAST
 )
 proposal = ProximalDistribution(result.flow.density(), 1)
 
