@@ -14,9 +14,9 @@ volume, so plain Metropolis acceptance leaves :math:`\exp(-U)` invariant. Three 
   gradient is closest to that of g under the normal density, and :math:`r = U` minus that. On a
   normal posterior r is constant, and near one a step can be a quarter turn.
 
-Where that normal density is close enough to the posterior, sweeps with independent draws from it
-as proposals come before the Hamiltonian ones: one gradient each, and a particle that accepts has
-forgotten its past.
+Where that normal density, or a proposal of the user's in its place, is close enough to the
+posterior, sweeps with independent draws from it come before the Hamiltonian ones: one gradient
+each, and a particle that accepts has forgotten its past.
 
 Where the posterior has narrow parts, the step size that suits almost all particles leaves those in
 them where they are. One sweep in a few then takes shorter steps, and more of them. Which one does
@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from jax import lax, random
 from jax.typing import ArrayLike
 
+from numpyro_rwpo.branches import run_if
 from numpyro_rwpo.ensemble import Ensemble, is_usable, potential
 from numpyro_rwpo.factors import (
     Factor,
@@ -250,11 +251,16 @@ class Jump(NamedTuple):
 
     Attributes:
         is_taken: scalar.
-        particles: independent draws from the reference, (num_particles, dim).
+        particles: independent draws, (num_particles, dim).
+        potential: minus the log density that these were drawn from, (num_particles,); up to a
+            constant, as is the next.
+        own: the same where the particles come from.
     """
 
     is_taken: jax.Array
     particles: jax.Array
+    potential: jax.Array
+    own: jax.Array
 
 
 def leapfrog_step(
@@ -274,6 +280,32 @@ def leapfrog_step(
     return phase._replace(momentum=momentum - step_size / 2 * phase.force)
 
 
+def independent_jump(
+    rng_key: jax.Array,
+    particles: jax.Array,
+    momentum: jax.Array,
+    target: Target,
+    reference: Reference,
+    is_taken: jax.Array,
+) -> Jump:
+    """Draws from the user's proposal; without one from the reference, driven by the momenta."""
+    proposal = target.proposal
+    if proposal is None:
+        drawn = reference.mean + to_position(reference.factor, momentum)
+        return Jump(is_taken, drawn, (momentum**2).sum(-1) / 2, reference.potential(particles))
+
+    key = random.fold_in(rng_key, 0)  # the momenta's randomness comes from the key itself
+
+    def draw(_: Any) -> Any:
+        drawn = target.placement.rows(proposal.sample(key, particles.shape[0]))
+        log_prob = proposal.log_prob(jnp.stack([drawn, particles]).reshape(-1, drawn.shape[1]))
+        potential, own = -log_prob.reshape(2, -1)
+        return drawn, potential, own
+
+    nothing = jnp.zeros_like(particles[:, 0])
+    return Jump(is_taken, *run_if(is_taken, draw, (particles, nothing, nothing)))
+
+
 def trajectory_steps(step_size: jax.Array) -> jax.Array:
     """Number of leapfrog steps of a trajectory, at least one."""
     return jnp.clip(jnp.round(TRAJECTORY_LENGTH / step_size), 1, MAX_STEPS).astype(int)
@@ -289,10 +321,9 @@ def sweep(
 ) -> tuple[Ensemble, SweepInfo]:
     """Move every particle once, with Metropolis acceptance.
 
-    By split HMC; or, where ``is_independent``, to a draw from the reference. The latter shares the
-    code: it is one step whose drift is a jump, and since the jump is driven by the momentum p, the
-    particle's own density under the reference is what the momentum's is after the reverse jump
-    (the independence sampler of Tierney, 1994, sec. 2.3.3).
+    By split HMC; or, where ``is_independent``, to an independent draw. The latter shares the code:
+    it is one step whose drift is a jump, and the densities of both ends under what was drawn from
+    stand for the momenta's (the independence sampler of Tierney, 1994, sec. 2.3.3).
 
     Args:
         rng_key: one key.
@@ -307,7 +338,6 @@ def sweep(
     """
     particles = ensemble.particles
     num_particles, dim = particles.shape
-    reference = tuning.reference
     step_size = tuning.step_size * jnp.where(is_short, SHORT_STEP, 1.0)
     # One call for all randomness, flat: each call and each axis costs XLA a while to compile.
     low = jnp.nextafter(jnp.array(-1.0, particles.dtype), jnp.array(0.0, particles.dtype))
@@ -317,8 +347,8 @@ def sweep(
     jitter = 1 + STEP_JITTER * noise[:, dim, None]
     uniform = (1 + noise[:, dim + 1]) / 2
     num_steps = jnp.where(is_independent, 1, trajectory_steps(step_size))
-    jump = Jump(
-        jnp.asarray(is_independent), reference.mean + to_position(reference.factor, momentum)
+    jump = independent_jump(
+        rng_key, particles, momentum, target, tuning.reference, jnp.asarray(is_independent)
     )
     start = start_phase(ensemble, momentum, tuning)
     _, end = lax.while_loop(
@@ -329,10 +359,8 @@ def sweep(
         ),
         (jnp.zeros_like(num_steps), start),
     )
-    kinetic = (momentum**2).sum(-1) / 2
-    end_kinetic = jnp.where(
-        is_independent, reference.potential(particles), (end.momentum**2).sum(-1) / 2
-    )
+    kinetic = jnp.where(is_independent, jump.potential, (momentum**2).sum(-1) / 2)
+    end_kinetic = jnp.where(is_independent, jump.own, (end.momentum**2).sum(-1) / 2)
     end_potential = potential(end.ensemble, target)
     energy_error = end_potential + end_kinetic - potential(ensemble, target) - kinetic
     valid = is_usable(end_potential, end.ensemble.gradient) & ~jnp.isnan(energy_error)

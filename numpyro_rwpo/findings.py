@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from numpyro_rwpo.correction import MAX_STEPS
 from numpyro_rwpo.importance import MAX_RELIABLE, Coverage
-from numpyro_rwpo.warmup import MAX_HAMILTONIAN
 
 MAX_R_HAT = 1.01  # Vehtari et al. (2021), sec. 4
 MIN_ESS_PER_CHAIN = 100  # the same: below it R-hat and ESS are themselves unreliable
@@ -133,11 +132,12 @@ def _slow_particles(figures: dict[str, Any]) -> list[Finding]:
     limited = [row for row in figures["chains"] if row["is_sweep_limit_reached"]]
     if limited:
         expected = max(row["expected_residual_correlation"] for row in limited)
+        most = max(row["hamiltonian_sweeps"] for row in limited)
         found.append(
             Finding(
                 "slow particles",
                 f"In {len(limited)} of {len(figures['chains'])} chains a refresh takes the most "
-                f"sweeps allowed ({MAX_HAMILTONIAN}), after which warm-up still expects a "
+                f"sweeps allowed ({most}), after which warm-up still expects a "
                 f"correlation of {expected:.2f} between draws of a particle; particles stay near "
                 "where warm-up left them and R-hat and ESS, which compare different particles, "
                 f"do not show it; {reparametrise}.",

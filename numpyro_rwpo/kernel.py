@@ -12,10 +12,11 @@ One NumPyro chain is one independent ensemble of particles; draw t is particle t
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax import lax, random
 from jax.sharding import Mesh
 from numpyro.infer import init_to_uniform
@@ -32,6 +33,7 @@ from numpyro_rwpo.arguments import (
     check_target,
 )
 from numpyro_rwpo.attention import HEADS
+from numpyro_rwpo.branches import run_if
 from numpyro_rwpo.correction import Refresh, refresh_ensemble
 from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.memory import check_memory
@@ -39,6 +41,12 @@ from numpyro_rwpo.model_checks import explained
 from numpyro_rwpo.placement import check_mesh, check_use
 from numpyro_rwpo.precision import in_full_precision
 from numpyro_rwpo.preparation import CompiledOnce, Preparation, check_preparation
+from numpyro_rwpo.proposal import (
+    change_coordinates,
+    check_proposal,
+    check_proposal_dim,
+    fingerprint,
+)
 from numpyro_rwpo.settings import (
     Settings,
     default_num_particles,
@@ -46,7 +54,7 @@ from numpyro_rwpo.settings import (
     num_transport_iterations,
     start_radius,
 )
-from numpyro_rwpo.start import num_start_evaluations, quasi_newton_start
+from numpyro_rwpo.start import num_start_evaluations, start_ensemble
 from numpyro_rwpo.state import (
     STATE_AXES,
     RWPOState,
@@ -77,8 +85,6 @@ from numpyro_rwpo.warmup import (
     whose_turn,
 )
 
-Carry = TypeVar("Carry")
-
 _START_ID = 2**31 - 1  # of the start's random numbers; those of refreshes count from 0
 
 
@@ -90,22 +96,6 @@ class Chain(NamedTuple):
     flow: Flow
     adaptation: Adaptation
     refresh: Refresh
-
-
-def _run_if(active: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> Carry:
-    """Run ``body`` once where ``active``.
-
-    A loop of no or one trip and not ``lax.cond``, because XLA passes a loop's carry through in
-    place: the iterations that only emit a particle must not copy the ensemble. The barrier keeps
-    what ``body`` computes from ``carry`` inside; what it computes from other arrays alone XLA may
-    move out of the loop, into every iteration.
-    """
-
-    def once(state: tuple[jax.Array, Carry]) -> tuple[jax.Array, Carry]:
-        active, carry = lax.optimization_barrier(state)
-        return jnp.zeros_like(active), body(carry)
-
-    return lax.while_loop(lambda state: state[0], once, (active, carry))[1]
 
 
 def iterate(
@@ -130,7 +120,7 @@ def iterate(
         ensemble, centring, flow = carry.ensemble, carry.centring, carry.flow
         particles, centring = lax.cond(
             is_start & is_warmup,
-            lambda x, c: quasi_newton_start(random.fold_in(state.rng_key, _START_ID), x, target),
+            lambda x, c: start_ensemble(random.fold_in(state.rng_key, _START_ID), x, target),
             lambda x, c: (x, c),
             ensemble.particles,
             centring,
@@ -201,7 +191,7 @@ def iterate(
     is_adapting = is_adaptation_phase & ~state.adaptation.sweeps.is_settled
     active = is_start | is_flowing | is_adapting | is_refresh
     chain = Chain(state.ensemble, state.centring, state.flow, state.adaptation, state.refresh)
-    chain = _run_if(active, advance, chain)
+    chain = run_if(active, advance, chain)
 
     is_sweep = is_adapting | is_refresh
     spent = (
@@ -253,11 +243,17 @@ def sample(
     *,
     source: Source,
     settings: Settings,
+    proposal: dist.Distribution | None,
     is_batch: bool,
 ) -> RWPOState:
     """One NumPyro iteration of one ensemble or, with a leading chain axis, of several."""
     target = source.bind(model_args, model_kwargs)._replace(placement=settings.placement)
     emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
+    if proposal is not None:
+        ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
+        values = partial(emit, centring=target.centring)
+        dtype = state.ensemble.particles.dtype
+        target = target._replace(proposal=change_coordinates(proposal, dtype, ravel, values))
     step = partial(iterate, settings=settings, emit=emit)
     if not is_batch:
         return step(state, target)
@@ -301,6 +297,11 @@ class RWPO(MCMCKernel):
             particle) or ``False`` decides.
         target_accept_prob: acceptance probability at which the step size aims.
         init_strategy: NumPyro's per-site initialisation strategy.
+        proposal: a distribution of flat unconstrained parameters near the posterior, such as a
+            trained guide's ``guide.get_posterior(params)``. The particles start as its draws
+            (``init_params`` then only shapes the argument of ``potential_fn``), are not
+            transported, and jump to draws of it where that forgets cheaply. The posterior stays
+            exact, but what the proposal misses, particles only reach on foot: it must cover it.
         forward_mode_differentiation: differentiate in forward mode.
         mesh: devices that share the particles of every chain; ``None`` runs where the data are.
             Chains must be one or ``"vectorized"``.
@@ -333,6 +334,7 @@ class RWPO(MCMCKernel):
         dense_mass: bool | str = "auto",
         target_accept_prob: float = 0.8,
         init_strategy: Callable[..., Any] = init_to_uniform,
+        proposal: dist.Distribution | None = None,
         forward_mode_differentiation: bool = False,
         mesh: Mesh | None = None,
         particle_axis: str | None = None,
@@ -345,6 +347,7 @@ class RWPO(MCMCKernel):
         check_choice("correction", correction, ("metropolis", None))
         check_choice("dense_mass", dense_mass, (True, False, "auto"))
         check_init_strategy(init_strategy)
+        check_proposal(proposal)
         check_choice("forward_mode_differentiation", forward_mode_differentiation, (True, False))
         check_range("relative_prox_time", relative_prox_time, 0.0, math.inf)
         check_range("inverse_temperature", inverse_temperature, 0.0, math.inf)
@@ -359,6 +362,7 @@ class RWPO(MCMCKernel):
         self._dense_mass = dense_mass
         self._target_accept_prob = target_accept_prob
         self._init_strategy = init_strategy
+        self._proposal = proposal
         self._placement = check_mesh(mesh, particle_axis)
         self._differentiation = Differentiation(
             float(inverse_temperature), forward_mode_differentiation
@@ -387,6 +391,7 @@ class RWPO(MCMCKernel):
             "nonsmooth": nonsmooth,
             "dense_mass": self._dense_mass,
             "target_accept_prob": float(self._target_accept_prob),
+            "proposal": fingerprint(self._proposal),
             "forward_mode_differentiation": self._differentiation.forward_mode,
         }
 
@@ -447,13 +452,19 @@ class RWPO(MCMCKernel):
         """Make the initial state: one ensemble per key.
 
         Raises:
-            ValueError: ``init_params`` missing or of the wrong shape; a model that cannot be
+            ValueError: ``init_params`` missing or of the wrong shape, or given beside a proposal
+                and a model; a proposal of another dimension; a model that cannot be
                 sampled (discrete, Delta or no latent sites); particles that ``mesh`` cannot share
                 out; a dense metric of far more dimensions than particles.
             RuntimeError: no valid starting position.
             MemoryError: an ensemble larger than the device's memory.
         """
         check_rng_key(rng_key)
+        if self._proposal is not None and self._model is not None and init_params is not None:
+            raise ValueError(
+                "Particles start as draws of `proposal`, so that `init_params` would have no "
+                "effect; got both. Leave one out."
+            )
         model_kwargs = {} if model_kwargs is None else model_kwargs
         is_batch = not is_prng_key(rng_key)
         rng_key, key_source = split_keys(rng_key, is_batch=is_batch)
@@ -468,14 +479,20 @@ class RWPO(MCMCKernel):
         if not is_batch:
             start, z = jax.tree.map(lambda x: x[0], (start, z))
         dim = start.shape[-1]
+        if self._proposal is not None:
+            check_proposal_dim(self._proposal, dim)
         num_particles = self._num_particles
         if num_particles is None:
             bind = partial(source.bind, model_args, model_kwargs)
             num_particles = default_num_particles(dim, has_loop(bind, dim, start.dtype))
         check_use(num_particles, self._placement)
+        num_transport = num_transport_iterations(num_warmup, self._correction is not None)
+        if self._proposal is not None and self._correction is not None:
+            # Attention of one mode would carry particles out of several.
+            num_transport = min(num_transport, 1)
         settings = Settings(
             num_warmup=num_warmup,
-            num_transport=num_transport_iterations(num_warmup, self._correction is not None),
+            num_transport=num_transport,
             attention=self._attention,
             relative_prox_time=self._relative_prox_time,
             corrected=self._correction is not None,
@@ -495,7 +512,13 @@ class RWPO(MCMCKernel):
         radius = start_radius(self._init_strategy, init_params)
         state = initial_states(rng_key, start, num_particles, radius, settings, is_batch=is_batch)
         self._settings = settings
-        self._sample_fn = partial(sample, source=source, settings=settings, is_batch=is_batch)
+        self._sample_fn = partial(
+            sample,
+            source=source,
+            settings=settings,
+            proposal=self._proposal,
+            is_batch=is_batch,
+        )
         self._layout = layout(z)
         state = state._replace(z=z)
         if settings.placement.mesh is None:

@@ -147,7 +147,7 @@ def _chains(figures: dict[str, Any]) -> Table:
         return [chain[key] for chain in chains]
 
     sweeps = [f"{c['independent_sweeps']} + {c['hamiltonian_sweeps']}" for c in chains]
-    short = column("short_sweeps")
+    short, residuals = column("short_sweeps"), column("transport_residual")
     r_hat = max(whole("r_hat"), key=lambda value: (value != value, value))
     between = f"{r_hat:.3f}" if len(chains) > 1 else "-"  # one chain has nothing to differ from
     rows = [
@@ -156,11 +156,11 @@ def _chains(figures: dict[str, Any]) -> Table:
         ["tail ESS, worst", *each("ess_tail", ",.0f"), f"{min(whole('ess_tail')):,.0f}"],
         ["acceptance", *each("accept_prob", ".2f"), _span(column("accept_prob"), ".2f")],
         ["divergent draws", *each("num_divergences"), str(sum(column("num_divergences")))],
-        [
-            "transport residual",
-            *(_number(x, 2) for x in column("transport_residual")),
-            _span(column("transport_residual"), ".2g"),
-        ],
+        *(
+            [["transport residual", *(_number(x, 2) for x in residuals), _span(residuals, ".2g")]]
+            if all(map(math.isfinite, residuals))  # infinite where there was no transport
+            else []
+        ),
         ["gradient evaluations", *each("num_gradients", ","), f"{sum(column('num_gradients')):,}"],
         ["gradients a draw", *each("gradients_per_draw"), _span(column("gradients_per_draw"), "d")],
         ["sweeps a draw (independent + Hamiltonian)", *sweeps, _common(sweeps)],

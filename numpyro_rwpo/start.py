@@ -213,12 +213,24 @@ def _share_out(bound: jax.Array, num_particles: int) -> jax.Array:
 
 def num_start_evaluations(num_particles: int, target: Target) -> int:
     """Gradient evaluations of one start, those of the comparisons included."""
+    if target.proposal is not None:
+        return 0
     has_centrings = target.is_rewritten is not None
     if target.placement.mesh is not None:
         num_particles = min(NUM_DRAWS, num_particles)
     num_paths, num_draws = min(NUM_PATHS, num_particles), min(NUM_DRAWS, num_particles)
     num_judged = NUM_ROUNDS + has_centrings + math.ceil(num_particles / num_draws)
     return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + num_judged * num_draws
+
+
+def start_ensemble(
+    rng_key: jax.Array, particles: jax.Array, target: Target
+) -> tuple[jax.Array, jax.Array]:
+    """Draws of the user's proposal; without one, what :func:`quasi_newton_start` makes."""
+    if target.proposal is None:
+        return quasi_newton_start(rng_key, particles, target)
+    draws = target.proposal.sample(rng_key, particles.shape[0])
+    return target.placement.rows(draws), target.centring
 
 
 def quasi_newton_start(

@@ -34,6 +34,7 @@ from numpyro_rwpo.model_checks import check_model, explained, with_fixed_sites
 from numpyro_rwpo.placement import ONE_PLACE, Placement
 from numpyro_rwpo.preparation import Preparation, check_rates
 from numpyro_rwpo.priors import LaplacePrior
+from numpyro_rwpo.proposal import Proposal
 
 
 class Target(NamedTuple):
@@ -48,6 +49,7 @@ class Target(NamedTuple):
         centring: parametrisation of these sites, see :mod:`numpyro_rwpo.laplace_sites`: 0 or 1,
             scalar, or one for each position that will be given, (n,).
         placement: devices that share the particles.
+        proposal: the user's density near it, ``None`` where there is none.
     """
 
     smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -55,6 +57,7 @@ class Target(NamedTuple):
     is_rewritten: jax.Array | None
     centring: jax.Array
     placement: Placement = ONE_PLACE
+    proposal: Proposal | None = None
 
     def value_and_grad(self, particles: jax.Array) -> tuple[jax.Array, jax.Array]:
         """``beta f`` and its gradient, (n, dim) -> (n,), (n, dim)."""
@@ -180,6 +183,11 @@ class Source(Protocol):
     ) -> tuple[Any, jax.Array]:
         """A flat position (dim,) as unconstrained values, and the log Jacobian of the map back."""
 
+    def ravel(
+        self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> jax.Array:
+        """A user's unconstrained values for one chain as a position (dim,) at centring 0."""
+
     def postprocess_fn(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> Callable[[Any], Any]:
@@ -248,7 +256,7 @@ class ModelSource:
             start, gradient = flatten(found.z), flatten(found.z_grad)
             potential = found.potential_energy
         else:
-            ravel = partial(self._ravel, model_args=model_args, model_kwargs=model_kwargs)
+            ravel = partial(self.ravel, model_args=model_args, model_kwargs=model_kwargs)
             # Mapped over keys too: values without any array must reach the check of their layout.
             start = jax.vmap(lambda _, z: ravel(z))(rng_keys, init_params)
             potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
@@ -298,16 +306,13 @@ class ModelSource:
             return values, jnp.zeros(())
         return self._split.to_user_values(values, centring, model_args, model_kwargs)
 
-    def _ravel(
-        self,
-        init_params: Any,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
+    def ravel(
+        self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> jax.Array:
-        """Flatten a user's unconstrained values for one chain to a position (dim,)."""
+        """A user's unconstrained values for one chain as a position (dim,) at centring 0."""
         if self._split.rewritten:
-            init_params = self._split.from_user_values(init_params, model_args, model_kwargs)
-        return ravel_like(init_params, self._prototype)
+            values = self._split.from_user_values(values, model_args, model_kwargs)
+        return ravel_like(values, self._prototype)
 
     def postprocess_fn(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
@@ -385,7 +390,7 @@ class PotentialSource:
         model_kwargs: dict[str, Any],
     ) -> Preparation:
         """Start at ``init_params``."""
-        start = jax.vmap(lambda z: ravel_like(z, self._prototype))(init_params)
+        start = jax.vmap(lambda z: self.ravel(z, model_args, model_kwargs))(init_params)
         potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
         return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {})
 
@@ -408,6 +413,12 @@ class PotentialSource:
     ) -> tuple[Any, jax.Array]:
         """A flat position (dim,) in the user's structure, and 0."""
         return self._unravel(position), jnp.zeros(())
+
+    def ravel(
+        self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> jax.Array:
+        """A user's values for one chain as a position (dim,)."""
+        return ravel_like(values, self._prototype)
 
     def postprocess_fn(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]

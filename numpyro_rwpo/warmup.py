@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from numpyro_rwpo.correction import (
     DIVERGENCE_THRESHOLD,
+    MAX_STEPS,
     MAX_SWEEPS,
     STUCK,
     TRAJECTORY_LENGTH,
@@ -45,9 +46,10 @@ SETTLING_UPDATES = 4  # after the trial, before adaptation may end
 INDEPENDENT_EVERY = 4  # updates, after the trial, one tries independent proposals
 SHORT_EVERY = 4  # updates, after the trial, one takes short steps, if particles need them
 HAMILTONIAN_PER_SHORT = 8  # sweeps of a refresh, one of which takes short steps then
-MAX_INDEPENDENT = 3  # sweeps with independent proposals in a refresh
-MAX_HAMILTONIAN = MAX_SWEEPS - MAX_INDEPENDENT
+MAX_INDEPENDENT = 3  # sweeps in a refresh with independent draws from the reference
+MAX_PROPOSED = MAX_SWEEPS // 2  # the same from a proposal of the user's
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
+MAX_RESIDUAL = 1.01 * _RESIDUAL_CORRELATION  # but for rounding: above, sweeps are at their limit
 REPLACEMENT_UPDATES = 12  # in which all particles that reject everything are moved onto others
 _REJECTED = 0.02  # acceptance probability in a pair of sweeps of one that rejects everything
 _NEED_SHORT = 0.5  # stuck particles in the running mean, above which short steps are taken
@@ -254,26 +256,39 @@ def _memory(
     return (once / rate) * lag_1[-2] ** jnp.asarray(num_independent)[..., None], rate
 
 
-def _plan_sweeps(adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates) -> Sweeps:
-    """The cheapest numbers of sweeps after which a particle remembers no more than a tenth."""
+def _plan_sweeps(
+    adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates, *, has_proposal: bool
+) -> Sweeps:
+    """The cheapest numbers of sweeps after which a particle remembers no more than a tenth.
+
+    A proposal of the user's is tried before adaptation ends. It may be all that brings particles
+    from one mode to another, and take more sweeps to do so than a refresh has otherwise.
+    """
     chosen = adaptation.chosen
-    num_independent = jnp.arange(MAX_INDEPENDENT + 1)
+    max_independent = MAX_PROPOSED if has_proposal else MAX_INDEPENDENT
+    num_independent = jnp.arange(max_independent + 1)
     weight, rate = _memory(adaptation, chosen, num_independent)
     needed = (jnp.log(_RESIDUAL_CORRELATION / weight) / jnp.log(rate)).max(-1)
-    num_hamiltonian = jnp.ceil(jnp.clip(needed, 1, MAX_HAMILTONIAN)).astype(int)
+    num_hamiltonian = jnp.ceil(jnp.clip(needed, 1, MAX_SWEEPS - max_independent)).astype(int)
     cost = num_independent + num_hamiltonian * adaptation.num_steps[chosen]
+    residual = (weight * rate ** num_hamiltonian[:, None]).max(-1)
+    if has_proposal:  # where no numbers reach a tenth, those that come closest
+        cost = jnp.where(residual <= MAX_RESIDUAL, cost, MAX_SWEEPS * MAX_STEPS * (1 + residual))
     best = jnp.argmin(cost)
     trial = TRIAL_UPDATES * candidates.number if candidates.number > 1 else 0
     # A step size that still moves has left its running mean behind.
     ahead = jnp.abs(adaptation.log_step - adaptation.log_step_mean)[chosen]
-    enough = num_updates >= trial + SETTLING_UPDATES + 2 * num_hamiltonian[0]
+    settling = num_hamiltonian[best if has_proposal else 0]
+    enough = num_updates >= trial + SETTLING_UPDATES + 2 * settling
+    if has_proposal:
+        enough &= adaptation.uses[-2] > 0
     is_any_stuck = adaptation.num_stuck > _NEED_SHORT
     num_short = -(-num_hamiltonian[best] // HAMILTONIAN_PER_SHORT)
     return Sweeps(
         num_independent=best,
         num_hamiltonian=num_hamiltonian[best],
         num_short=jnp.where(is_any_stuck, num_short, 0),
-        residual_correlation=(weight[best] * rate ** num_hamiltonian[best]).max(),
+        residual_correlation=residual[best],
         is_settled=enough & (ahead < _STEADY) & ~is_any_stuck,
     )
 
@@ -430,4 +445,5 @@ def learn_sweeps(
         num_stuck=num_stuck,
     )
     learnt = learnt._replace(chosen=jnp.argmax(_efficiency(learnt)))
-    return learnt._replace(sweeps=_plan_sweeps(learnt, update + 1, candidates))
+    sweeps = _plan_sweeps(learnt, update + 1, candidates, has_proposal=target.proposal is not None)
+    return learnt._replace(sweeps=sweeps)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import random
+from numpyro.distributions import StudentT
 
 from numpyro_rwpo import correction
 from numpyro_rwpo.correction import (
@@ -17,6 +18,7 @@ from numpyro_rwpo.correction import (
 )
 from numpyro_rwpo.ensemble import Ensemble
 from numpyro_rwpo.priors import LaplacePrior
+from numpyro_rwpo.proposal import Proposal
 from numpyro_rwpo.target import Differentiation
 
 DIM = 3
@@ -39,7 +41,7 @@ def make_target(prior=True, sign=1.0):
 
 
 FLOWS = ("exact", "free", "harmonic")
-SCALE = jnp.array([0.6, 1.1, 0.8])
+MEAN, SCALE = jnp.array([0.3, 0.2, 0.6]), jnp.array([0.6, 1.1, 0.8])
 
 
 def make_tuning(target, flow, step_size, dense=True):
@@ -48,7 +50,7 @@ def make_tuning(target, flow, step_size, dense=True):
     inverse = jnp.linalg.inv(factor)
     if not dense:
         factor, inverse = SCALE, 1 / SCALE
-    reference = Reference(jnp.array([0.3, 0.2, 0.6]), factor, inverse)
+    reference = Reference(MEAN, factor, inverse)
     if flow == "exact":
         factor = jnp.diag(SCALE) if dense else SCALE
     is_exact, is_harmonic = flow == "exact", flow == "harmonic"
@@ -122,13 +124,20 @@ def largest_z(draws, others):
 @pytest.mark.parametrize(
     ("flow", "kind"),
     [*((flow, {}) for flow in FLOWS), ("free", {"is_independent": True})]
-    + [(flow, {"is_short": True}) for flow in FLOWS],
+    + [(flow, {"is_short": True}) for flow in FLOWS]
+    + [("free", {"is_independent": True, "proposal": StudentT(5.0, MEAN, SCALE).to_event(1)})],
 )
 def test_sweeps_leave_the_target_invariant(flow, kind):
     """11 moments of moved exact draws against fresh ones; a false alarm at 4.5 errors: 1e-4."""
     draws, fresh = exact_draws(random.key(0), 400_000), exact_draws(random.key(1), 400_000)
+    kind = dict(kind)
+    proposal = kind.pop("proposal", None)
+    if proposal is not None:
+        student = proposal
+        proposal = Proposal(lambda key, n: student.sample(key, (n,)), student.log_prob)
 
     def moved(target):
+        target = target._replace(proposal=proposal)
         ensemble = Ensemble(draws, *target.value_and_grad(draws))
         tuning = make_tuning(target, flow, 1.4 if "is_short" in kind else 0.7)
         infos = []

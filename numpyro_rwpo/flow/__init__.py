@@ -15,7 +15,9 @@ except ImportError as error:
 
 from numpyro_rwpo.flow.guide import AutoSparseTransformer, ProximalDistribution
 from numpyro_rwpo.flow.losses import (
+    DensityLoss,
     EnergyDistance,
+    ForwardKL,
     MaximumLikelihood,
     Regularised,
     ReverseKL,
@@ -28,7 +30,9 @@ from numpyro_rwpo.flow.training import TrainingResult, load_flow, save_flow, tra
 
 __all__ = [
     "AutoSparseTransformer",
+    "DensityLoss",
     "EnergyDistance",
+    "ForwardKL",
     "MaximumLikelihood",
     "NeuralODEFlow",
     "ProximalDistribution",

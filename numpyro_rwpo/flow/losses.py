@@ -24,6 +24,9 @@ class Flow(Protocol):
     def dim(self) -> int:
         """Dimension of the samples."""
 
+    def log_prob(self, x: jax.Array, rng_key: jax.Array | None = None) -> jax.Array:
+        """Log density of what is drawn, at points (n, dim), (n,)."""
+
     def log_prob_and_costs(self, rng_key: jax.Array, x: jax.Array) -> tuple[jax.Array, PathCosts]:
         """Log density at data (n, dim), (n,), and path costs."""
 
@@ -94,8 +97,8 @@ class EnergyDistance(Regularised):
 
 
 @dataclass(frozen=True)
-class ReverseKL(Regularised):
-    """Kullback-Leibler divergence from the flow to a density, up to its constant: minus an ELBO.
+class DensityLoss(Regularised):
+    """What losses of a density have in common.
 
     Attributes:
         log_density: Log of the density up to a constant, (n, dim) to (n,).
@@ -118,20 +121,54 @@ class ReverseKL(Regularised):
         check_count("num_samples", self.num_samples)
         super().__post_init__()
 
-    def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None = None) -> jax.Array:
-        """The loss; there are no data.
+    def target(self, x: jax.Array) -> jax.Array:
+        """The log density at points (n, dim), (n,).
 
         Raises:
             ValueError: If ``log_density`` returns another shape than (n,).
         """
-        x, log_prob, costs = flow.sample_and_costs(rng_key, self.num_samples)
-        target = self.log_density(x)
-        if jnp.shape(target) != log_prob.shape:  # it would broadcast to a wrong mean
+        value = self.log_density(x)
+        if jnp.shape(value) != x.shape[:1]:  # it would broadcast to a wrong mean
             raise ValueError(
-                f"`log_density` must map points {x.shape} to values {log_prob.shape}; got shape "
-                f"{jnp.shape(target)}. Wrap a log density of one point in jax.vmap."
+                f"`log_density` must map points {x.shape} to values {x.shape[:1]}; got shape "
+                f"{jnp.shape(value)}. Wrap a log density of one point in jax.vmap."
             )
-        return jnp.mean(log_prob - target) + self.penalty(costs)
+        return value
+
+
+@dataclass(frozen=True)
+class ReverseKL(DensityLoss):
+    """Kullback-Leibler divergence from the flow to a density, up to its constant: minus an ELBO.
+
+    A flow that cannot be the density keeps to the inside of it: its standard deviations are then
+    too small. The attributes, and the errors they raise, are those of :class:`DensityLoss`.
+    """
+
+    def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None = None) -> jax.Array:
+        """The loss; there are no data."""
+        x, log_prob, costs = flow.sample_and_costs(rng_key, self.num_samples)
+        return jnp.mean(log_prob - self.target(x)) + self.penalty(costs)
+
+
+@dataclass(frozen=True)
+class ForwardKL(DensityLoss):
+    """Kullback-Leibler divergence from a density to the flow, up to its constant.
+
+    Minus the mean log density of the flow over draws of its own, weighted to be draws of the
+    density (the wake phase of Bornschein and Bengio 2015, arXiv:1406.2751, eq. 7). Its minimum
+    covers the density, with the right moments; it takes a flow that overlaps with it already, such
+    as one trained by :class:`ReverseKL`. The attributes, and the errors they raise, are those of
+    :class:`DensityLoss`.
+    """
+
+    def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None = None) -> jax.Array:
+        """The loss; there are no data."""
+        key_draws, key_density = jax.random.split(rng_key)
+        x, _, costs = flow.sample_and_costs(key_draws, self.num_samples)
+        x = jax.lax.stop_gradient(x)
+        log_prob = flow.log_prob(x, key_density)
+        weights = jax.nn.softmax(self.target(x) - jax.lax.stop_gradient(log_prob))
+        return -jnp.sum(weights * log_prob) + self.penalty(costs)
 
 
 def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -157,8 +194,7 @@ def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:
 def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
     """(m, dim) and (n, dim) to (m, n), with a derivative of 0 where points coincide."""
     square = jnp.sum((x[:, None] - y) ** 2, -1)
-    apart = square > 0
-    return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
+    return jnp.sqrt(square + float(jnp.finfo(square.dtype).tiny))
 
 
 def _required(data: jax.Array | None) -> jax.Array:

@@ -23,7 +23,6 @@ Jacobian to integrate. More points make a smoother mixture, the same network oth
 """
 
 from collections.abc import Iterable
-from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -41,6 +40,7 @@ from numpyro_rwpo.flow.arguments import (
     checked_points,
     checked_row,
 )
+from numpyro_rwpo.flow.base_points import base_points, fresh_points
 from numpyro_rwpo.flow.pathwise import pathwise_sample
 from numpyro_rwpo.flow.potential import Potential, drift
 from numpyro_rwpo.priors import LaplacePrior, laplace_prior
@@ -61,11 +61,6 @@ class PathCosts(NamedTuple):
 
     kinetic: jax.Array
     hjb: jax.Array
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _standard_normal(rng_key: jax.Array, num_particles: int, dim: int) -> jax.Array:
-    return jax.random.normal(rng_key, (num_particles, dim))
 
 
 class SparseTransformerFlow(eqx.Module):
@@ -152,7 +147,7 @@ class SparseTransformerFlow(eqx.Module):
         )
         prior = laplace_prior(rate, centre)
         self.potential = Potential(dim, width, depth, rng_key=key_network)
-        self.noise = _standard_normal(key_noise, num_particles, dim)
+        self.noise = base_points(key_noise, num_particles, dim)
         self._location = jnp.asarray(checked_row("location", location, dim))
         self._log_scale = jnp.asarray(np.log(scale))
         self._centre = jnp.asarray(checked_row("centre", prior.location, dim))
@@ -208,7 +203,7 @@ class SparseTransformerFlow(eqx.Module):
             ValueError: If it is not positive.
         """
         check_count("num_particles", num_particles)
-        noise = _standard_normal(rng_key, num_particles, self.dim)
+        noise = base_points(rng_key, num_particles, self.dim)
         return eqx.tree_at(lambda flow: flow.noise, self, noise)
 
     def transport(self, particles: ArrayLike) -> jax.Array:
@@ -244,8 +239,12 @@ class SparseTransformerFlow(eqx.Module):
         noise = checked_particles("particles", particles, self.dim, self.noise.dtype)
         return self._density(noise)[0]
 
-    def log_prob(self, x: ArrayLike) -> jax.Array:
+    def log_prob(self, x: ArrayLike, rng_key: jax.Array | None = None) -> jax.Array:
         """Normalised log density at points (..., dim), (...).
+
+        Args:
+            x: Where.
+            rng_key: Not used: :class:`NeuralODEFlow` needs one.
 
         Raises:
             ValueError: If the last axis of ``x`` is not ``dim``.
@@ -272,7 +271,7 @@ class SparseTransformerFlow(eqx.Module):
         Returns:
             Log densities (n,), and the costs.
         """
-        noise = jax.random.normal(rng_key, self.noise.shape, self.noise.dtype)
+        noise = fresh_points(rng_key, lax.stop_gradient(self.noise))
         density, costs = self._density(noise)
         return density.log_prob(x), costs
 
