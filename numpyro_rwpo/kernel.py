@@ -299,9 +299,9 @@ class RWPO(MCMCKernel):
         init_strategy: NumPyro's per-site initialisation strategy.
         proposal: a distribution of flat unconstrained parameters near the posterior, such as a
             trained guide's ``guide.get_posterior(params)``. The particles start as its draws
-            (``init_params`` then only shapes the argument of ``potential_fn``), are not
-            transported, and jump to draws of it where that forgets cheaply. The posterior stays
-            exact, but what the proposal misses, particles only reach on foot: it must cover it.
+            (``init_params`` then only shapes the argument of ``potential_fn``) and, if corrected,
+            are not transported, but jump to draws of it where that forgets cheaply. The posterior
+            stays exact. The proposal must cover it: a mode that it misses is not found.
         forward_mode_differentiation: differentiate in forward mode.
         mesh: devices that share the particles of every chain; ``None`` runs where the data are.
             Chains must be one or ``"vectorized"``.

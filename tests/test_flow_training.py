@@ -81,6 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return result, path
 
 
+@pytest.mark.xdist_group("trained flow")
 def test_training_approaches_the_entropy(trained: tuple[Any, Path]) -> None:
     """Held-out loss against the entropy of the data's distribution, known in closed form."""
     result, _ = trained
@@ -96,6 +97,7 @@ def test_training_approaches_the_entropy(trained: tuple[Any, Path]) -> None:
     assert result.monitored.shape == result.seconds.shape == (3,)
 
 
+@pytest.mark.xdist_group("trained flow")
 def test_a_killed_run_goes_on_as_if_undisturbed(trained: tuple[Any, Path]) -> None:
     result, path = trained
     arguments = (new_flow(), MaximumLikelihood(), laplace_data(500))

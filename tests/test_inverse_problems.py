@@ -72,6 +72,7 @@ def test_measurements_are_the_truths_with_noise(name: str) -> None:
     assert abs(chi_square - size) < 4 * np.sqrt(2 * size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_flows_start_where_the_data_are_explained(name: str) -> None:
     problem = PROBLEMS[name]()
@@ -81,6 +82,7 @@ def test_flows_start_where_the_data_are_explained(name: str) -> None:
     assert (np.diag(covariance) < 2 * problem.scale**2).all()  # the prior's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_flows_start_from_that_normal(kind: str) -> None:
     """Covariances in units of its scales, up to the layers' shrinkage and the number of points."""
