@@ -288,7 +288,16 @@ def independent_jump(
     reference: Reference,
     is_taken: jax.Array,
 ) -> Jump:
-    """Draws from the user's proposal; without one from the reference, driven by the momenta."""
+    """Draws from the user's proposal; without one from the reference, driven by the momenta.
+
+    Args:
+        rng_key: one key, for draws from a proposal.
+        particles: where they are, (num_particles, dim).
+        momentum: standard normal, whitened, (num_particles, dim).
+        target: the posterior, with the proposal if there is one.
+        reference: the normal density that stands for it otherwise.
+        is_taken: scalar; a proposal is only drawn from where true.
+    """
     proposal = target.proposal
     if proposal is None:
         drawn = reference.mean + to_position(reference.factor, momentum)

@@ -25,7 +25,7 @@ from numpyro_rwpo.state import RWPOState
 from numpyro_rwpo.stein import MAX_DRAWS, stein_discrepancy, stein_identities
 from numpyro_rwpo.transport import is_at_rest
 from numpyro_rwpo.unconstrained import Posterior, posterior_of
-from numpyro_rwpo.warmup import MAX_RESIDUAL
+from numpyro_rwpo.warmup import max_hamiltonian
 
 _ENOUGH_SWEEPS = 8  # for a mean that low to be no chance
 _MAX_CHAIN_COORDINATES = 50  # for figures of single chains: those with the fewest effective draws
@@ -169,6 +169,8 @@ def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, A
     accept_prob = np.asarray(fields.get("accept_prob", state.refresh.accept_prob))
     sweeps = state.adaptation.sweeps
     at_rest = is_at_rest(state.flow, settings.corrected)
+    has_proposal = mcmc.sampler.arguments["proposal"] is not None
+    most_sweeps = max_hamiltonian(has_proposal=has_proposal)
     chains = []
     for chain in range(len(state.step_size)):
         row: dict[str, Any] = {
@@ -181,7 +183,6 @@ def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, A
             step_size = float(state.step_size[chain])
             steps = int(trajectory_steps(jnp.asarray(step_size)))
             num_sweeps, num_short = int(sweeps.num_hamiltonian[chain]), int(sweeps.num_short[chain])
-            residual_correlation = float(sweeps.residual_correlation[chain])
             share_stuck, stuck_below = _stuck(accept_prob[chain], num_sweeps, num_short)
             row |= {
                 "accept_prob": float(accept_prob[chain].mean()),
@@ -193,11 +194,11 @@ def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, A
                 "independent_sweeps": int(sweeps.num_independent[chain]),
                 "hamiltonian_sweeps": num_sweeps,
                 "short_sweeps": num_short,
-                "is_sweep_limit_reached": residual_correlation > MAX_RESIDUAL,
+                "is_sweep_limit_reached": num_sweeps >= most_sweeps,
                 "gradients_per_draw": int(state.refresh.num_steps[chain]),
                 "share_stuck": share_stuck,
                 "stuck_below": stuck_below,
-                "expected_residual_correlation": residual_correlation,
+                "expected_residual_correlation": float(sweeps.residual_correlation[chain]),
             }
         chains.append(row)
     return chains

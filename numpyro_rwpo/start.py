@@ -226,7 +226,10 @@ def num_start_evaluations(num_particles: int, target: Target) -> int:
 def start_ensemble(
     rng_key: jax.Array, particles: jax.Array, target: Target
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws of the user's proposal; without one, what :func:`quasi_newton_start` makes."""
+    """Draws of the user's proposal; without one, what :func:`quasi_newton_start` makes.
+
+    Arguments and returns are those of that function: particles (num_particles, dim), a centring.
+    """
     if target.proposal is None:
         return quasi_newton_start(rng_key, particles, target)
     draws = target.proposal.sample(rng_key, particles.shape[0])

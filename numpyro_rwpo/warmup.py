@@ -49,7 +49,6 @@ HAMILTONIAN_PER_SHORT = 8  # sweeps of a refresh, one of which takes short steps
 MAX_INDEPENDENT = 3  # sweeps in a refresh with independent draws from the reference
 MAX_PROPOSED = MAX_SWEEPS // 2  # the same from a proposal of the user's
 _RESIDUAL_CORRELATION = 0.1  # between two draws of a particle, at most
-MAX_RESIDUAL = 1.01 * _RESIDUAL_CORRELATION  # but for rounding: above, sweeps are at their limit
 REPLACEMENT_UPDATES = 12  # in which all particles that reject everything are moved onto others
 _REJECTED = 0.02  # acceptance probability in a pair of sweeps of one that rejects everything
 _NEED_SHORT = 0.5  # stuck particles in the running mean, above which short steps are taken
@@ -256,6 +255,16 @@ def _memory(
     return (once / rate) * lag_1[-2] ** jnp.asarray(num_independent)[..., None], rate
 
 
+def max_independent(*, has_proposal: bool) -> int:
+    """Sweeps with independent draws in a refresh, at most."""
+    return MAX_PROPOSED if has_proposal else MAX_INDEPENDENT
+
+
+def max_hamiltonian(*, has_proposal: bool) -> int:
+    """Hamiltonian sweeps in a refresh, at most."""
+    return MAX_SWEEPS - max_independent(has_proposal=has_proposal)
+
+
 def _plan_sweeps(
     adaptation: Adaptation, num_updates: jax.Array, candidates: Candidates, *, has_proposal: bool
 ) -> Sweeps:
@@ -265,15 +274,16 @@ def _plan_sweeps(
     from one mode to another, and take more sweeps to do so than a refresh has otherwise.
     """
     chosen = adaptation.chosen
-    max_independent = MAX_PROPOSED if has_proposal else MAX_INDEPENDENT
-    num_independent = jnp.arange(max_independent + 1)
+    num_independent = jnp.arange(max_independent(has_proposal=has_proposal) + 1)
     weight, rate = _memory(adaptation, chosen, num_independent)
     needed = (jnp.log(_RESIDUAL_CORRELATION / weight) / jnp.log(rate)).max(-1)
-    num_hamiltonian = jnp.ceil(jnp.clip(needed, 1, MAX_SWEEPS - max_independent)).astype(int)
+    limit = max_hamiltonian(has_proposal=has_proposal)
+    num_hamiltonian = jnp.ceil(jnp.clip(needed, 1, limit)).astype(int)
     cost = num_independent + num_hamiltonian * adaptation.num_steps[chosen]
     residual = (weight * rate ** num_hamiltonian[:, None]).max(-1)
     if has_proposal:  # where no numbers reach a tenth, those that come closest
-        cost = jnp.where(residual <= MAX_RESIDUAL, cost, MAX_SWEEPS * MAX_STEPS * (1 + residual))
+        is_enough = residual <= 1.01 * _RESIDUAL_CORRELATION  # but for rounding
+        cost = jnp.where(is_enough, cost, MAX_SWEEPS * MAX_STEPS * (1 + residual))
     best = jnp.argmin(cost)
     trial = TRIAL_UPDATES * candidates.number if candidates.number > 1 else 0
     # A step size that still moves has left its running mean behind.

@@ -281,6 +281,11 @@ def test_guide_takes_its_rates_from_laplace_sites() -> None:
     assert guide.init_params(jax.random.key(2), result.params, 2)["weights"].shape == (2, 2)
 
 
+def conjugate(y: Any) -> None:
+    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
+    numpyro.sample("y", dist.Normal(mu, 1.0).to_event(1), obs=y)
+
+
 def test_wrong_guide_arguments() -> None:
     with pytest.raises(ValueError, match="`attention` must be one of"):
         AutoSparseTransformer(model, attention="none")
@@ -291,10 +296,6 @@ def test_wrong_guide_arguments() -> None:
 @pytest.mark.slow
 def test_guide_finds_a_conjugate_posterior() -> None:
     """Moments within a tenth of a posterior standard deviation of the closed form."""
-
-    def conjugate(y: Any) -> None:
-        mu = numpyro.sample("mu", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
-        numpyro.sample("y", dist.Normal(mu, 1.0).to_event(1), obs=y)
 
     y = jnp.array([2.0, 0.0, -1.0])
     guide = AutoSparseTransformer(conjugate, num_particles=128)
@@ -329,10 +330,6 @@ def test_a_trained_guide_starts_a_correct_run() -> None:
 @pytest.mark.slow
 def test_a_trained_guide_is_a_proposal() -> None:
     """Draws of a guide are where particles start and jump to, if only on trial; all stays exact."""
-
-    def conjugate(y: Any) -> None:
-        mu = numpyro.sample("mu", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
-        numpyro.sample("y", dist.Normal(mu, 1.0).to_event(1), obs=y)
 
     y = jnp.array([2.0, 0.0, -1.0])
     guide = AutoSparseTransformer(conjugate, 2, 8, num_particles=64)
