@@ -22,11 +22,11 @@ from pathlib import Path
 
 from benchmarks.cell import write_json
 from benchmarks.machine import describe_machine
+from benchmarks.posteriors.posteriordb.models import POSTERIORS
 from benchmarks.problems import PROBLEMS
 from benchmarks.report import read_machine, write_report
 from benchmarks.runner import Cell, load_results, run_cells
 from benchmarks.samplers import SAMPLERS
-from tests.data.posteriordb.models import POSTERIORS
 
 POSTERIORDB_SAMPLERS = ("rwpo", "nuts", "nuts_dense")
 # The most telling first: where time runs out, the last ones are missing.

@@ -40,12 +40,12 @@ from jax import lax
 from scipy.stats import norm, wasserstein_distance
 
 from numpyro_rwpo import __version__, splitting_step
-from numpyro_rwpo.ensemble import evaluate
-from numpyro_rwpo.priors import laplace_prior
-from numpyro_rwpo.settings import make_candidates
-from numpyro_rwpo.target import Differentiation, Target
-from numpyro_rwpo.transport import initial_flow, is_at_rest, transport_step
-from numpyro_rwpo.warmup import initial_adaptation, learn_moments
+from numpyro_rwpo.dynamics.adaptation import initial_adaptation, learn_moments
+from numpyro_rwpo.dynamics.ensemble import evaluate
+from numpyro_rwpo.dynamics.settings import make_candidates
+from numpyro_rwpo.dynamics.transport import initial_flow, is_at_rest, transport_step
+from numpyro_rwpo.model.target import Differentiation, Target
+from numpyro_rwpo.priors.laplace import laplace_prior
 
 SAMPLERS = ("paper", "joint", "marginal", "copula")
 CORRELATION = 0.7

@@ -42,11 +42,11 @@ import numpy as np
 
 from benchmarks.effective_size import smallest_ess
 from benchmarks.machine import versions
+from benchmarks.posteriors.posteriordb.models import POSTERIORS
 from benchmarks.problems import PROBLEMS, load_problem
 from benchmarks.references import Scalars, accuracy_of, scalars
 from benchmarks.samplers import SAMPLERS
 from benchmarks.samplers.protocol import Draws, Program, Segment
-from tests.data.posteriordb.models import POSTERIORS
 
 COMPILE_EVENTS = (
     "/jax/core/compile/jaxpr_trace_duration",

@@ -33,9 +33,9 @@ from numpyro.infer.util import constrain_fn, initialize_model
 
 from benchmarks.problems import load_problem
 from numpyro_rwpo import RWPO, __version__
-from numpyro_rwpo.evidence import halves
-from numpyro_rwpo.importance import coverage_of_ratios, ensemble_coverage, fitted_ratios
-from numpyro_rwpo.unconstrained import Posterior, model_posterior
+from numpyro_rwpo.diagnostics.evidence import halves
+from numpyro_rwpo.diagnostics.importance import coverage_of_ratios, ensemble_coverage, fitted_ratios
+from numpyro_rwpo.diagnostics.posterior import Posterior, model_posterior
 
 PROBLEMS = ("diabetes_lasso", "l1_logistic_d50", "breast_cancer_logistic")
 SIZES = (4_000, 16_000, 64_000)

@@ -31,13 +31,7 @@ from benchmarks.problems import load_problem
 from benchmarks.report import markdown_table, three_digits
 from benchmarks.samplers.protocol import device_kwargs
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.correction import Refresh, sweep
-from numpyro_rwpo.ensemble import Ensemble, evaluate
-from numpyro_rwpo.placement import check_mesh
-from numpyro_rwpo.settings import make_candidates
-from numpyro_rwpo.target import Target
-from numpyro_rwpo.transport import Flow, initial_flow, transport_step
-from numpyro_rwpo.warmup import (
+from numpyro_rwpo.dynamics.adaptation import (
     Adaptation,
     Candidates,
     SweepPair,
@@ -48,6 +42,12 @@ from numpyro_rwpo.warmup import (
     replace_hopeless,
     tuning,
 )
+from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
+from numpyro_rwpo.dynamics.hamiltonian import Refresh, sweep
+from numpyro_rwpo.dynamics.settings import make_candidates
+from numpyro_rwpo.dynamics.transport import Flow, initial_flow, transport_step
+from numpyro_rwpo.model.target import Target
+from numpyro_rwpo.support.sharding import check_mesh
 
 PROBLEM = "l1_logistic_d50"
 DEVICES = (1, 8, 64, 1024)

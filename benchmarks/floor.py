@@ -27,7 +27,7 @@ from benchmarks.machine import versions
 from benchmarks.problems import load_problem
 from benchmarks.report import markdown_table, three_digits
 from benchmarks.samplers.protocol import device_kwargs, flat_target
-from numpyro_rwpo.settings import default_num_particles
+from numpyro_rwpo.dynamics.settings import default_num_particles
 
 PROBLEMS = (
     "diabetes_lasso",

@@ -41,8 +41,15 @@ from benchmarks.cell import write_json
 from benchmarks.flow_samples import KINDS, sliced_w2, spread
 from benchmarks.inverse_problems import PROBLEMS, InverseProblem
 from benchmarks.machine import versions
+from benchmarks.posteriors.posteriordb.compare import r_hat
 from benchmarks.report import markdown_table
 from numpyro_rwpo import RWPO
+from numpyro_rwpo.diagnostics.importance import (
+    coverage_of_ratios,
+    fitted_ratios,
+    importance_evidence,
+)
+from numpyro_rwpo.diagnostics.plots import COLOURS
 from numpyro_rwpo.flow import (
     ForwardKL,
     NeuralODEFlow,
@@ -51,10 +58,7 @@ from numpyro_rwpo.flow import (
     energy_distance,
     train,
 )
-from numpyro_rwpo.importance import coverage_of_ratios, fitted_ratios, importance_evidence
-from numpyro_rwpo.plots import COLOURS
-from numpyro_rwpo.priors import laplace_prior
-from tests.data.posteriordb.compare import r_hat
+from numpyro_rwpo.priors.laplace import laplace_prior
 
 NUM_LAYERS, NUM_ODE_STEPS = 2, 8
 LOSSES = {"reverse KL": ReverseKL, "then forward KL": ForwardKL}

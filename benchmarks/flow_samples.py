@@ -38,6 +38,7 @@ from benchmarks.cell import write_json
 from benchmarks.flow_targets import PLANAR, SPARSE_SCALE, log_prob, sample
 from benchmarks.machine import versions
 from benchmarks.report import markdown_table
+from numpyro_rwpo.diagnostics.plots import COLOURS
 from numpyro_rwpo.flow import (
     EnergyDistance,
     MaximumLikelihood,
@@ -47,7 +48,6 @@ from numpyro_rwpo.flow import (
     energy_distance,
     train,
 )
-from numpyro_rwpo.plots import COLOURS
 
 NUM_LAYERS, NUM_ODE_STEPS, WIDTH = 4, 6, 32
 NUM_STEPS, BATCH = 800, 256

@@ -41,7 +41,7 @@ from benchmarks.problems import load_problem
 from benchmarks.report import markdown_table, three_digits
 from benchmarks.runner import load_results, run_process
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.convergence import r_hat
+from numpyro_rwpo.diagnostics.convergence import r_hat
 
 LIMIT_SECONDS = 900.0
 

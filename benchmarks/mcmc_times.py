@@ -26,12 +26,12 @@ from numpyro.infer import MCMC, NUTS
 
 from benchmarks.cell import CompileClock, write_json
 from benchmarks.machine import versions
+from benchmarks.posteriors.posteriordb.models import POSTERIORS
 from benchmarks.problems import PROBLEMS, load_problem
 from benchmarks.references import accuracy_of
 from benchmarks.report import markdown_table, three_digits
 from benchmarks.runner import load_results, run_process
 from numpyro_rwpo import RWPO
-from tests.data.posteriordb.models import POSTERIORS
 
 KERNELS = {"rwpo": (RWPO, 200), "nuts": (NUTS, 1000)}
 NUM_CHAINS, NUM_SAMPLES = 4, 1000

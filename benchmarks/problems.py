@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from tests.data.posteriordb.models import POSTERIORS, load_data
+from benchmarks.posteriors.posteriordb.models import POSTERIORS, load_data
 
 Vector = NDArray[np.float32]
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.posteriors.posteriordb import compare as posteriordb
+from benchmarks.posteriors.posteriordb import models
+from benchmarks.posteriors.posteriordb.compare import bulk_ess, r_hat
 from benchmarks.problems import PROBLEMS
-from tests.data.posteriordb import compare as posteriordb
-from tests.data.posteriordb import models
-from tests.data.posteriordb.compare import bulk_ess, r_hat
 
 __all__ = [
     "Accuracy",
@@ -23,7 +23,7 @@ __all__ = [
     "scalars",
 ]
 
-FOLDER = Path(__file__).parents[1] / "tests" / "data" / "lasso"
+FOLDER = Path(__file__).parent / "posteriors" / "lasso"
 
 
 class Accuracy(NamedTuple):

@@ -22,9 +22,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.cell import write_json
 from benchmarks.effective_size import SizeByError, size_by_error
+from benchmarks.posteriors.posteriordb.models import POSTERIORS
 from benchmarks.problems import LAPLACE_PROBLEMS, PROBLEMS
 from benchmarks.samplers import SAMPLERS
-from tests.data.posteriordb.models import POSTERIORS
 
 REGRESSIONS = (*LAPLACE_PROBLEMS, "horseshoe_logistic")
 NUTS_NAMES = ("nuts", "nuts_dense")

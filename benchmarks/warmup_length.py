@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cell import write_json
+from benchmarks.posteriors.posteriordb.models import POSTERIORS
 from benchmarks.problems import PROBLEMS
 from benchmarks.report import markdown_table, summarise, three_digits
 from benchmarks.runner import Cell, load_results, run_cells
 from benchmarks.samplers import SAMPLERS
-from tests.data.posteriordb.models import POSTERIORS
 
 LENGTHS = (50, 100, 200, 400)
 DEFAULT_PROBLEMS = (

@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC
 
 from numpyro_rwpo import RWPO, laplace_prior, to_arviz
-from numpyro_rwpo.plots import plot_attention, plot_transport
+from numpyro_rwpo.diagnostics.plots import plot_attention, plot_transport
 
 HERE = Path(__file__).parent
 BIAS = HERE.parent / "benchmarks" / "results" / "bias.json"

@@ -18,8 +18,8 @@ from numpyro.infer import MCMC, NUTS
 from sklearn.datasets import load_breast_cancer
 
 from numpyro_rwpo import RWPO, compare, diagnose
-from numpyro_rwpo.plots import plot_selection
-from numpyro_rwpo.selection import select_variables
+from numpyro_rwpo.diagnostics.plots import plot_selection
+from numpyro_rwpo.diagnostics.selection import select_variables
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}

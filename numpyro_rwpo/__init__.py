@@ -1,16 +1,17 @@
 """RWPO: a NumPyro sampler that is a drop-in for NUTS, made for posteriors with Laplace priors."""
 
 from numpyro_rwpo._version import __version__
-from numpyro_rwpo.arviz_data import to_arviz
-from numpyro_rwpo.attention import fit_copula, fit_joint, fit_marginal
-from numpyro_rwpo.checkpoint import load, save
-from numpyro_rwpo.compare import compare
-from numpyro_rwpo.diagnostics import diagnose
+from numpyro_rwpo.diagnostics import plots
+from numpyro_rwpo.diagnostics.arviz_data import to_arviz
+from numpyro_rwpo.diagnostics.comparison import compare
+from numpyro_rwpo.diagnostics.diagnosis import diagnose
+from numpyro_rwpo.dynamics.state import RWPOState
+from numpyro_rwpo.heads.attention import fit_copula, fit_joint, fit_marginal
 from numpyro_rwpo.kernel import RWPO
-from numpyro_rwpo.pieces import run_in_pieces
-from numpyro_rwpo.priors import LaplacePrior, laplace_prior
-from numpyro_rwpo.splitting import splitting_step
-from numpyro_rwpo.state import RWPOState
+from numpyro_rwpo.paper import splitting_step
+from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior
+from numpyro_rwpo.runs.checkpoint import load, save
+from numpyro_rwpo.runs.resumable import run_in_pieces
 
 __all__ = [
     "RWPO",
@@ -24,6 +25,7 @@ __all__ = [
     "fit_marginal",
     "laplace_prior",
     "load",
+    "plots",
     "run_in_pieces",
     "save",
     "splitting_step",

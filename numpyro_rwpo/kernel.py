@@ -2,11 +2,11 @@
 
 One NumPyro chain is one independent ensemble of particles; draw t is particle t. A chain's life:
 
-1. start: a quasi-Newton descent places the particles (:mod:`numpyro_rwpo.start`);
-2. transport: the noise-free flow moves them (:mod:`numpyro_rwpo.transport`);
-3. correction: exact moves (:mod:`numpyro_rwpo.correction`), adapted during the rest of warm-up
-   (:mod:`numpyro_rwpo.warmup`), then frozen. The whole ensemble is refreshed before its first
-   particle is emitted, and again whenever its last one has been.
+1. start: a quasi-Newton descent places the particles (:mod:`numpyro_rwpo.dynamics.pathfinder`);
+2. transport: the noise-free flow moves them (:mod:`numpyro_rwpo.dynamics.transport`);
+3. correction: exact moves (:mod:`numpyro_rwpo.dynamics.hamiltonian`), adapted during the rest of
+   warm-up (:mod:`numpyro_rwpo.dynamics.adaptation`), then frozen. The whole ensemble is refreshed
+   before its first particle is emitted, and again whenever its last one has been.
 """
 
 import math
@@ -23,59 +23,7 @@ from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_rwpo.arguments import (
-    check_choice,
-    check_init_strategy,
-    check_num_particles,
-    check_range,
-    check_rng_key,
-    check_site_names,
-    check_target,
-)
-from numpyro_rwpo.attention import HEADS
-from numpyro_rwpo.branches import run_if
-from numpyro_rwpo.correction import Refresh, refresh_ensemble
-from numpyro_rwpo.ensemble import Ensemble, evaluate, potential
-from numpyro_rwpo.memory import check_memory
-from numpyro_rwpo.model_checks import explained
-from numpyro_rwpo.placement import check_mesh, check_use
-from numpyro_rwpo.precision import in_full_precision
-from numpyro_rwpo.preparation import CompiledOnce, Preparation, check_preparation
-from numpyro_rwpo.proposal import (
-    change_coordinates,
-    check_proposal,
-    check_proposal_dim,
-    fingerprint,
-)
-from numpyro_rwpo.settings import (
-    Settings,
-    default_num_particles,
-    make_candidates,
-    num_transport_iterations,
-    start_radius,
-)
-from numpyro_rwpo.start import num_start_evaluations, start_ensemble
-from numpyro_rwpo.state import (
-    STATE_AXES,
-    RWPOState,
-    initial_states,
-    placed_state,
-    placed_states,
-    split_keys,
-)
-from numpyro_rwpo.target import (
-    Differentiation,
-    ModelSource,
-    PotentialSource,
-    Source,
-    Target,
-    has_loop,
-    layout,
-    pool_chains,
-)
-from numpyro_rwpo.threads import one_at_a_time
-from numpyro_rwpo.transport import Flow, is_at_rest, transport_step
-from numpyro_rwpo.warmup import (
+from numpyro_rwpo.dynamics.adaptation import (
     Adaptation,
     SweepPair,
     learn_moments,
@@ -84,6 +32,51 @@ from numpyro_rwpo.warmup import (
     tuning,
     whose_turn,
 )
+from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
+from numpyro_rwpo.dynamics.hamiltonian import Refresh, refresh_ensemble
+from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, start_ensemble
+from numpyro_rwpo.dynamics.settings import (
+    Settings,
+    default_num_particles,
+    make_candidates,
+    num_transport_iterations,
+)
+from numpyro_rwpo.dynamics.state import (
+    STATE_AXES,
+    RWPOState,
+    initial_states,
+    placed_state,
+    placed_states,
+    split_keys,
+)
+from numpyro_rwpo.dynamics.transport import Flow, is_at_rest, transport_step
+from numpyro_rwpo.heads.attention import HEADS
+from numpyro_rwpo.model.checks import explained
+from numpyro_rwpo.model.model_source import ModelSource
+from numpyro_rwpo.model.potential_source import PotentialSource
+from numpyro_rwpo.model.preparation import CompiledOnce, Preparation, check_preparation
+from numpyro_rwpo.model.proposal import (
+    change_coordinates,
+    check_proposal,
+    check_proposal_dim,
+    fingerprint,
+)
+from numpyro_rwpo.model.source import Source, layout, start_radius
+from numpyro_rwpo.model.target import Differentiation, Target, has_loop, pool_chains
+from numpyro_rwpo.support.checks import (
+    check_choice,
+    check_init_strategy,
+    check_num_particles,
+    check_range,
+    check_rng_key,
+    check_site_names,
+    check_target,
+)
+from numpyro_rwpo.support.control_flow import run_if
+from numpyro_rwpo.support.memory import check_memory
+from numpyro_rwpo.support.precision import in_full_precision
+from numpyro_rwpo.support.sharding import check_mesh, check_use
+from numpyro_rwpo.support.threads import one_at_a_time
 
 _START_ID = 2**31 - 1  # of the start's random numbers; those of refreshes count from 0
 

@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 import scipy.special
 from hypothesis import strategies as st
 
-from numpyro_rwpo import convergence
+from numpyro_rwpo.diagnostics import convergence
 
 FAMILIES = ("normal", "logistic", "poisson")
 

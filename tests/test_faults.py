@@ -21,7 +21,7 @@ from helpers import lasso_regression, normal_mean, regression_data, run_mcmc, sh
 from numpyro.infer import MCMC
 
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.streaming import streamed_attention
+from numpyro_rwpo.heads.online_softmax import streamed_attention
 
 DATA = np.array([0.3, 1.2, -2.5], np.float32)
 SCALE = np.float32(0.5)

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.findings import max_z
-from numpyro_rwpo.priors import LaplacePrior
+from numpyro_rwpo.diagnostics.findings import max_z
+from numpyro_rwpo.priors.laplace import LaplacePrior
 from tests.random_models import Regression, make_regression, regressions, stein_scores
 
 # The same examples every time: a test must not fail for someone who changed nothing.

@@ -31,16 +31,7 @@ from numpyro.infer import MCMC
 from benchmarks import devices
 from benchmarks.communication import traffic
 from numpyro_rwpo import RWPO, laplace_prior
-from numpyro_rwpo.correction import Refresh, sweep
-from numpyro_rwpo.correlation import fit_correlation
-from numpyro_rwpo.ensemble import Ensemble, evaluate
-from numpyro_rwpo.placement import ONE_PLACE, Placement, check_mesh
-from numpyro_rwpo.ring import ring_attention
-from numpyro_rwpo.start import quasi_newton_start
-from numpyro_rwpo.streaming import streamed_attention
-from numpyro_rwpo.target import Differentiation, Target
-from numpyro_rwpo.transport import initial_flow, transport_step
-from numpyro_rwpo.warmup import (
+from numpyro_rwpo.dynamics.adaptation import (
     Adaptation,
     Candidates,
     SweepPair,
@@ -51,6 +42,15 @@ from numpyro_rwpo.warmup import (
     replace_hopeless,
     tuning,
 )
+from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
+from numpyro_rwpo.dynamics.hamiltonian import Refresh, sweep
+from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
+from numpyro_rwpo.dynamics.transport import initial_flow, transport_step
+from numpyro_rwpo.heads.correlation import fit_correlation
+from numpyro_rwpo.heads.online_softmax import streamed_attention
+from numpyro_rwpo.heads.ring import ring_attention
+from numpyro_rwpo.model.target import Differentiation, Target
+from numpyro_rwpo.support.sharding import ONE_PLACE, Placement, check_mesh
 
 RESULTS = Path(devices.__file__).parent / "results"
 DIM = 5

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rwpo.attention import HEADS
-from numpyro_rwpo.priors import LaplacePrior
+from numpyro_rwpo.heads.attention import HEADS
+from numpyro_rwpo.priors.laplace import LaplacePrior
 
 
 class GaussianDensity(NamedTuple):
-    """A normal density: what :class:`numpyro_rwpo.attention.ProximalDensity` asks for."""
+    """A normal density: what :class:`numpyro_rwpo.heads.attention.ProximalDensity` asks for."""
 
     mean: jax.Array  # (dim,)
     factor: jax.Array  # (dim, dim), lower triangular, of the covariance

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.arguments import check_choice
-from numpyro_rwpo.attention import HEADS
+from numpyro_rwpo.heads.attention import HEADS
+from numpyro_rwpo.support.checks import check_choice
 
 
 def check_count(name: str, value: Any) -> None:

@@ -22,7 +22,6 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.arguments import check_choice
 from numpyro_rwpo.flow.arguments import (
     check_count,
     checked_particles,
@@ -31,6 +30,7 @@ from numpyro_rwpo.flow.arguments import (
 )
 from numpyro_rwpo.flow.potential import Potential, divergence, drift, velocity
 from numpyro_rwpo.flow.sparse_transformer import PathCosts
+from numpyro_rwpo.support.checks import check_choice
 
 
 class NeuralODEFlow(eqx.Module):

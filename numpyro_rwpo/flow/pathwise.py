@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from numpyro_rwpo.attention import (
+from numpyro_rwpo.heads.attention import (
     CopulaDensity,
     JointDensity,
     MarginalDensity,
     ProximalDensity,
 )
-from numpyro_rwpo.grid import GridDensity
+from numpyro_rwpo.heads.grid import GridDensity
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 

@@ -8,7 +8,7 @@ step of Han, Osher and Li (2025), arXiv:2510.16356,
 
 with the potential network :math:`\phi` (:mod:`numpyro_rwpo.flow.potential`) in coordinates of unit
 scale, the soft threshold S and the attention weights w of the regularized Wasserstein proximal
-operator. In terms of the attention heads of :mod:`numpyro_rwpo.attention` the second half is
+operator. In terms of the attention heads of :mod:`numpyro_rwpo.heads.attention` the second half is
 :math:`x^+ = y - \tfrac{T}{2} \nabla M_T(y) - T s(y)`, M the prior's Moreau envelope and s the
 fitted density's heat score. With the joint head that is the formula above; the others have other
 weights.
@@ -32,7 +32,6 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.attention import HEADS, ProximalDensity
 from numpyro_rwpo.flow.arguments import (
     check_count,
     check_layer_choice,
@@ -43,7 +42,8 @@ from numpyro_rwpo.flow.arguments import (
 from numpyro_rwpo.flow.base_points import base_points, fresh_points
 from numpyro_rwpo.flow.pathwise import pathwise_sample
 from numpyro_rwpo.flow.potential import Potential, drift
-from numpyro_rwpo.priors import LaplacePrior, laplace_prior
+from numpyro_rwpo.heads.attention import HEADS, ProximalDensity
+from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior
 
 LEARNABLE = ("rate", "prox_time", "step_size", "base")
 # Rates and prox times are exp(gain * parameter). An optimiser such as Adam moves all parameters

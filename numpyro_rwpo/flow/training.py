@@ -21,10 +21,10 @@ import optax
 from jax import lax
 from tqdm.auto import tqdm
 
-from numpyro_rwpo.archive import read_archive, write_archive
-from numpyro_rwpo.arguments import check_range, check_rng_key
 from numpyro_rwpo.flow.arguments import check_count
 from numpyro_rwpo.flow.losses import Loss
+from numpyro_rwpo.support.archive import read_archive, write_archive
+from numpyro_rwpo.support.checks import check_range, check_rng_key
 
 FlowT = TypeVar("FlowT", bound=eqx.Module)
 

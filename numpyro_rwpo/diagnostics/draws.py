@@ -1,0 +1,118 @@
+"""Draws of one sampler, read from whatever holds them: ``MCMC``, ArviZ data, dictionaries."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numpyro_rwpo.diagnostics.posterior import coordinate_names
+from numpyro_rwpo.runs.mcmc import num_distinct_draws
+
+
+class Draws(NamedTuple):
+    """Draws of one sampler.
+
+    Attributes:
+        label: its name in tables and figures.
+        values: (chains, draws, num_coordinates).
+        names: of the coordinates.
+        is_noise_free: whether these are particles without correction, not a chain's draws.
+        seconds: wall time that the draws took, ``None`` if unknown.
+        num_gradients: gradient evaluations that they took, ``None`` if unknown.
+        is_without_warmup: whether ``num_gradients`` leaves the warm-up out.
+    """
+
+    label: str
+    values: np.ndarray
+    names: list[str]
+    is_noise_free: bool
+    seconds: float | None
+    num_gradients: int | None
+    is_without_warmup: bool
+
+
+def default_labels(runs: tuple[Any, ...]) -> list[str]:
+    """Names of the kernels, numbered where they repeat; ``draws`` for anything else."""
+    names = [type(run.sampler).__name__ if hasattr(run, "sampler") else "draws" for run in runs]
+    return [
+        f"{name} {k}" if names.count(name) > 1 else name for k, name in enumerate(names, start=1)
+    ]
+
+
+def samples_of(run: Any) -> dict[str, np.ndarray]:
+    """Draws by site, (chains, draws, ...)."""
+    if hasattr(run, "get_samples") and hasattr(run, "sampler"):
+        if run.last_state is None:
+            raise ValueError("A run has no draws yet; call `mcmc.run(...)` first.")
+        samples = run.get_samples(group_by_chain=True)
+        if hasattr(samples, "_asdict"):
+            samples = samples._asdict()
+        samples = samples if isinstance(samples, Mapping) else {"x": samples}
+        distinct = num_distinct_draws(run)
+        samples = {name: values[:, :distinct] for name, values in samples.items()}
+    elif isinstance(run, dict):
+        samples = run
+    elif isinstance(run, Mapping) and "posterior" in run:
+        data = run["posterior"]
+        dims = ("chain", "draw", ...)
+        samples = {str(k): data[k].transpose(*dims).values for k in data.data_vars}
+    else:
+        raise TypeError(
+            "`compare` takes MCMC objects, InferenceData or DataTree with a group 'posterior', or "
+            f"dictionaries of draws (chains, draws, ...); got {type(run).__name__}."
+        )
+    return {str(name): np.asarray(values) for name, values in samples.items()}
+
+
+def is_noise_free(run: Any) -> bool:
+    """Whether a run is one of ``RWPO(..., correction=None)``."""
+    settings = getattr(getattr(run, "sampler", None), "settings", None)
+    return settings is not None and not settings.corrected
+
+
+def num_gradients_of(run: Any) -> tuple[int | None, bool]:
+    """Gradient evaluations where they are known, and whether those of the warm-up are missing."""
+    if not hasattr(run, "get_extra_fields") or run.last_state is None:
+        return None, False
+    total = getattr(run.last_state, "num_gradients", None)
+    if total is not None:
+        return int(np.sum(total)), False
+    steps = run.get_extra_fields().get("num_steps")
+    return (None, False) if steps is None else (int(np.sum(steps)), True)
+
+
+def common_sites(
+    posteriors: list[dict[str, np.ndarray]], labels: list[str], sites: list[str] | None
+) -> list[str]:
+    """The sites to compare, after checking that every run has them in the same shape.
+
+    Raises:
+        ValueError: a site is missing, or of different shapes, or has fewer than four draws.
+    """
+    common = [name for name in posteriors[0] if all(name in other for other in posteriors)]
+    names = common if sites is None else list(sites)
+    missing = sorted(set(names) - set(common))
+    if missing or not names:
+        raise ValueError(
+            f"The runs must have the compared sites in common; {missing or 'all'} are missing in "
+            f"at least one of {labels}, which share {sorted(common)}."
+        )
+    for name in names:
+        shapes = [posterior[name].shape for posterior in posteriors]
+        if any(len(s) < 2 or s[1] < 4 or s[2:] != shapes[0][2:] for s in shapes):
+            raise ValueError(
+                f"Site '{name}' must have draws of shape (chains, draws, ...) with at least 4 "
+                f"draws and the same trailing shape in all runs; got {shapes}. Group draws by "
+                "chain: `mcmc.get_samples(group_by_chain=True)`."
+            )
+    return names
+
+
+def columns(samples: dict[str, np.ndarray], sites: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Sites side by side, (chains, draws, num_coordinates), and the names of the coordinates."""
+    values, names = [], []
+    for site in sites:
+        draws = samples[site]
+        values.append(draws.reshape(*draws.shape[:2], -1))
+        names += coordinate_names(site, draws.shape[2:])
+    return np.concatenate(values, axis=2).astype(np.float64), names

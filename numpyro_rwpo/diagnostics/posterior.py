@@ -1,0 +1,211 @@
+"""A finished run in unconstrained space: its draws, and the log density they came from.
+
+Everything comes from the user's model through NumPyro's own log density, so all normalising
+constants are there and nothing that the sampler computed is taken on trust. The coordinates are
+those in which the ensembles moved: Laplace sites with a latent scale are standardised where the
+ensembles did so (:mod:`numpyro_rwpo.model.laplace_sites`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
+from numpyro.infer.util import potential_energy, unconstrain_fn
+
+from numpyro_rwpo.model.laplace_sites import (
+    LaplaceSplit,
+    inspect_trace,
+    is_latent,
+    split_laplace_sites,
+)
+from numpyro_rwpo.model.model_source import ravel_prior
+from numpyro_rwpo.model.potential_source import prior_from_leaves
+from numpyro_rwpo.priors.laplace import LaplacePrior, no_prior
+
+_BLOCK = 500  # positions whose density is computed at once
+
+ValueAndGradient = Callable[[Any], tuple[np.ndarray, np.ndarray]]
+
+
+class Posterior(NamedTuple):
+    """Draws and their log density, in flat unconstrained coordinates.
+
+    Attributes:
+        draws: (chains, draws, dim).
+        names: of the coordinates, e.g. ``"beta[3]"``.
+        evaluate: joint log density of parameters and data, times the inverse temperature, and its
+            gradient, at positions (n, dim): (n,) and (n, dim), in double precision.
+        prior: the Laplace prior, tempered, fields (dim,); rates 0 where there is none.
+        is_normalised: whether the log density has all its constants: no improper site, and a
+            model rather than a potential function.
+    """
+
+    draws: np.ndarray
+    names: list[str]
+    evaluate: ValueAndGradient
+    prior: LaplacePrior
+    is_normalised: bool
+
+
+def _in_blocks(log_density: Callable[[jax.Array], jax.Array]) -> ValueAndGradient:
+    """The density and its gradient over (n, dim), in blocks: one compilation, bounded memory."""
+    block = jax.jit(jax.vmap(jax.value_and_grad(log_density)))
+
+    def evaluate(positions: Any) -> tuple[np.ndarray, np.ndarray]:
+        positions = np.asarray(positions)
+        number = len(positions)
+        padded = np.pad(positions, ((0, -number % _BLOCK), (0, 0)), mode="edge")
+        parts = [block(part) for part in padded.reshape(-1, _BLOCK, positions.shape[1])]
+        values, gradients = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return values[:number].astype(np.float64), gradients[:number].astype(np.float64)
+
+    return evaluate
+
+
+def coordinate_names(prefix: str, shape: tuple[int, ...]) -> list[str]:
+    """Names of the scalar coordinates of a site: ``x``, or ``x[0]``, ``x[0, 1]``, ..."""
+    if not shape:
+        return [prefix]
+    return [f"{prefix}[{', '.join(map(str, index))}]" for index in np.ndindex(*shape)]
+
+
+def _flatten(values: Any) -> np.ndarray:
+    """Leaves (chains, draws, ...) side by side, (chains, draws, dim)."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(values)]
+    return np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
+
+
+def _is_improper(fn: Any) -> bool:
+    while isinstance(fn, (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return isinstance(fn, (dist.ImproperUniform, dist.Unit))
+
+
+def model_posterior(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    samples: dict[str, Any],
+    *,
+    nonsmooth: Any = "auto",
+    centring: int = 0,
+    inverse_temperature: float = 1.0,
+) -> Posterior:
+    """The posterior of a model and draws of its sites.
+
+    Args:
+        model: NumPyro model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        samples: constrained draws by site, (chains, draws, ...).
+        nonsmooth: as for ``RWPO``.
+        centring: parametrisation of Laplace sites with latent scales, 0 or 1.
+        inverse_temperature: power of the posterior.
+
+    Raises:
+        ValueError: a latent site is missing among the draws.
+    """
+    split = split_laplace_sites(model, args, kwargs, nonsmooth)
+    sites, is_proper = inspect_trace(
+        model,
+        args,
+        kwargs,
+        lambda trace: (
+            [name for name, site in trace.items() if is_latent(site)],
+            not any(_is_improper(site["fn"]) for site in trace.values() if is_latent(site)),
+        ),
+    )
+    missing = sorted(set(sites) - set(samples))
+    if missing:
+        raise ValueError(
+            f"The draws lack the latent sites {missing}, so the posterior density cannot be "
+            f"evaluated; they hold {sorted(samples)}. Run MCMC without '~z.<site>' in "
+            "`extra_fields` and without a `postprocess_fn`."
+        )
+    is_standardised = bool(split.rewritten) and centring == 0
+    if not is_standardised:
+        split = split._replace(rewritten={})
+
+    def unconstrain(values: dict[str, Any]) -> dict[str, Any]:
+        values = unconstrain_fn(model, args, kwargs, values)
+        return split.from_user_values(values, args, kwargs) if is_standardised else values
+
+    latent = {name: jnp.asarray(samples[name]) for name in sites}
+    unconstrained = jax.jit(jax.vmap(jax.vmap(unconstrain)))(latent)
+    prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), unconstrained)
+    unravel = ravel_pytree(prototype)[1]
+
+    def log_density(position: jax.Array) -> jax.Array:
+        energy = potential_energy(split.model(centring), args, kwargs, unravel(position))
+        return -inverse_temperature * energy
+
+    return Posterior(
+        _flatten(unconstrained),
+        [name for key in sorted(prototype) for name in coordinate_names(key, prototype[key].shape)],
+        _in_blocks(log_density),
+        _model_prior(split, args, kwargs, prototype).tempered(inverse_temperature),
+        is_proper,
+    )
+
+
+def _model_prior(
+    split: LaplaceSplit, args: tuple[Any, ...], kwargs: dict[str, Any], prototype: Any
+) -> LaplacePrior:
+    if not (split.fixed or split.rewritten):
+        flat = ravel_pytree(prototype)[0]
+        return no_prior(flat.size, flat.dtype)
+    return ravel_prior(split.prior_parameters(args, kwargs), prototype)
+
+
+def potential_posterior(
+    potential_fn: Callable[[Any], jax.Array],
+    samples: Any,
+    *,
+    nonsmooth: Any = None,
+    inverse_temperature: float = 1.0,
+) -> Posterior:
+    """The posterior of a potential function and its draws, leaves (chains, draws, ...)."""
+    prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), samples)
+    flat, unravel = ravel_pytree(prototype)
+    prior = prior_from_leaves(nonsmooth, prototype) or no_prior(flat.size, flat.dtype)
+    names = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(prototype):
+        label = jax.tree_util.keystr(path, simple=True, separator=".") or "x"
+        names += coordinate_names(label, leaf.shape)
+
+    def log_density(position: jax.Array) -> jax.Array:
+        return -inverse_temperature * potential_fn(unravel(position))
+
+    return Posterior(
+        _flatten(samples),
+        names,
+        _in_blocks(log_density),
+        prior.tempered(inverse_temperature),
+        False,
+    )
+
+
+def posterior_of(mcmc: Any, *, centring: int = 0) -> Posterior:
+    """The posterior of a finished ``MCMC`` with an ``RWPO`` kernel.
+
+    Args:
+        mcmc: a finished run.
+        centring: parametrisation of Laplace sites with latent scales, 0 or 1.
+
+    Raises:
+        ValueError: a latent site is missing among the draws.
+    """
+    kernel, samples = mcmc.sampler, mcmc.get_samples(group_by_chain=True)
+    options = {
+        "nonsmooth": kernel.nonsmooth,
+        "inverse_temperature": kernel.settings.inverse_temperature,
+    }
+    if kernel.model is None:
+        return potential_posterior(kernel.potential_fn, samples, **options)
+    make = partial(model_posterior, kernel.model, mcmc._args, mcmc._kwargs)
+    return make(samples, centring=centring, **options)

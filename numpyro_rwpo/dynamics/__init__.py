@@ -1,0 +1,1 @@
+"""How an ensemble moves: placement, transport, exact moves and their adaptation."""

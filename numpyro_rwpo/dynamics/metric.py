@@ -1,0 +1,206 @@
+r"""Ensemble moments and the metric they give, shared by transport and correction.
+
+For positions with covariance :math:`\Sigma = L L^\top` and gradients of the potential with
+covariance :math:`\Gamma`, the metric is the geometric mean of :math:`\Sigma` and
+:math:`\Gamma^{-1}`,
+
+.. math:: M = L^\top \Gamma L = U \operatorname{diag}(m) U^\top, \qquad
+          G = L U \operatorname{diag}(m^{-1/2}) U^\top L^\top = A A^\top .
+
+It minimises the Fisher divergence to a Gaussian with that covariance, and for a Gaussian target it
+is the inverse precision *whatever the ensemble's covariance is*: m only says how far the ensemble
+is from it (m = 1: equal, m > 1: the ensemble is too wide). The diagonal form is
+``G_k = sd(x_k) / sd(grad_k)``. In between, :func:`low_rank_preconditioner` puts all coordinates in
+units of the diagonal form and applies the dense one in the span of a few directions, those along
+which the sum of the two covariances is largest: the widest and the narrowest.
+
+Reference: Seyboldt, Carlson and Carpenter (2026), "Preconditioning Hamiltonian Monte Carlo by
+minimizing Fisher divergence", the rules nutpie uses.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_rwpo.dynamics.factors import (
+    Factor,
+    LowRank,
+    to_whitened,
+    to_whitened_gradient,
+)
+
+_OUTLIER = 15.0  # half interquartile ranges, 10 standard deviations of a normal
+_NUM_SORTED = 64  # particles, at least, of which the quartiles are taken
+_JITTER = 1e-6  # least eigenvalue in units of the largest: what float32 can tell from zero
+
+
+class Moments(NamedTuple):
+    """Moments of an ensemble; covariances (dim, dim), or variances (dim,) for a diagonal metric.
+
+    Attributes:
+        mean: of the positions, (dim,).
+        covariance: of the positions.
+        gradient_covariance: of the gradients of the whole potential.
+    """
+
+    mean: jax.Array
+    covariance: jax.Array
+    gradient_covariance: jax.Array
+
+
+class Preconditioner(NamedTuple):
+    """A factor of the metric and the ensemble's spectrum in it.
+
+    Attributes:
+        factor: A with G = A A^T.
+        inverse: the inverse of A, in the same form.
+        spectrum: m, squared ratio of the ensemble's variance to the metric's per column, (dim,).
+    """
+
+    factor: Factor
+    inverse: Factor
+    spectrum: jax.Array
+
+
+def _covariance(centred: jax.Array, dense: bool) -> jax.Array:
+    count = max(centred.shape[0] - 1, 1)
+    return centred.T @ centred / count if dense else (centred**2).sum(0) / count
+
+
+def _winsorize(x: jax.Array) -> jax.Array:
+    """Clip each column at several half interquartile ranges around its median.
+
+    A few particles on a wall, with gradients of 1e10, must not decide the metric of all others.
+    """
+    # Some of the particles are enough, and a sort costs more than all else here.
+    ordered = jnp.sort(x[:: max(1, x.shape[0] // _NUM_SORTED)], axis=0)
+    count = ordered.shape[0]
+    lower, median, upper = ordered[count // 4], ordered[count // 2], ordered[(3 * count) // 4]
+    deviation = x - median
+    limit = _OUTLIER * (upper - lower) / 2
+    return median + jnp.where(limit > 0, jnp.clip(deviation, -limit, limit), deviation)
+
+
+def without_outliers(particles: jax.Array, gradients: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Particles and gradients, (num_particles, dim), with outliers clipped."""
+    # Side by side, for one sort: a sort takes XLA long to compile.
+    clipped = _winsorize(jnp.concatenate([particles, gradients], axis=1))
+    particles, gradients = jnp.split(clipped, 2, axis=1)
+    return particles, gradients
+
+
+def ensemble_moments(particles: jax.Array, gradients: jax.Array, dense: bool) -> Moments:
+    """Moments of an ensemble without outliers: particles and gradients (num_particles, dim)."""
+    mean = particles.mean(0)
+    return Moments(
+        mean,
+        _covariance(particles - mean, dense),
+        _covariance(gradients - gradients.mean(0), dense),
+    )
+
+
+def variances(moments: Moments) -> jax.Array:
+    """Variances of the positions, (dim,)."""
+    covariance = moments.covariance
+    return covariance if covariance.ndim == 1 else jnp.diagonal(covariance)
+
+
+def _positive(x: jax.Array) -> jax.Array:
+    tiny = jnp.finfo(x.dtype).tiny
+    return jnp.clip(jnp.where(jnp.isfinite(x), x, 1.0), tiny**0.5, tiny**-0.5)
+
+
+def _eigen(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues, kept positive, and eigenvectors of a symmetric matrix."""
+    spectrum, rotation = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    return jnp.maximum(_positive(spectrum), _JITTER * jnp.max(spectrum)), rotation
+
+
+def _symmetric_roots(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The symmetric square root of a positive matrix, and its inverse."""
+    spectrum, rotation = _eigen(matrix)
+    root = jnp.sqrt(spectrum)
+    return (rotation * root) @ rotation.T, (rotation / root) @ rotation.T
+
+
+def fisher_preconditioner(moments: Moments) -> Preconditioner:
+    """The geometric-mean metric of the module's docstring, dense or diagonal as the moments are."""
+    is_diagonal = moments.covariance.ndim == 1
+    return Preconditioner(*(_diagonal(moments) if is_diagonal else _dense(moments)))
+
+
+def _diagonal(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Factor, inverse and spectrum, each (dim,)."""
+    variance = _positive(moments.covariance)
+    gradient_variance = _positive(moments.gradient_covariance)
+    factor = (variance / gradient_variance) ** 0.25
+    return factor, 1 / factor, variance * gradient_variance
+
+
+def _dense(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Factor and inverse, (dim, dim), and spectrum, (dim,)."""
+    # Standardised coordinates: eigenvalues must not see the units of the parameters.
+    scale = jnp.sqrt(_positive(jnp.diagonal(moments.covariance)))
+    correlation = moments.covariance / jnp.outer(scale, scale)
+    # L is a symmetric root: on CPUs a triangular solve with the Cholesky factor takes longer than
+    # all else, because LAPACK's threads and XLA's wait for each other.
+    root, inverse_root = _symmetric_roots(correlation)
+    m = root @ (moments.gradient_covariance * jnp.outer(scale, scale)) @ root
+    spectrum, rotation = _eigen(m)
+    factor = scale[:, None] * (root @ rotation) * spectrum**-0.25
+    inverse = spectrum[:, None] ** 0.25 * (rotation.T @ inverse_root) / scale
+    usable = jnp.all(jnp.isfinite(factor)) & jnp.all(jnp.isfinite(inverse))
+    return (
+        jnp.where(usable, factor, jnp.diag(scale)),
+        jnp.where(usable, inverse, jnp.diag(1 / scale)),
+        jnp.where(usable, spectrum, 1.0),
+    )
+
+
+def initial_directions(dim: int, rank: int, dtype: jnp.dtype) -> jax.Array:
+    """Orthonormal columns (dim, rank) to begin with: cosines of falling wave length."""
+    phase = (jnp.arange(dim, dtype=dtype)[:, None] + 0.5) * jnp.arange(1, rank + 1, dtype=dtype)
+    return jnp.cos(jnp.pi * phase / dim) * (2 / dim) ** 0.5
+
+
+def low_rank_preconditioner(
+    moments: Moments,
+    particles: jax.Array,
+    gradients: jax.Array,
+    directions: jax.Array,
+    weight: jax.Array,
+) -> Preconditioner:
+    """The metric of the module's docstring that is diagonal but for a few directions.
+
+    The directions follow the ensembles by subspace iteration: one product with the sum of the two
+    sample covariances each time, averaged over updates. No array is larger than the ensemble.
+
+    Args:
+        moments: running ones, diagonal.
+        particles: an ensemble without outliers, (num_particles, dim).
+        gradients: of its potential, (num_particles, dim).
+        directions: those of the last update, orthonormal columns (dim, rank).
+        weight: of this ensemble in the directions, between 0 and 1.
+    """
+    scale, inverse_scale, _ = _diagonal(moments)
+    particles, gradients = particles - particles.mean(0), gradients - gradients.mean(0)
+    scaled, slope = particles * inverse_scale, gradients * scale
+    count = max(particles.shape[0] - 1, 1)
+
+    along, along_slope = scaled @ directions, slope @ directions
+    image = (scaled.T @ along + slope.T @ along_slope) / count
+    within = directions @ (directions.T @ image)
+    turned, _ = jnp.linalg.qr(within + weight * (image - within))
+    directions = jnp.where(jnp.isfinite(turned).all(), turned, directions)
+
+    along, along_slope = scaled @ directions, slope @ directions
+    core, inverse_core, _ = _dense(
+        Moments(along.mean(0), _covariance(along, True), _covariance(along_slope, True))
+    )
+    factor = LowRank(scale, directions, core)
+    inverse = LowRank(inverse_scale, directions, inverse_core)
+    # Of the coordinates as the directions mix them.
+    variance = _covariance(to_whitened(inverse, particles), False)
+    gradient_variance = _covariance(to_whitened_gradient(factor, gradients), False)
+    return Preconditioner(factor, inverse, _positive(variance) * _positive(gradient_variance))

@@ -1,0 +1,387 @@
+r"""Quasi-Newton start: bring an ensemble from arbitrary positions into the typical set.
+
+A few BFGS paths descend the potential. Along each, normal approximations :math:`N(x_k, H_k)` with
+the inverse Hessian estimate are compared by their evidence lower bound, and the particles are drawn
+from the best ones (Zhang, Carpenter, Gelman and Vehtari 2022, Pathfinder). The bound, not the
+optimum, protects where the mode is useless (funnels, unbounded densities).
+
+The inverse Hessian stays a product of rank-one factors (Brodlie, Gourlay and Greenstadt 1973): with
+:math:`b = H^{-1} s` and :math:`y` the gradient difference of a step s,
+
+.. math:: H_{k+1} = A H_k A^\top, \quad A = I + s z^\top, \quad
+          z = b / \sqrt{s^\top y\, s^\top b} - y / s^\top y,
+
+which is the BFGS update. A draw from :math:`N(0, H)` is the factors applied to white noise, the
+determinant grows by :math:`s^\top b / s^\top y`, and no matrix is ever factorised.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+
+from numpyro_rwpo.dynamics.ensemble import is_usable
+from numpyro_rwpo.model.target import Target
+
+PotentialAndGrad = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+NUM_PATHS = 8
+NUM_ROUNDS = 12  # comparisons of the evidence lower bound along a path
+EVALUATIONS_PER_ROUND = 8
+NUM_DRAWS = 64  # of all paths together, for one comparison
+_ARMIJO = 1e-4
+_BACKTRACK = 0.2
+_CURVATURE = 1e-6  # smallest cosine between step and gradient difference that enters H
+
+
+class History(NamedTuple):
+    """Inverse Hessian of every path, ``H = F F^T`` with ``F = A_n ... A_1 sqrt(initial)``.
+
+    Attributes:
+        steps: s, (num_paths, length, dim).
+        duals: z, (num_paths, length, dim); 0 beyond ``num_factors``.
+        initial: scalar initial inverse Hessian, (num_paths,).
+        num_factors: factors in use, (num_paths,).
+        log_det: log determinant of H, (num_paths,).
+    """
+
+    steps: jax.Array
+    duals: jax.Array
+    initial: jax.Array
+    num_factors: jax.Array
+    log_det: jax.Array
+
+
+class Descent(NamedTuple):
+    """Where each path is, the direction it tries and how far along it.
+
+    Attributes:
+        position, gradient, direction: (num_paths, dim).
+        value: potential, (num_paths,).
+        length: fraction of the direction to try next, (num_paths,).
+        history: inverse Hessians.
+    """
+
+    position: jax.Array
+    value: jax.Array
+    gradient: jax.Array
+    direction: jax.Array
+    length: jax.Array
+    history: History
+
+
+class Best(NamedTuple):
+    """Best normal approximation of each path so far; H has its first factors."""
+
+    bound: jax.Array
+    position: jax.Array
+    num_factors: jax.Array
+    initial: jax.Array
+    log_det: jax.Array
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return (a * b).sum(-1)
+
+
+def _newton_direction(gradient: jax.Array, history: History) -> jax.Array:
+    """-H g of every path, (num_paths, dim)."""
+    last = history.num_factors.max()
+
+    def transposed(i: jax.Array, q: jax.Array) -> jax.Array:
+        j = last - 1 - i
+        return q + history.duals[:, j] * _dot(history.steps[:, j], q)[:, None]
+
+    def direct(j: jax.Array, r: jax.Array) -> jax.Array:
+        return r + history.steps[:, j] * _dot(history.duals[:, j], r)[:, None]
+
+    q = lax.fori_loop(0, last, transposed, gradient)
+    return -lax.fori_loop(0, last, direct, history.initial[:, None] * q)
+
+
+def _draws(noise: jax.Array, path: jax.Array, best: Best, history: History) -> jax.Array:
+    """Map white noise (n, dim) to the best normal approximation of ``path`` (n,), F noise + x."""
+
+    def factor(j: jax.Array, draws: jax.Array) -> jax.Array:
+        dual = jnp.where((j < best.num_factors)[:, None], history.duals[:, j], 0.0)[path]
+        return draws + history.steps[:, j][path] * _dot(dual, draws)[:, None]
+
+    draws = jnp.sqrt(best.initial)[path][:, None] * noise
+    return best.position[path] + lax.fori_loop(0, best.num_factors.max(), factor, draws)
+
+
+def _remember(
+    history: History,
+    step: jax.Array,
+    difference: jax.Array,
+    gradient: jax.Array,
+    length: jax.Array,
+    keep: jax.Array,
+) -> History:
+    """Append a factor to the paths in ``keep``."""
+    curvature = _dot(step, difference)
+    first = history.num_factors == 0
+    scale = curvature / _dot(difference, difference)
+    initial = jnp.where(keep & first, scale, history.initial)
+    # b: the step is -length H g, but the first factor also rescales the initial H.
+    dual_step = jnp.where(first[:, None], step / initial[:, None], -length[:, None] * gradient)
+    quadratic = _dot(step, dual_step)
+    dual = dual_step / jnp.sqrt(curvature * quadratic)[:, None] - difference / curvature[:, None]
+    before = jnp.where(first, step.shape[-1] * jnp.log(initial), history.log_det)
+    log_det = before + jnp.log(quadratic) - jnp.log(curvature)
+    row = jnp.arange(step.shape[0])
+    keep &= jnp.all(jnp.isfinite(dual), -1) & jnp.isfinite(log_det)
+    slot = jnp.where(keep, history.num_factors, history.steps.shape[1])  # out of bounds: dropped
+    return History(
+        history.steps.at[row, slot].set(step, mode="drop"),
+        history.duals.at[row, slot].set(dual, mode="drop"),
+        jnp.where(keep, initial, history.initial),
+        history.num_factors + keep,
+        jnp.where(keep, log_det, history.log_det),
+    )
+
+
+def _descend(descent: Descent, potential_and_grad: PotentialAndGrad) -> Descent:
+    """Try one point on every path: step there if the potential fell enough, else backtrack."""
+    step = descent.length[:, None] * descent.direction
+    position = descent.position + step
+    value, gradient = potential_and_grad(position)
+    slope = _dot(descent.gradient, descent.direction)
+    # Rounding of the potential must not stop a path that is already at its optimum.
+    slack = 4 * jnp.finfo(value.dtype).eps * jnp.abs(descent.value)
+    bound = descent.value + _ARMIJO * descent.length * slope + slack
+    accepted = is_usable(value, gradient) & (value <= bound)
+    difference = gradient - descent.gradient
+    curvature = _dot(step, difference)
+    curved = curvature > _CURVATURE * jnp.sqrt(_dot(step, step) * _dot(difference, difference))
+    history = _remember(
+        descent.history, step, difference, descent.gradient, descent.length, accepted & curved
+    )
+    position = jnp.where(accepted[:, None], position, descent.position)
+    gradient = jnp.where(accepted[:, None], gradient, descent.gradient)
+    # Before any curvature is known the direction is the gradient: at most one unit along it.
+    unit = 1 / jnp.maximum(jnp.sqrt(_dot(gradient, gradient)), 1.0)
+    full = jnp.where(history.num_factors == 0, unit, 1.0)
+    return Descent(
+        position,
+        jnp.where(accepted, value, descent.value),
+        gradient,
+        jnp.where(accepted[:, None], _newton_direction(gradient, history), descent.direction),
+        jnp.where(accepted, full, _BACKTRACK * descent.length),
+        history,
+    )
+
+
+def _smoothed_potential(target: Target) -> PotentialAndGrad:
+    """The potential with each Laplace prior replaced by its Moreau envelope, one scale wide.
+
+    At the kinks a quasi-Newton method would take the sign change for an enormous curvature.
+    """
+    prior = target.prior
+    if prior is None:
+        return target.value_and_grad
+    rate = jnp.maximum(prior.rate_left, prior.rate_right)
+    width = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0) ** 2, 1.0)
+
+    def value_and_grad(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        smooth, gradient = target.value_and_grad(x)
+        nearest = prior.prox(x, width)
+        envelope = prior.potential(nearest) + (x - nearest) ** 2 / (2 * width)
+        return smooth + envelope.sum(-1), gradient + prior.moreau_gradient(x, width)
+
+    return value_and_grad
+
+
+def _keep_better(best: Best, here: Best) -> Best:
+    """Keep each path's normal approximation ``here`` where its evidence lower bound is higher."""
+    better = jnp.isfinite(here.bound) & (here.bound > best.bound) & (here.num_factors > 0)
+    return jax.tree.map(
+        lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old), here, best
+    )
+
+
+def _share_out(bound: jax.Array, num_particles: int) -> jax.Array:
+    """A path for each particle, (num_particles,), in proportion to the paths' evidence."""
+    num_paths = bound.size
+    share = jnp.tril(jnp.ones((num_paths, num_paths), bound.dtype)) @ jax.nn.softmax(bound)
+    rank = (jnp.arange(num_particles) + 0.5) / num_particles
+    return jnp.minimum((share < rank[:, None]).sum(1), num_paths - 1)
+
+
+def num_start_evaluations(num_particles: int, target: Target) -> int:
+    """Gradient evaluations of one start, those of the comparisons included."""
+    if target.proposal is not None:
+        return 0
+    has_centrings = target.is_rewritten is not None
+    if target.placement.mesh is not None:
+        num_particles = min(NUM_DRAWS, num_particles)
+    num_paths, num_draws = min(NUM_PATHS, num_particles), min(NUM_DRAWS, num_particles)
+    num_judged = NUM_ROUNDS + has_centrings + math.ceil(num_particles / num_draws)
+    return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + num_judged * num_draws
+
+
+def start_ensemble(
+    rng_key: jax.Array, particles: jax.Array, target: Target
+) -> tuple[jax.Array, jax.Array]:
+    """Draws of the user's proposal; without one, what :func:`quasi_newton_start` makes.
+
+    Arguments and returns are those of that function: particles (num_particles, dim), a centring.
+    """
+    if target.proposal is None:
+        return quasi_newton_start(rng_key, particles, target)
+    draws = target.proposal.sample(rng_key, particles.shape[0])
+    return target.placement.rows(draws), target.centring
+
+
+def quasi_newton_start(
+    rng_key: jax.Array, particles: jax.Array, target: Target
+) -> tuple[jax.Array, jax.Array]:
+    """Place an ensemble by the best normal approximations along a few BFGS paths.
+
+    Args:
+        rng_key: one key, for the draws.
+        particles: random starting positions (num_particles, dim), of which the first few start the
+            paths.
+        target: the posterior. Where it has Laplace sites with latent scales, every other path
+            uses the other centring.
+
+    Returns:
+        Particles of the same shape, not evaluated, shared among the paths in proportion to their
+        estimated evidence (``particles`` themselves where no path got anywhere), and the centring
+        with more evidence, scalar.
+    """
+    # Flat, as XLA takes several times as long to compile random numbers of two axes.
+    noise = random.normal(rng_key, (particles.size,), particles.dtype).reshape(particles.shape)
+    placement = target.placement
+    if placement.mesh is None:
+        found, draws, chosen, _ = _follow_paths(noise, particles, target)
+    else:
+        # Every device follows all the paths, then draws its own share of the particles.
+        noise = placement.rows(noise)
+        few = placement.whole((noise[:NUM_DRAWS], particles[:NUM_DRAWS]))
+        found, _, chosen, approximations = _follow_paths(*few, target)
+        draws = placement.rows(_draws_from(noise, approximations))
+    return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)
+
+
+class Approximations(NamedTuple):
+    """What the particles are drawn from: the best of each path, and the weight of the paths.
+
+    Attributes:
+        best: normal approximations.
+        history: their inverse Hessians.
+        bound: evidence lower bound, -inf for paths of the other centring, (num_paths,).
+    """
+
+    best: Best
+    history: History
+    bound: jax.Array
+
+
+def _draws_from(noise: jax.Array, approximations: Approximations) -> jax.Array:
+    """Map white noise (n, dim) to draws, shared among the paths by their evidence."""
+    path = _share_out(approximations.bound, noise.shape[0])
+    return _draws(noise, path, approximations.best, approximations.history)
+
+
+def _follow_paths(
+    noise: jax.Array, particles: jax.Array, target: Target
+) -> tuple[jax.Array, jax.Array, jax.Array, Approximations]:
+    """Whether a path got anywhere, as many draws as noise, the centring, what they are from."""
+    num_particles, dim = particles.shape
+    num_paths = min(NUM_PATHS, num_particles)
+    length = NUM_ROUNDS * EVALUATIONS_PER_ROUND
+    dtype = particles.dtype
+    centring = jnp.zeros(num_paths)
+    if target.is_rewritten is not None:
+        centring = jnp.arange(num_paths) % 2.0
+    smoothed = _smoothed_potential(target._replace(centring=centring))
+
+    history = History(
+        steps=jnp.zeros((num_paths, length, dim), dtype),
+        duals=jnp.zeros((num_paths, length, dim), dtype),
+        initial=jnp.ones(num_paths, dtype),
+        num_factors=jnp.zeros(num_paths, int),
+        log_det=jnp.zeros(num_paths, dtype),
+    )
+    # A path whose value is infinite accepts the first finite point: its own start, at length 0.
+    descent = Descent(
+        position=particles[:num_paths],
+        value=jnp.full(num_paths, jnp.inf, dtype),
+        gradient=jnp.zeros((num_paths, dim), dtype),
+        direction=jnp.zeros((num_paths, dim), dtype),
+        length=jnp.ones(num_paths, dtype),
+        history=history,
+    )
+    best = Best(
+        bound=jnp.full(num_paths, -jnp.inf, dtype),
+        position=particles[:num_paths],
+        num_factors=jnp.zeros(num_paths, int),
+        initial=jnp.zeros(num_paths, dtype),
+        log_det=jnp.zeros(num_paths, dtype),
+    )
+
+    has_centrings = target.is_rewritten is not None
+    num_draws = min(NUM_DRAWS, num_particles)
+    every_path = jnp.arange(num_draws) % num_paths
+
+    Carry = tuple[Descent, Best, jax.Array, jax.Array]
+
+    def one_round(i: jax.Array, carry: Carry) -> Carry:
+        """Descend and compare; after the last comparison, draw the particles block by block.
+
+        Between the two, where there is a choice of centring, the best path of each is judged once
+        more, by draws that had no part in making it the best. These draws and the final ones take
+        further rounds, so that draws and the gradient behind them are compiled in one place.
+        """
+        descent, best, placed, chosen = carry
+        is_last = i >= NUM_ROUNDS
+        is_duel = (i == NUM_ROUNDS) & has_centrings
+        block = jnp.maximum(i - NUM_ROUNDS - has_centrings, 0)
+        row = (block * num_draws + jnp.arange(num_draws)) % num_particles
+        descent = lax.fori_loop(
+            0,
+            jnp.where(is_last, 0, EVALUATIONS_PER_ROUND),
+            lambda _, d: _descend(d, smoothed),
+            descent,
+        )
+        final_path = _share_out(jnp.where(centring == chosen, best.bound, -jnp.inf), num_particles)
+        rivals = jnp.argmax(jnp.where(centring == jnp.arange(2)[:, None], best.bound, -jnp.inf), 1)
+        # A path is judged by every eighth draw, an odd one by odd draws: the rivals change sides.
+        rival_path = rivals[(jnp.arange(num_draws) + 1) % 2]
+        path = jnp.where(is_last, jnp.where(is_duel, rival_path, final_path[row]), every_path)
+        white = noise[row]
+
+        history = descent.history
+        here = Best(
+            best.bound, descent.position, history.num_factors, history.initial, history.log_det
+        )
+        source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
+        draws = _draws(white, path, source, history)
+        drawn = target._replace(centring=centring[path])
+        value = drawn.value_and_grad(draws)[0] + drawn.prior_potential(draws)
+        # Less the draws' own energy, whose mean is the same for all: what is left is constant
+        # where the approximation is right, so few draws tell good paths from bad ones.
+        value -= (white**2).sum(1) / 2
+        member = path == jnp.arange(num_paths)[:, None]
+        number = member.sum(1)
+        energy = jnp.where(member, value, 0.0).sum(1) / number
+        spread = jnp.where(member, (value - energy[:, None]) ** 2, 0.0).sum(1)
+        bound = source.log_det / 2 - energy
+        # Two standard errors down: the worse the approximation, the more its energy scatters.
+        judged = bound - 2 * jnp.sqrt(spread) / number
+        judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
+        chosen = jnp.where(is_duel, centring[rivals[jnp.argmax(judged)]], chosen)
+        here = here._replace(bound=jnp.where(is_last, -jnp.inf, bound))
+        return descent, _keep_better(best, here), placed.at[row].set(draws), chosen
+
+    num_rounds = NUM_ROUNDS + has_centrings + math.ceil(num_particles / num_draws)
+    descent, best, draws, chosen = lax.fori_loop(
+        0, num_rounds, one_round, (descent, best, particles, centring[0])
+    )
+    found = jnp.any(jnp.isfinite(best.bound))
+    bound = jnp.where(centring == chosen, best.bound, -jnp.inf)
+    return found, draws, chosen, Approximations(best, descent.history, bound)

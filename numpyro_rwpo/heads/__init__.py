@@ -1,0 +1,1 @@
+"""Attention heads: densities fitted to an ensemble, and their scores."""

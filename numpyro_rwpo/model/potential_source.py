@@ -1,0 +1,153 @@
+"""A potential function as a source of targets."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
+
+from numpyro_rwpo.model.laplace_sites import (
+    SiteParameters,
+    distribution_parameters,
+    is_laplace,
+)
+from numpyro_rwpo.model.preparation import Preparation, check_rates
+from numpyro_rwpo.model.source import layout, ravel_like
+from numpyro_rwpo.model.target import Differentiation, Target
+from numpyro_rwpo.priors.laplace import LaplacePrior
+
+
+class PotentialSource:
+    """A potential function of any pytree of floating-point arrays.
+
+    Args:
+        potential_fn: the whole potential, as for NUTS: minus the log density up to a constant.
+        init_params: the pytree for one chain; its structure is that of every draw.
+        nonsmooth: the part of ``potential_fn`` that has closed forms: a pytree of the structure
+            of ``init_params`` whose leaves are ``numpyro.distributions.Laplace`` or
+            ``AsymmetricLaplace`` distributions, or ``None`` for leaves without; or ``"auto"`` or
+            ``None`` when there is no such part.
+        differentiation: temperature and differentiation mode.
+
+    Raises:
+        ValueError: ``potential_fn`` does not return a scalar, or ``nonsmooth`` does not fit.
+        TypeError: a leaf of ``init_params`` or the potential is not floating-point.
+    """
+
+    def __init__(
+        self,
+        potential_fn: Callable[[Any], jax.Array],
+        init_params: Any,
+        *,
+        nonsmooth: Any,
+        differentiation: Differentiation,
+    ) -> None:
+        self._potential_fn = potential_fn
+        self._differentiation = differentiation
+        for leaf in jax.tree.leaves(init_params):
+            dtype = getattr(leaf, "dtype", np.asarray(leaf).dtype)
+            if dtype not in (np.float32, np.float64):
+                raise TypeError(
+                    "`init_params` must hold arrays in float32 or float64; got a leaf of dtype "
+                    f"{dtype}. Convert it, e.g. with jnp.asarray(x, float)."
+                )
+        self._prototype = jax.tree.map(
+            lambda x: np.zeros(jnp.shape(x), jnp.result_type(x)), init_params
+        )
+        flat, self._unravel = ravel_pytree(init_params)
+        if flat.size == 0:
+            raise ValueError("`init_params` holds no parameters; there is nothing to sample.")
+        shape = jax.eval_shape(potential_fn, init_params)
+        if getattr(shape, "shape", None) != ():
+            raise ValueError(
+                "`potential_fn` must return a scalar (minus the log density of one position); "
+                f"got {shape}. Sum over coordinates and observations."
+            )
+        if not jnp.issubdtype(shape.dtype, jnp.floating):
+            raise TypeError(
+                "`potential_fn` must return a floating-point number, of which there is a gradient; "
+                f"got dtype {shape.dtype}. Convert its arguments or its result."
+            )
+        self._prior = prior_from_leaves(nonsmooth, self._prototype)
+        self.has_prior = self._prior is not None
+        self.layout: Hashable = layout(self._prototype)
+
+    def prepare(
+        self,
+        rng_keys: jax.Array,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> Preparation:
+        """Start at ``init_params``."""
+        start = jax.vmap(lambda z: self.ravel(z, model_args, model_kwargs))(init_params)
+        potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
+        return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {})
+
+    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
+        """Make the target; a potential function has no model arguments."""
+        prior = self._prior
+
+        def smooth(position: jax.Array, centring: jax.Array) -> jax.Array:
+            value = self._potential_fn(self._unravel(position))
+            return value if prior is None else value - prior.potential(position).sum()
+
+        return self._differentiation.target(smooth, prior)
+
+    def emit(
+        self,
+        position: jax.Array,
+        centring: jax.Array,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Any, jax.Array]:
+        """A flat position (dim,) in the user's structure, and 0."""
+        return self._unravel(position), jnp.zeros(())
+
+    def ravel(
+        self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> jax.Array:
+        """A user's values for one chain as a position (dim,)."""
+        return ravel_like(values, self._prototype)
+
+    def postprocess_fn(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> Callable[[Any], Any]:
+        """Leave the values as they are: a potential function has no constraints."""
+        return lambda values: values
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    padded = (1,) * (len(to) - len(shape)) + tuple(shape)
+    return len(padded) == len(to) and all(a in (1, b) for a, b in zip(padded, to, strict=True))
+
+
+def prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
+    """The Laplace prior that ``nonsmooth`` describes leaf by leaf."""
+    if nonsmooth is None or (isinstance(nonsmooth, str) and nonsmooth == "auto"):
+        return None
+    is_leaf = lambda x: x is None or isinstance(x, dist.Distribution)  # noqa: E731
+    leaves, structure = jax.tree.flatten(nonsmooth, is_leaf=is_leaf)
+    expected: Any = jax.tree.structure(prototype)
+    if structure != expected or not all(x is None or is_laplace(x) for x in leaves):
+        raise ValueError(
+            "With `potential_fn`, `nonsmooth` must be a pytree like `init_params` whose leaves "
+            "are Laplace or AsymmetricLaplace distributions or None; got "
+            f"{nonsmooth!r} for parameters of shapes {jax.tree.map(np.shape, prototype)}."
+        )
+    none = SiteParameters(*3 * (jnp.zeros(()),))
+    whole = []
+    for number, (fn, x) in enumerate(zip(leaves, jax.tree.leaves(prototype), strict=True)):
+        parameters = none if fn is None else distribution_parameters(fn)
+        if fn is not None:
+            check_rates({f"leaf {number} of `nonsmooth`": parameters})
+            if not _broadcasts(fn.shape(), x.shape):
+                raise ValueError(
+                    f"Leaf {number} of `nonsmooth` must broadcast to the shape {x.shape} of its "
+                    f"parameter; got a distribution of shape {fn.shape()}."
+                )
+        whole.append([jnp.broadcast_to(field, x.shape).ravel() for field in parameters])
+    return LaplacePrior(*(jnp.concatenate(fields) for fields in zip(*whole, strict=True)))

@@ -1,0 +1,152 @@
+"""What is computed before sampling, as one program that new data can use again.
+
+The arrays among the arguments are arguments of the program; the rest (numbers, names, flags) are
+its constants. A model that looks at the values of its data (``np.unique``, an ``if``) cannot be
+compiled so: for such a model the data are constants too, and the program is made anew each time.
+"""
+
+from collections.abc import Callable, Hashable
+from enum import Enum, auto
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from numpyro_rwpo.model.checks import no_valid_start
+from numpyro_rwpo.model.laplace_sites import SiteParameters
+
+T = TypeVar("T")
+
+
+class Preparation(NamedTuple):
+    """One start per chain, and what has to be known of it and of the data.
+
+    Attributes:
+        start: positions, (chains, dim).
+        values: the same as unconstrained values of the user's sites, with a leading chain axis.
+        potential: smooth part of the potential, (chains,).
+        gradient: its gradient, (chains, dim).
+        prior_parameters: of the Laplace sites that are split off, by name.
+    """
+
+    start: jax.Array
+    values: Any
+    potential: jax.Array
+    gradient: jax.Array
+    prior_parameters: dict[str, SiteParameters]
+
+
+def check_preparation(
+    prepared: Preparation,
+    model: Callable[..., Any] | None,
+    init_params: Any,
+    model_args: tuple[Any, ...],
+    model_kwargs: dict[str, Any],
+) -> None:
+    """Refuse starts without a finite potential and gradient, and unusable Laplace scales.
+
+    Raises:
+        ValueError: a Laplace scale.
+        RuntimeError: no valid starting position; the message names the site to blame.
+    """
+    if isinstance(prepared.start, jax.core.Tracer):
+        return
+    check_rates({f"'{name}'": p for name, p in prepared.prior_parameters.items()})
+    potential, gradient = np.asarray(prepared.potential), np.asarray(prepared.gradient)
+    if np.isfinite(potential).all() and np.isfinite(gradient).all():
+        return
+    if init_params is None and model is not None:
+        raise no_valid_start(model, model_args, model_kwargs)
+    raise RuntimeError(
+        "Cannot find valid initial parameters: `init_params` must be unconstrained values at "
+        "which the potential and its gradient are finite; got a potential of "
+        f"{potential}. Start elsewhere, or check the model for nan and inf."
+    )
+
+
+def check_rates(parameters: dict[str, SiteParameters]) -> None:
+    """Refuse Laplace scales that are not positive, or too small for their square.
+
+    Args:
+        parameters: of each site, fields in the site's shape, under the words that name it.
+
+    Raises:
+        ValueError: names the site and the scales.
+    """
+    for name, (_, left, right) in parameters.items():
+        rates = np.stack([left, right])
+        with np.errstate(over="ignore", divide="ignore"):
+            is_usable = np.isfinite(rates**2) & (rates > 0)
+            scales = 1 / rates
+        if not is_usable.all():
+            smallest = 1 / np.sqrt(float(np.finfo(rates.dtype).max))
+            raise ValueError(
+                f"The scale of Laplace site {name} must be positive and finite everywhere, and in "
+                f"{rates.dtype} above {smallest:.0e}; got scales between {scales.min()} and "
+                f"{scales.max()}. Correct the scale (and asymmetry) in the model."
+            )
+
+
+class _Mark(Enum):
+    ARRAY = auto()
+
+
+class Layout(NamedTuple):
+    """A model's arguments without their arrays.
+
+    Attributes:
+        structure: the pytree of args and kwargs.
+        leaves: what is no array, and a mark for each array.
+    """
+
+    structure: Hashable
+    leaves: tuple[Hashable, ...]
+
+
+def split_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Layout]:
+    """The arrays of numbers among a model's arguments, and the rest."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    is_array = [
+        isinstance(x, jax.Array) or (isinstance(x, np.ndarray) and x.dtype.kind in "biuf")
+        for x in leaves
+    ]
+    arrays = [x for x, yes in zip(leaves, is_array, strict=True) if yes]
+    marked = [_Mark.ARRAY if yes else x for x, yes in zip(leaves, is_array, strict=True)]
+    return arrays, Layout(structure, tuple(marked))
+
+
+def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The model's args and kwargs; the inverse of :func:`split_arrays`."""
+    rest = iter(arrays)
+    leaves = [next(rest) if leaf is _Mark.ARRAY else leaf for leaf in layout.leaves]
+    structure: Any = layout.structure
+    return jax.tree.unflatten(structure, leaves)
+
+
+class CompiledOnce(Generic[T]):
+    """``function(inputs, args, kwargs)``, compiled once for all data of the same shapes.
+
+    Calls name in ``constants`` what else the function depends on; others make another program.
+
+    Args:
+        function: traceable in ``inputs``, a pytree of arrays, and where the model allows it in
+            the arrays among ``args`` and ``kwargs``.
+    """
+
+    def __init__(self, function: Callable[[Any, tuple[Any, ...], dict[str, Any]], T]) -> None:
+        self._function = function
+
+        def program(constants: Hashable, layout: Layout, inputs: Any, arrays: list[Any]) -> T:
+            return function(inputs, *join_arrays(arrays, layout))
+
+        self._program = jax.jit(program, static_argnums=(0, 1))
+
+    def __call__(
+        self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T:
+        """Run the program; what the function raises, it raises with the data as constants."""
+        arrays, layout = split_arrays(args, kwargs)
+        try:
+            return self._program(constants, layout, inputs, arrays)
+        except Exception:  # an error of the model's own comes again below
+            return jax.jit(lambda inputs: self._function(inputs, args, kwargs))(inputs)

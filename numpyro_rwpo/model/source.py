@@ -1,0 +1,97 @@
+"""What the kernel needs to know of a posterior before its data.
+
+:class:`numpyro_rwpo.model.model_source.ModelSource` and
+:class:`numpyro_rwpo.model.potential_source.PotentialSource` hold the layout of the parameters and
+which of them have a Laplace prior. Their ``bind`` makes a target from the model's arguments, also
+inside a compiled program, so that new data of the same shape need no new compilation.
+"""
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from numpyro.infer import init_to_uniform
+
+from numpyro_rwpo.model.preparation import Preparation
+from numpyro_rwpo.model.target import Target
+
+
+class Source(Protocol):
+    """What the kernel needs to know of a posterior before its data.
+
+    Attributes:
+        has_prior: whether any coordinate has a Laplace prior with closed forms.
+        layout: of the latent values, and which of them are Laplace sites; hashable.
+    """
+
+    has_prior: bool
+    layout: Hashable
+
+    def prepare(
+        self,
+        rng_keys: jax.Array,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> Preparation:
+        """Start one chain per key: at ``init_params`` (with a chain axis), or where it is found."""
+
+    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
+        """Make the target for these model arguments."""
+
+    def emit(
+        self,
+        position: jax.Array,
+        centring: jax.Array,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Any, jax.Array]:
+        """A flat position (dim,) as unconstrained values, and the log Jacobian of the map back."""
+
+    def ravel(
+        self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> jax.Array:
+        """A user's unconstrained values for one chain as a position (dim,) at centring 0."""
+
+    def postprocess_fn(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> Callable[[Any], Any]:
+        """Map unconstrained values to the sites of the user's model."""
+
+
+def start_radius(init_strategy: Callable[..., Any], init_params: Any) -> float | None:
+    """Half width of the uniform start, ``None`` where the user chose the start."""
+    strategy = init_strategy if isinstance(init_strategy, partial) else init_strategy()
+    if init_params is not None or strategy.func is not init_to_uniform:
+        return None
+    return float(strategy.keywords.get("radius", 2.0))
+
+
+def layout(values: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Structure, shapes and types of a pytree of arrays, hashable, for comparison."""
+    leaves, structure = jax.tree.flatten(values)
+    return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+def ravel_like(values: Any, prototype: Any) -> jax.Array:
+    """Flatten ``values`` after checking their structure and shapes against ``prototype``."""
+    structure: Any = jax.tree.structure(prototype)
+    if jax.tree.structure(values) != structure:
+        raise ValueError(
+            "`init_params` must have the structure of the unconstrained latent values, "
+            f"{jax.tree.map(np.shape, prototype)}; got {jax.tree.map(np.shape, values)}."
+        )
+    shapes = [np.shape(x) for x in jax.tree.leaves(values)]
+    expected = [np.shape(x) for x in jax.tree.leaves(prototype)]
+    if shapes != expected:
+        raise ValueError(
+            f"`init_params` must have the shapes {jax.tree.map(np.shape, prototype)} "
+            "(unconstrained, after the chain axis if there are several chains); got "
+            f"{jax.tree.map(np.shape, values)}."
+        )
+    like = jax.tree.map(lambda x, p: jnp.asarray(x, p.dtype), values, prototype)
+    return ravel_pytree(like)[0]

@@ -1,0 +1,145 @@
+r"""The posterior as a smooth part plus a prior with closed forms, on flat unconstrained vectors.
+
+A target is :math:`\pi(x) \propto \exp\{-\beta [f(x) + g(x)]\}`. ``g`` collects the Laplace priors,
+whose proximal maps, attention kernels and Hamiltonian flows are known
+(:mod:`numpyro_rwpo.priors.laplace`); ``f`` is everything else (likelihood, other priors, Jacobians)
+and is used through batched gradients only.
+
+A :mod:`numpyro_rwpo.model.source` makes a :class:`Target` from the model's arguments.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.support.sharding import ONE_PLACE, Placement
+
+
+class Proposal(NamedTuple):
+    """A density in the sampler's coordinates.
+
+    Attributes:
+        sample: Random key and n to independent draws, (n, dim).
+        log_prob: Positions (n, dim) to their normalised log density, (n,).
+    """
+
+    sample: Callable[[jax.Array, int], jax.Array]
+    log_prob: Callable[[jax.Array], jax.Array]
+
+
+class Target(NamedTuple):
+    """One posterior, bound to its data.
+
+    Attributes:
+        smooth: ``beta f`` and its gradient for a batch of positions (n, dim) and centrings (n,):
+            (n,), (n, dim).
+        full_prior: ``beta g`` at centring 0, fields (dim,); ``None`` when no coordinate has a
+            Laplace prior.
+        is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
+        centring: parametrisation of these sites, see :mod:`numpyro_rwpo.model.laplace_sites`: 0 or
+            1, scalar, or one for each position that will be given, (n,).
+        placement: devices that share the particles.
+        proposal: the user's density near it, ``None`` where there is none.
+    """
+
+    smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    full_prior: LaplacePrior | None
+    is_rewritten: jax.Array | None
+    centring: jax.Array
+    placement: Placement = ONE_PLACE
+    proposal: Proposal | None = None
+
+    def value_and_grad(self, particles: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """``beta f`` and its gradient, (n, dim) -> (n,), (n, dim)."""
+        return self.smooth(particles, jnp.broadcast_to(self.centring, particles.shape[:1]))
+
+    @property
+    def prior(self) -> LaplacePrior | None:
+        """``beta g`` in this parametrisation: at centring 1 the rewritten sites are in f."""
+        if self.full_prior is None or self.is_rewritten is None:
+            return self.full_prior
+        split = ~(self.is_rewritten & (self.centring[..., None] > 0))
+        location, left, right = self.full_prior
+        return LaplacePrior(location, left * split, right * split)
+
+    def prior_potential(self, particles: jax.Array) -> jax.Array:
+        """``beta g`` summed over coordinates, (..., dim) -> (...)."""
+        if self.prior is None:
+            return jnp.zeros(particles.shape[:-1], particles.dtype)
+        return self.prior.potential(particles).sum(-1)
+
+    def prior_subgradient(self, particles: jax.Array) -> jax.Array:
+        """Subgradient of ``beta g``, in the shape of ``particles``."""
+        if self.prior is None:
+            return jnp.zeros_like(particles)
+        return self.prior.subgradient(particles)
+
+
+def pool_chains(target: Target, axis_name: str) -> Target:
+    """The same target for code that is vmapped over chains, with one gradient for all of them.
+
+    The particles of all chains are then the rows of one matrix, whatever the layout that ``vmap``
+    would give the model: on a CPU small problems take half the time. Not where devices share the
+    particles: rows of several chains would have to move.
+    """
+    placement = target.placement._replace(chain_axis=axis_name)
+    if placement.mesh is not None:
+        return target._replace(placement=placement)
+
+    def smooth(*batches: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pooled = (lax.all_gather(x, axis_name, tiled=True) for x in batches)
+        value, gradient = target.smooth(*pooled)
+        number = batches[0].shape[0]
+        start = lax.axis_index(axis_name) * number
+        return (
+            lax.dynamic_slice_in_dim(value, start, number),
+            lax.dynamic_slice_in_dim(gradient, start, number),
+        )
+
+    return target._replace(smooth=smooth)
+
+
+def has_loop(bind: Callable[[], Target], dim: int, dtype: Any) -> bool:
+    """Whether the gradient runs through a loop (scan, ODE solver), which no batch can speed up."""
+    shapes = jax.ShapeDtypeStruct((1, dim), dtype), jax.ShapeDtypeStruct((1,), dtype)
+    return _mentions_loop(jax.make_jaxpr(lambda x, c: bind().smooth(x, c))(*shapes).jaxpr)
+
+
+def _mentions_loop(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("scan", "while"):
+            return True
+        inner = (getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values())))
+        if any(hasattr(x, "eqns") and _mentions_loop(x) for x in inner):
+            return True
+    return False
+
+
+class Differentiation(NamedTuple):
+    """How the smooth potential is tempered and differentiated."""
+
+    inverse_temperature: float
+    forward_mode: bool
+
+    def target(
+        self,
+        smooth: Callable[[jax.Array, jax.Array], jax.Array],
+        prior: LaplacePrior | None,
+        is_rewritten: jax.Array | None = None,
+    ) -> Target:
+        """Temper both parts and batch the gradient of the smooth one, (dim,), () -> ()."""
+        beta = self.inverse_temperature
+
+        def tempered(position: jax.Array, centring: jax.Array) -> jax.Array:
+            return beta * smooth(position, centring)
+
+        def forward(position: jax.Array, centring: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return tempered(position, centring), jax.jacfwd(tempered)(position, centring)
+
+        one = forward if self.forward_mode else jax.value_and_grad(tempered)
+        prior = None if prior is None else prior.tempered(beta)
+        return Target(jax.vmap(one), prior, is_rewritten, jnp.zeros(()))

@@ -1,0 +1,1 @@
+"""Priors with closed forms."""

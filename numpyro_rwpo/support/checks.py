@@ -1,0 +1,96 @@
+"""Checks of public arguments: what was wrong, what was received, what to do."""
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_TINY, _HUGE = 1e-18, 1e18
+_MOST_PARTICLES = 2**30  # what 32-bit indices count
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices`` (same type, too)."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        options = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"`{name}` must be one of {options}; got {value!r}.")
+
+
+def check_range(name: str, value: Any, low: float, high: float) -> None:
+    """Raise unless ``value`` is a number strictly between ``low`` and ``high``."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be a number; got {value!r}.") from None
+    if not low < number < high:
+        raise ValueError(f"`{name}` must lie strictly between {low} and {high}; got {value!r}.")
+    if not _TINY < number < _HUGE:
+        raise ValueError(
+            f"`{name}` must lie between {_TINY:g} and {_HUGE:g}, the range in which single "
+            f"precision can square it; got {value!r}."
+        )
+
+
+def check_num_particles(value: Any) -> None:
+    """Raise unless ``value`` is ``None`` or an integer of at least 4."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`num_particles` must be an integer or None; got {value!r}.")
+    if value < 4:
+        raise ValueError(
+            f"`num_particles` must be at least 4; got {value}. The ensemble's moments tune the "
+            "sampler; leave it None to have a number picked from the dimension."
+        )
+    if int(value) > _MOST_PARTICLES:
+        raise ValueError(
+            f"`num_particles` must be at most {_MOST_PARTICLES}; got {value}. Draws of one chain "
+            "may exceed the number of particles: leave it None."
+        )
+
+
+def check_target(model: Any, potential_fn: Any) -> None:
+    """Raise unless exactly one of the two is given, and callable."""
+    if (model is None) == (potential_fn is None):
+        raise ValueError(
+            "Exactly one of `model` and `potential_fn` must be given; got "
+            f"{'neither' if model is None else 'both'}."
+        )
+    for name, value in (("model", model), ("potential_fn", potential_fn)):
+        if value is not None and not callable(value):
+            raise TypeError(f"`{name}` must be callable; got {value!r}.")
+
+
+def check_site_names(nonsmooth: Any) -> None:
+    """Raise unless ``nonsmooth`` is ``"auto"``, ``None`` or site names."""
+    if nonsmooth is None or (isinstance(nonsmooth, str) and nonsmooth == "auto"):
+        return
+    is_names = isinstance(nonsmooth, Iterable) and not isinstance(nonsmooth, (str, dict))
+    if not is_names or not all(isinstance(name, str) for name in nonsmooth):
+        raise ValueError(
+            "`nonsmooth` must be 'auto', None or a list of names of Laplace sites when a model is "
+            f"given; got {nonsmooth!r}."
+        )
+
+
+def check_init_strategy(value: Any) -> None:
+    """Raise unless ``value`` can be NumPyro's per-site initialisation strategy."""
+    if not callable(value):
+        raise TypeError(
+            "`init_strategy` must be a strategy of numpyro.infer such as init_to_median or "
+            f"init_to_value(values=...); got {value!r}."
+        )
+
+
+def check_rng_key(value: Any) -> None:
+    """Raise unless ``value`` is a random key or a batch of them, one per chain."""
+    is_old_style = isinstance(value, (jax.Array, np.ndarray)) and value.dtype == np.uint32
+    is_new_style = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if not (is_old_style or is_new_style):
+        raise TypeError(
+            "`rng_key` must be a key such as jax.random.key(0), or an array of keys, one per "
+            f"chain; got {value!r}."
+        )

@@ -1,0 +1,210 @@
+"""Every finding: figures that must raise it, figures that must not, the form of its sentence."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+from numpyro_rwpo.diagnostics.diagnosis import _stuck
+from numpyro_rwpo.diagnostics.findings import find, max_z
+from numpyro_rwpo.diagnostics.report import Report
+
+
+def sound() -> dict[str, Any]:
+    """Figures of a corrected run without fault."""
+    chain = {
+        "num_gradients": 1000,
+        "transport_residual": 0.05,
+        "transport_steps": 20,
+        "transport_at_rest": True,
+        "r_hat": 1.001,
+        "ess_bulk": 900.0,
+        "ess_tail": 850.0,
+        "accept_prob": 0.8,
+        "num_divergences": 0,
+        "metric": "dense",
+        "flow": "free",
+        "step_size": 0.5,
+        "steps_per_sweep": 3,
+        "is_trajectory_cut": False,
+        "independent_sweeps": 1,
+        "hamiltonian_sweeps": 2,
+        "short_sweeps": 0,
+        "is_sweep_limit_reached": False,
+        "share_stuck": 0.0,
+        "stuck_below": 0.1,
+        "gradients_per_draw": 6,
+        "expected_residual_correlation": 0.08,
+    }
+    coordinate = {"mean": 0.0, "sd": 1.0, "r_hat": 1.001, "ess_bulk": 4e3, "ess_tail": 4e3}
+    return {
+        "settings": {
+            "is_corrected": True,
+            "attention": "copula",
+            "num_chains": 2,
+            "num_draws": 1000,
+            "num_samples": 1000,
+            "num_particles": 64,
+            "num_warmup": 200,
+            "num_transport": 40,
+            "dim": 2,
+            "target_accept_prob": 0.8,
+            "inverse_temperature": 1.0,
+            "is_normalised": True,
+            "share_of_finite_draws": 1.0,
+        },
+        "coordinates": [{"name": "a", **coordinate}, {"name": "b<1>", **coordinate}],
+        "chains": [dict(chain), dict(chain)],
+        "passes": {
+            "num_passes": 15,
+            "correlation": 0.1,
+            "correlation_error": 0.02,
+            "slowest": "a squared",
+            "drift_z": 1.0,
+            "drifting": "b",
+            "num_statistics": 5,
+        },
+        "coverage": {
+            "k_hat": 0.3,
+            "efficiency": 0.2,
+            "num_proposals": 4000,
+            "num_fitted": 64,
+        },
+        "evidence": {
+            "k_hat": 0.2,
+            "log_evidence": -3.0,
+            "standard_error": 0.01,
+            "method": "importance sampling",
+            "efficiency": 0.8,
+        },
+        "stein": {
+            "discrepancy": {"squared": 0.0, "upper": 0.1, "p_value": 0.5, "num_draws": 1000},
+            "virial": [1.0, 1.05],
+            "force": [0.0, 0.01],
+            "worst_virial": 1.05,
+            "worst_virial_z": 2.0,
+            "worst_virial_name": "a",
+            "worst_force": 0.01,
+            "worst_force_z": 1.0,
+            "worst_force_name": "b",
+        },
+        "laplace_sites": {"a": "known location and scale: split off, closed forms"},
+    }
+
+
+def changed(path: str, value: Any, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Figures with one entry, named by keys and indices between dots, set to ``value``."""
+    figures = copy.deepcopy(sound() if base is None else base)
+    *parents, last = path.split(".")
+    inner: Any = figures
+    for key in parents:
+        inner = inner[int(key) if isinstance(inner, list) else key]
+    inner[last] = value
+    return figures
+
+
+def bridged() -> dict[str, Any]:
+    return changed("evidence.method", "bridge sampling")
+
+
+def noise_free() -> dict[str, Any]:
+    figures = changed("settings.is_corrected", False)
+    figures["passes"] = None
+    return figures
+
+
+CASES = [
+    ("settings.share_of_finite_draws", 0.99, "finite draws", sound),
+    ("settings.num_chains", 1, "chains", sound),
+    ("coordinates.1.r_hat", 1.03, "R-hat", sound),
+    ("coordinates.1.r_hat", float("nan"), "R-hat", sound),
+    ("coordinates.1.sd", 0.0, "constant", sound),
+    ("coordinates.0.ess_tail", 150.0, "ESS", sound),
+    ("chains.1.is_sweep_limit_reached", True, "slow particles", sound),
+    ("passes.correlation", 0.5, "slow particles", sound),
+    ("chains.1.share_stuck", 0.01, "stuck particles", sound),
+    ("passes.drift_z", -6.0, "drift", sound),
+    ("chains.0.num_divergences", 3, "divergences", sound),
+    ("chains.0.accept_prob", 0.3, "acceptance", sound),
+    ("chains.0.is_trajectory_cut", True, "step size", sound),
+    ("stein.worst_virial_z", -7.0, "Stein identity", sound),
+    ("stein.worst_force_z", 7.0, "Stein identity", sound),
+    ("stein.discrepancy.p_value", 0.001, "Stein discrepancy", sound),
+    ("coverage.k_hat", 0.9, "k-hat", sound),
+    ("coverage.k_hat", float("inf"), "k-hat", bridged),
+    ("coverage.k_hat", float("nan"), "k-hat", sound),
+    ("coverage.efficiency", 0.001, "k-hat", sound),
+    ("evidence.standard_error", 0.5, "evidence", bridged),
+    ("evidence.standard_error", float("nan"), "evidence", bridged),
+    ("settings.num_samples", 2000, "repeats", noise_free),
+    ("chains.0.transport_at_rest", False, "transport", noise_free),
+    ("stein.virial", [0.8, 1.0], "spread", noise_free),
+    ("coverage.k_hat", 0.9, "k-hat", noise_free),
+    ("evidence.standard_error", float("inf"), "evidence", noise_free),
+]
+
+
+def test_sound_runs_raise_nothing():
+    assert find(sound()) == []
+    assert find(bridged()) == []
+    assert find(noise_free()) == []
+    # Tails beyond the outermost particle, in few dimensions: nothing to worry about.
+    assert find(changed("coverage.k_hat", 0.9, changed("coverage.efficiency", 0.8))) == []
+    assert "Nothing here speaks against" in str(Report(sound(), find(sound())))
+
+
+@pytest.mark.parametrize(("path", "value", "about", "base"), CASES)
+def test_each_fault_is_found_in_a_sentence_of_three_parts(path, value, about, base):
+    figures = changed(path, value, base())
+    found = find(figures)
+    assert [finding.about for finding in found] == [about]
+    (sentence,) = (finding.sentence for finding in found)
+    assert sentence.endswith(".")
+    seen, *meaning, change = sentence.split("; ")
+    assert seen and meaning and change, sentence
+    report = Report(figures, found)
+    assert about in str(report)
+    assert "b&lt;1&gt;" in report._repr_html_()
+    assert report.to_dict()["findings"] == [{"about": about, "sentence": sentence}]
+
+
+def test_noise_free_reports_say_that_r_hat_does_not_apply():
+    text = str(Report(noise_free(), []))
+    assert "R-hat and ESS do not apply" in text
+    assert "r_hat" not in text
+    assert "R-hat and ESS do not apply" in Report(noise_free(), [])._repr_html_()
+
+
+def test_the_column_of_the_whole_run_has_what_counts_between_chains():
+    figures = changed("coordinates.1.r_hat", 1.234)
+    figures["chains"][1] |= {"num_divergences": 2, "accept_prob": 0.7, "flow": "exact"}
+    rows = {row[0]: row[1:] for row in Report(figures, []).tables()[0].rows}
+    assert rows["R-hat, worst (a chain: its halves)"] == ["1.001", "1.001", "1.234"]
+    assert rows["bulk ESS, worst"] == ["900", "900", "4,000"]
+    assert rows["divergent draws"] == ["0", "2", "2"]
+    assert rows["acceptance"] == ["0.80", "0.70", "0.70 to 0.80"]
+    assert rows["gradient evaluations"] == ["1,000", "1,000", "2,000"]
+    assert rows["flow"] == ["free", "exact", "mixed"]
+
+
+def test_limits_on_z_have_the_stated_false_alarm_rate():
+    rng = np.random.default_rng(0)
+    number, repeats = 20, 50_000
+    largest = np.abs(rng.normal(size=(repeats, number))).max(1)
+    rate = (largest > max_z(number)).mean()
+    assert abs(rate - 1e-3) < 4 * np.sqrt(1e-3 / repeats)
+
+
+def test_stuck_particles_are_counted_where_chance_cannot_make_them() -> None:
+    """Five of 1000; after few sweeps a particle that moves well may have rejected them all.
+
+    Two more accept the short steps only, of which there are eight among forty.
+    """
+    accept_prob = np.where(np.arange(1000) < 5, 0.02, 0.8)
+    accept_prob[5:7] = 0.21
+    assert _stuck(accept_prob, 40, 0) == pytest.approx((0.005, 0.1))
+    assert _stuck(accept_prob, 40, 8) == pytest.approx((0.007, 0.28))
+    assert _stuck(accept_prob, 3, 0)[0] == 0

@@ -1,0 +1,43 @@
+"""How many particles an ensemble gets when the user gives no number."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from numpyro_rwpo.dynamics.settings import default_num_particles
+from numpyro_rwpo.model.target import Differentiation, has_loop
+
+
+def product(x, centring):
+    return jnp.sum((jnp.ones((5, x.size)) @ x) ** 2)
+
+
+def recursion(x, centring):
+    return lax.scan(lambda state, y: (0.5 * state + y, None), 0.0, x)[0] ** 2
+
+
+@pytest.mark.parametrize(
+    ("potential", "expected"),
+    [
+        (product, False),
+        (recursion, True),
+        (jax.jit(recursion), True),
+        (jax.checkpoint(recursion), True),
+        (lambda x, c: lax.cond(x[0] > 0, recursion, product, x, c), True),
+        (jax.custom_jvp(product), False),
+    ],
+)
+def test_loops_are_found_however_deep(potential, expected):
+    if isinstance(potential, jax.custom_jvp):
+        potential.defjvp(lambda primals, tangents: jax.jvp(product, primals, tangents))
+    target = Differentiation(1.0, False).target(potential, None)
+    assert has_loop(lambda: target, 3, jnp.float32) is expected
+
+
+def test_more_dimensions_get_more_particles_up_to_a_limit():
+    for with_loop, least, most in ((False, 64, 256), (True, 32, 64)):
+        numbers = [default_num_particles(dim, with_loop) for dim in (1, 2, 10, 20, 50, 2000)]
+        assert numbers == sorted(numbers)
+        assert numbers[0] == least
+        assert numbers[-1] == most

@@ -1,0 +1,149 @@
+"""Where ensembles get to before any randomness corrects them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax, random
+
+from numpyro_rwpo.dynamics.ensemble import evaluate, gradient
+from numpyro_rwpo.dynamics.metric import ensemble_moments, fisher_preconditioner, without_outliers
+from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
+from numpyro_rwpo.dynamics.transport import initial_flow, transport_step
+from numpyro_rwpo.heads.attention import HEADS
+from numpyro_rwpo.model.target import Differentiation
+from numpyro_rwpo.priors.laplace import LaplacePrior
+
+DIM = 6
+
+
+def gaussian(units):
+    """A correlated Gaussian in the given units: potential, mean and covariance."""
+    rng = np.random.default_rng(3)
+    basis = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
+    covariance = (basis * np.geomspace(0.1, 1, DIM)) @ basis.T
+    precision = jnp.asarray(np.linalg.inv(covariance), jnp.float32)
+    mean = rng.normal(size=DIM) * 3
+
+    def smooth(x, centring):
+        z = x / jnp.asarray(units, jnp.float32) - jnp.asarray(mean, jnp.float32)
+        return 0.5 * z @ precision @ z
+
+    return smooth, mean * units, covariance * np.outer(units, units)
+
+
+def starting_positions(num_particles=128):
+    return random.uniform(random.key(0), (num_particles, DIM), jnp.float32, -2, 2)
+
+
+def errors(particles, mean, covariance):
+    sd = np.sqrt(np.diag(covariance))
+    particles = np.asarray(particles, np.float64)
+    return np.abs((particles.mean(0) - mean) / sd).max(), particles.std(0) / sd
+
+
+@pytest.mark.parametrize("units", [np.ones(DIM), np.geomspace(1e-2, 1e2, DIM)])
+def test_start_finds_a_gaussian(units):
+    smooth, mean, covariance = gaussian(units)
+    target = Differentiation(1.0, False).target(smooth, None)
+    particles, centring = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
+        starting_positions()
+    )
+    mean_error, sd_ratio = errors(particles, mean, covariance)
+    assert mean_error < 0.5 and centring == 0
+    assert np.all((sd_ratio > 0.5) & (sd_ratio < 2.0)), sd_ratio
+
+
+def test_start_prefers_the_typical_set_to_an_infinite_density():
+    """A funnel's density is unbounded where its scale vanishes; no ensemble must go there."""
+
+    def smooth(x, centring):
+        return 0.5 * (x[0] / 3) ** 2 + 0.5 * jnp.exp(-x[0]) * (x[1:] @ x[1:]) + (DIM - 1) / 2 * x[0]
+
+    target = Differentiation(1.0, False).target(smooth, None)
+    particles, _ = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
+        starting_positions()
+    )
+    assert -6 < float(particles[:, 0].mean()) < 3
+    assert float(particles[:, 0].std()) > 0.3
+
+
+def test_start_survives_a_space_that_is_mostly_forbidden():
+    def smooth(x, centring):
+        return jnp.where(jnp.all(jnp.abs(x - 0.5) < 1.0), 0.5 * x @ x, jnp.inf)
+
+    target = Differentiation(1.0, False).target(smooth, None)
+    start = starting_positions().at[0].set(0.5)
+    particles, _ = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(start)
+    assert np.all(np.isfinite(particles))
+
+
+def test_evaluation_moves_particles_off_forbidden_ground():
+    def smooth(x, centring):
+        return jnp.where(x[0] > 0, jnp.nan, 0.5 * x @ x)
+
+    target = Differentiation(1.0, False).target(smooth, None)
+    ensemble = evaluate(starting_positions(), target)
+    assert np.all(np.isfinite(ensemble.smooth)) and np.all(ensemble.particles[:, 0] <= 0)
+    np.testing.assert_array_equal(ensemble.gradient, ensemble.particles)
+
+
+def flow(target, particles, steps, attention="copula", dense=True):
+    def body(_, carry):
+        ensemble, progress = carry
+        inner = without_outliers(ensemble.particles, gradient(ensemble, target))
+        moments = ensemble_moments(*inner, dense)
+        ensemble, progress = transport_step(
+            ensemble,
+            progress,
+            fisher_preconditioner(moments),
+            target,
+            attention=attention,
+            relative_time=0.1,
+        )
+        return evaluate(ensemble.particles, target), progress
+
+    run = jax.jit(
+        lambda x: lax.fori_loop(0, steps, body, (evaluate(x, target), initial_flow(x.dtype)))
+    )
+    return run(particles)
+
+
+@pytest.mark.parametrize(("attention", "dense"), [("copula", True), ("marginal", False)])
+def test_transport_reaches_a_product_target(attention, dense):
+    """Laplace and Gaussian coordinates; 30 gradients from uniform(-2, 2)."""
+    rate = jnp.asarray([2.0, 1.0, 4.0, 0.0, 0.0, 0.0])
+    prior = LaplacePrior(jnp.zeros(DIM), rate, rate)
+
+    def smooth(x, centring):
+        return 0.5 * jnp.sum(((x[3:] - 1.0) * jnp.array([1.0, 3.0, 0.5])) ** 2)
+
+    target = Differentiation(1.0, False).target(smooth, prior)
+    ensemble, progress = flow(target, starting_positions(256), 30, attention, dense)
+    mean = np.array([0, 0, 0, 1, 1, 1.0])
+    sd = np.array([2**0.5 / 2, 2**0.5, 2**0.5 / 4, 1, 1 / 3, 2])
+    mean_error, sd_ratio = errors(ensemble.particles, mean, np.diag(sd**2))
+    assert mean_error < 0.25
+    assert np.all((sd_ratio > 0.75) & (sd_ratio < 1.25)), sd_ratio
+    assert float(progress.residual) < 0.5
+
+
+@pytest.mark.parametrize("attention", list(HEADS))
+def test_transport_survives_awful_ensembles(attention):
+    smooth, _, _ = gaussian(np.ones(DIM))
+    target = Differentiation(1.0, False).target(smooth, None)
+    x = starting_positions(16)
+    awful = [jnp.ones_like(x), x.at[:, 2].set(0.0), x.at[3].set(1e8), x[:4]]
+    for particles in awful:
+        ensemble, _ = flow(target, particles, 5, attention, dense=len(particles) >= 2 * DIM)
+        assert np.all(np.isfinite(ensemble.particles))
+
+
+def test_transport_is_deterministic_and_ignores_the_order_of_particles():
+    smooth, _, _ = gaussian(np.ones(DIM))
+    target = Differentiation(1.0, False).target(smooth, None)
+    x = starting_positions(64)
+    once, twice = (flow(target, x, 3)[0].particles for _ in range(2))
+    np.testing.assert_array_equal(once, twice)
+    reverse = flow(target, x[::-1], 3)[0].particles[::-1]
+    np.testing.assert_allclose(once, reverse, atol=2e-3)

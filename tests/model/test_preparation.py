@@ -1,0 +1,98 @@
+"""What is computed before sampling: one program, used again on new data of the same shapes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from helpers import lasso_regression, regression_data
+
+from numpyro_rwpo import RWPO
+from numpyro_rwpo.model.preparation import CompiledOnce, join_arrays, split_arrays
+
+
+def grouped(y, group):
+    """A model that looks at its data, as many do: it must stay possible without tracing them."""
+    number = len(np.unique(group))
+    mean = numpyro.sample("mean", dist.Laplace(0, 1).expand([number]).to_event(1))
+    numpyro.sample("y", dist.Normal(mean[group], 1), obs=y)
+
+
+def keyed(y):
+    """A model that asks for a key of its own."""
+    noise = jax.random.normal(numpyro.prng_key(), y.shape)
+    mean = numpyro.sample("mean", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(mean + 0.0 * noise, 1), obs=y)
+
+
+def init(kernel, *args, key=0):
+    return kernel.init(jax.random.split(jax.random.key(key), 2), 8, None, args, {})
+
+
+def test_arguments_come_apart_and_together_again():
+    args, kwargs = (np.arange(3), "name", None), {"x": jnp.ones(2), "flag": True, "n": 3}
+    arrays, layout = split_arrays(args, kwargs)
+    assert [a.shape for a in arrays] == [(3,), (2,)]
+    assert hash(layout) == hash(split_arrays(args, kwargs)[1])
+    joined = join_arrays([a + 1 for a in arrays], layout)
+    np.testing.assert_array_equal(joined[0][0], np.arange(3) + 1)
+    assert joined[0][1:] == ("name", None)
+    assert (joined[1]["flag"], joined[1]["n"]) == (True, 3)
+
+
+def test_new_data_need_no_new_program():
+    traced = []
+
+    def function(x, args, kwargs):
+        traced.append(1)
+        return x + args[0].sum() + kwargs["shift"]
+
+    program = CompiledOnce(function)
+    for k in range(3):
+        value = program(None, jnp.zeros(()), (np.full(4, k, np.float32),), {"shift": 2.0})
+        assert value == 4 * k + 2
+    assert len(traced) == 1
+    program(None, jnp.zeros(()), (np.zeros(5, np.float32),), {"shift": 2.0})
+    program(None, jnp.zeros(()), (np.zeros(5, np.float32),), {"shift": 3.0})
+    assert len(traced) == 3
+
+
+def test_a_function_that_looks_at_its_data_has_them_as_constants():
+    program = CompiledOnce(lambda x, args, kwargs: x + len(np.unique(args[0])))
+    assert program(None, jnp.zeros(()), (np.array([1, 1, 2]),), {}) == 2
+    assert program(None, jnp.zeros(()), (np.array([1, 3, 2]),), {}) == 3
+
+
+def test_start_of_new_data_compiles_nothing(caplog: pytest.LogCaptureFixture):
+    X, y = regression_data()
+    kernel = RWPO(lasso_regression, num_particles=8)
+    with jax.log_compiles():
+        init(kernel, X, y)
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        init(kernel, X + 1, y, key=1)
+        assert "Compiling" not in caplog.text
+
+
+def test_models_that_look_at_their_data_and_that_ask_for_a_key():
+    y, group = np.zeros(4, np.float32), np.array([0, 1, 1, 2])
+    kernel = RWPO(grouped, num_particles=8)
+    assert init(kernel, y, group).z["mean"].shape == (2, 3)
+    assert init(kernel, y, np.array([0, 1, 1, 1])).z["mean"].shape == (2, 2)
+    assert np.isfinite(init(RWPO(keyed, num_particles=8), y).z["mean"]).all()
+
+
+def test_a_model_whose_sites_follow_something_else_than_its_arguments():
+    """As in a notebook, where data stand beside the model: another `init`, another program."""
+    size = 2
+
+    def model():
+        numpyro.sample("mean", dist.Laplace(0, 1).expand([size]))
+
+    kernel = RWPO(model, num_particles=8)
+    assert init(kernel).z["mean"].shape == (2, 2)
+    size = 3
+    assert init(kernel).z["mean"].shape == (2, 3)
