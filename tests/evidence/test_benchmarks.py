@@ -299,7 +299,7 @@ def test_report_of_a_folder(tmp_path):
     write_report(fake_records(), machine, tmp_path)
     page = (tmp_path / "results.md").read_text()
     assert "too few walkers" in page
-    assert "Preliminary" not in page.replace("Seeds of a cell: 1", "")
+    assert "Preliminary" not in page.replace("Seeds per cell: 1", "")
     assert json.loads((tmp_path / "results.json").read_text())["machine"] == machine
     for name in ("error_vs_time.png", "error_vs_gradients.png"):
         assert (tmp_path / name).stat().st_size > 10_000

@@ -416,7 +416,7 @@ def ode() -> ZooTarget:
         log = log + log_normal(value, solution(rate, start, t), 0.05)
     density = np.exp(log - log.max())
     density /= density.sum()
-    assert max(density[[0, -1]].sum(), density[:, -1].sum()) < 1e-6  # the grid covers all of the mass
+    assert max(density[[0, -1]].sum(), density[:, -1].sum()) < 1e-6  # the grid covers the mass
 
     def moments(x: np.ndarray) -> Moments:
         mean = (density * x).sum()
