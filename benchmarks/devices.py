@@ -182,9 +182,9 @@ def seconds(record: dict[str, Any], piece: str) -> float:
     compute += NUM_EIGENVALUES[record["attention"], piece] * EIGENVALUES
     if number == 1:
         return compute
-    neighbours = counted["rounds"].get("collective-permute", 0)
-    sums = sum(counted["rounds"].values()) - neighbours
-    latency = LATENCY * (sums * math.log2(number) + neighbours)
+    neighbors = counted["rounds"].get("collective-permute", 0)
+    sums = sum(counted["rounds"].values()) - neighbors
+    latency = LATENCY * (sums * math.log2(number) + neighbors)
     return compute + sum(counted["bytes"].values()) / LINK + latency
 
 

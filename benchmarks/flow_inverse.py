@@ -356,7 +356,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8, 2.9 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     for line, name in zip(figure.subplots(len(names), 2, squeeze=False), names, strict=True):
-        for kind, colour in zip(KINDS, COLOURS[:2], strict=True):
+        for kind, color in zip(KINDS, COLOURS[:2], strict=True):
             for row in content["rows"]:
                 # The other loss has no known minimum.
                 if (row["problem"], row["flow"], row["loss"]) == (name, kind, first):
@@ -364,9 +364,9 @@ def draw(content: dict[str, Any], path: Path) -> None:
                     seconds = times.get((name, kind), {first: np.nan})[first] / 1e3
                     for axes, unit in zip(line, (1.0, seconds), strict=True):
                         axes.plot(
-                            steps * unit, row["monitored"], color=colour, alpha=0.5, linewidth=1
+                            steps * unit, row["monitored"], color=color, alpha=0.5, linewidth=1
                         )
-            line[0].plot([], [], color=colour, label=kind)
+            line[0].plot([], [], color=color, label=kind)
         for axes, label in zip(line, ("gradient steps", "seconds, compilation aside"), strict=True):
             axes.set(yscale="log", title=name, xlabel=label)
             axes.spines[["top", "right"]].set_visible(False)

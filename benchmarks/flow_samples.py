@@ -244,12 +244,12 @@ def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(4 * len(dims), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, dim in zip(np.ravel(figure.subplots(1, len(dims))), dims, strict=True):
-        for kind, colour in zip(KINDS, COLOURS[:2], strict=True):
+        for kind, color in zip(KINDS, COLOURS[:2], strict=True):
             for row in rows:
                 if (row["dim"], row["flow"]) == (dim, kind):
                     steps = 50 * np.arange(1, len(row["monitored"]) + 1)
-                    axes.plot(steps, row["monitored"], color=colour, alpha=0.5, linewidth=1)
-            axes.plot([], [], color=colour, label=kind)
+                    axes.plot(steps, row["monitored"], color=color, alpha=0.5, linewidth=1)
+            axes.plot([], [], color=color, label=kind)
         axes.set_yscale("log")
         axes.set_title(f"d = {dim}", fontsize="medium")
         axes.set_xlabel("gradient steps")
@@ -271,8 +271,8 @@ def draw_samples(rows: list[dict[str, Any]], path: Path) -> None:
         for axes, name in zip(grid[line], names, strict=True):
             truth = sample(name, dim, np.random.default_rng(0), 600)
             x = np.asarray(draws[dim, name, label]) if label in KINDS else truth
-            colour = dict(zip(labels, ("0.2", *COLOURS), strict=False))[label]
-            axes.plot(x[:, 0], x[:, 1], ".", color=colour, ms=1.5)
+            color = dict(zip(labels, ("0.2", *COLOURS), strict=False))[label]
+            axes.plot(x[:, 0], x[:, 1], ".", color=color, ms=1.5)
             axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
         grid[line, 0].set_ylabel(f"{label}, d = {dim}", fontsize="x-small")
     for axes, name in zip(grid[0], names, strict=True):

@@ -165,14 +165,14 @@ def normal_mixture(weights: ArrayLike, means: ArrayLike) -> None:
     numpyro.sample("x", dist.MixtureSameFamily(dist.Categorical(jnp.asarray(weights)), component))
 
 
-def _standardise(x: NDArray[np.float64]) -> Vector:
+def _standardize(x: NDArray[np.float64]) -> Vector:
     return ((x - x.mean(0)) / x.std(0)).astype(np.float32)
 
 
 def diabetes_lasso() -> Problem:
     """Diabetes data of Efron et al. (2004), 442 x 10: strongly correlated, data-dominated."""
     X, y = load_diabetes(return_X_y=True)
-    kwargs = {"X": _standardise(X), "y": _standardise(y), "scale": 0.2}
+    kwargs = {"X": _standardize(X), "y": _standardize(y), "scale": 0.2}
     rates = {"beta": 1.0 / kwargs["scale"]}
     return Problem("diabetes_lasso", lasso, kwargs, ("beta", "sigma"), rates)
 
@@ -180,7 +180,7 @@ def diabetes_lasso() -> Problem:
 def diabetes_lasso_latent_scale() -> Problem:
     """The diabetes data with a latent Laplace scale: the usual hierarchical lasso."""
     X, y = load_diabetes(return_X_y=True)
-    kwargs = {"X": _standardise(X), "y": _standardise(y)}
+    kwargs = {"X": _standardize(X), "y": _standardize(y)}
     return Problem(
         "diabetes_lasso_latent_scale", lasso_latent_scale, kwargs, ("beta", "sigma", "scale")
     )
@@ -189,7 +189,7 @@ def diabetes_lasso_latent_scale() -> Problem:
 def breast_cancer_logistic() -> Problem:
     """Wisconsin diagnostic breast-cancer data, 569 x 30: nearly separable and collinear."""
     X, y = load_breast_cancer(return_X_y=True)
-    kwargs = {"X": _standardise(X), "y": y.astype(np.int32), "scale": 1.0}
+    kwargs = {"X": _standardize(X), "y": y.astype(np.int32), "scale": 1.0}
     sites = ("beta", "intercept")
     return Problem("breast_cancer_logistic", logistic, kwargs, sites, {"beta": 1.0})
 
@@ -235,7 +235,7 @@ def horseshoe_logistic() -> Problem:
     X, y = load_breast_cancer(return_X_y=True)
     single = (X - X.mean(0)) / X.std(0)
     first, second = np.triu_indices(single.shape[1], 1)
-    X = _standardise(np.concatenate([single, single[:, first] * single[:, second]], 1))
+    X = _standardize(np.concatenate([single, single[:, first] * single[:, second]], 1))
     num_rows, num_columns = X.shape
     num_relevant = 10
     global_scale = num_relevant / (num_columns - num_relevant) * 2.0 / np.sqrt(num_rows)

@@ -118,7 +118,7 @@ def _median(values: Iterable[float | None]) -> float:
     return float(np.median([_number(v) for v in values]))
 
 
-def summarise(records: Iterable[Record]) -> list[Summary]:
+def summarize(records: Iterable[Record]) -> list[Summary]:
     """Combine the seeds of every problem and sampler, in the order of the registries.
 
     Args:
@@ -280,7 +280,7 @@ def targets_table(summaries: list[Summary]) -> str:
     """RWPO's ratios to NUTS and to BlackJAX, together with the goals for them.
 
     Args:
-        summaries: From :func:`summarise`.
+        summaries: From :func:`summarize`.
 
     Returns:
         A Markdown table, empty if there is nothing to compare.
@@ -327,7 +327,7 @@ def targets_table(summaries: list[Summary]) -> str:
     return markdown_table(header, rows)
 
 
-FAMILY_COLOURS = {"rwpo": "Reds", "numpyro": "Blues", "blackjax": "Greens", "approximate": "Greys"}
+FAMILY_COLORS = {"rwpo": "Reds", "numpyro": "Blues", "blackjax": "Greens", "approximate": "Greys"}
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -338,7 +338,7 @@ def _line_format(sampler: str) -> dict[str, Any]:
     place = members.index(sampler)
     shade = 0.85 - 0.45 * place / max(1, len(members) - 1)
     return {
-        "color": matplotlib.colormaps[FAMILY_COLOURS[family]](shade),
+        "color": matplotlib.colormaps[FAMILY_COLORS[family]](shade),
         "linestyle": LINE_STYLES[place % len(LINE_STYLES)],
         "linewidth": 2.4 if family == "rwpo" else 1.5,
         "label": SAMPLERS[sampler].label,
@@ -454,7 +454,7 @@ def write_report(records: list[Record], machine: Record, folder: Path) -> None:
         folder: Folder to write to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    summaries = summarise(records)
+    summaries = summarize(records)
     stripped = [
         {k: v for k, v in r.items() if k not in ("figures", "traceback", "versions")}
         | ({"figures": {k: v for k, v in r["figures"].items() if not k.endswith("errors")}}

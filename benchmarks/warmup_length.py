@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.cell import write_json
 from benchmarks.posteriors.posteriordb.models import POSTERIORS
 from benchmarks.problems import PROBLEMS
-from benchmarks.report import markdown_table, summarise, three_digits
+from benchmarks.report import markdown_table, summarize, three_digits
 from benchmarks.runner import Cell, load_results, run_cells
 from benchmarks.samplers import SAMPLERS
 
@@ -33,7 +33,7 @@ def table(records: list[dict[str, Any]]) -> str:
     """The Markdown table, with one row for each problem, sampler and length."""
     rows = []
     by_length = {
-        length: summarise([r for r in records if r["num_warmup"] == length]) for length in LENGTHS
+        length: summarize([r for r in records if r["num_warmup"] == length]) for length in LENGTHS
     }
     pairs = dict.fromkeys((s.problem, s.sampler) for group in by_length.values() for s in group)
     for pair in pairs:
