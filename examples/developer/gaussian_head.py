@@ -1,6 +1,6 @@
 """A fourth attention head: one normal density, fitted by moments.
 
-It is complete, but too simple to be useful: it has a single mode and no kink.
+Too simple to be of use (no mode but one, no kink), and complete.
 """
 
 from typing import NamedTuple
@@ -13,15 +13,15 @@ from numpyro_rwpo.priors.laplace import LaplacePrior
 
 
 class GaussianDensity(NamedTuple):
-    """A normal density that implements :class:`numpyro_rwpo.heads.attention.ProximalDensity`."""
+    """A normal density: what :class:`numpyro_rwpo.heads.attention.ProximalDensity` asks for."""
 
     mean: jax.Array  # (dim,)
-    factor: jax.Array  # lower triangular Cholesky factor of the covariance, (dim, dim)
+    factor: jax.Array  # (dim, dim), lower triangular, of the covariance
     prior: LaplacePrior
     inverse_temperature: jax.Array
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """Normalized log density, (..., dim) -> (...)."""
+        """Normalised log density, (..., dim) -> (...)."""
         return jax.scipy.stats.multivariate_normal.logpdf(x, self.mean, self.factor @ self.factor.T)
 
     def score(self, x: jax.Array) -> jax.Array:
@@ -30,7 +30,7 @@ class GaussianDensity(NamedTuple):
         return -solved.T
 
     def heat_score(self, x: jax.Array) -> jax.Array:
-        """The score without the prior's part, which transport adds through the proximal map."""
+        """The score without the prior's half of it, which transport adds by the proximal map."""
         return self.score(x) + 0.5 * self.inverse_temperature * self.prior.subgradient(x)
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
@@ -48,4 +48,4 @@ def fit_gaussian(particles, prior, prox_time, inverse_temperature=1.0) -> Gaussi
     return GaussianDensity(particles.mean(0), jnp.linalg.cholesky(covariance), prior, beta)
 
 
-HEADS["gaussian"] = fit_gaussian  # makes RWPO(model, attention="gaussian") work
+HEADS["gaussian"] = fit_gaussian  # from now on RWPO(model, attention="gaussian") works
