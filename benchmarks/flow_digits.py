@@ -34,7 +34,7 @@ NUM_COPIES = 8  # copies of every training image, each with different noise
 NUM_SHOWN = 8
 
 
-def dequantised(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
+def dequantized(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
     """Levels 0 to 16 (n, 64) with uniform noise of one level, divided by 16; float32."""
     return ((images + rng.uniform(-0.5, 0.5, images.shape)) * LEVEL).astype(np.float32)
 
@@ -43,9 +43,9 @@ def run(seed: int, kinds: list[str]) -> list[dict[str, Any]]:
     """Train and judge flows on one split of the images."""
     rng = np.random.default_rng(1000 + seed)
     images = rng.permutation(load_digits().data)
-    test, held, learnt = np.split(images, [NUM_TEST, NUM_TEST + NUM_HELD])
-    data = dequantised(rng, np.tile(learnt, (NUM_COPIES, 1)))
-    held, test = dequantised(rng, held), dequantised(rng, test)
+    test, held, learned = np.split(images, [NUM_TEST, NUM_TEST + NUM_HELD])
+    data = dequantized(rng, np.tile(learned, (NUM_COPIES, 1)))
+    held, test = dequantized(rng, held), dequantized(rng, test)
     rows = []
     for kind in kinds:
         result = train_on(kind, data, held, seed)

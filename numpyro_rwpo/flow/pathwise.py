@@ -75,7 +75,7 @@ def _glued(
 
 
 def _normal_change(density: MarginalDensity | CopulaDensity, normal: jax.Array) -> jax.Array:
-    """Change of normal scores with their correlation R, by dR R^-1 / 2: R stays their covariance."""
+    """Change dR R^-1 / 2 of normal scores with R, so that R stays their covariance."""
     if isinstance(density, MarginalDensity):
         return jnp.zeros_like(normal)
     whitened = normal + lax.stop_gradient(density.correlation).pull(normal)
