@@ -47,6 +47,7 @@ from numpyro_rwpo.dynamics.adaptation import initial_adaptation, learn_moments
 from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.settings import make_candidates
 from numpyro_rwpo.dynamics.transport import initial_flow, is_at_rest, transport_step
+from numpyro_rwpo.heads.registry import find_head
 from numpyro_rwpo.model.target import Differentiation, Target
 from numpyro_rwpo.priors.laplace import laplace_prior
 
@@ -114,7 +115,7 @@ def transport(start: jax.Array, attention: str, target: Any) -> tuple[jax.Array,
             flow,
             adaptation.preconditioner,
             bound,
-            attention=attention,
+            attention=find_head(attention),
             relative_time=RELATIVE_TIME,
         )
         return evaluate(ensemble.particles, bound), flow, adaptation

@@ -36,6 +36,7 @@ from numpyro_rwpo import RWPO, __version__
 from numpyro_rwpo.diagnostics.evidence import halves
 from numpyro_rwpo.diagnostics.importance import coverage_of_ratios, ensemble_coverage, fitted_ratios
 from numpyro_rwpo.diagnostics.posterior import Posterior, model_posterior
+from numpyro_rwpo.heads.registry import find_head
 
 PROBLEMS = ("diabetes_lasso", "l1_logistic_d50", "breast_cancer_logistic")
 SIZES = (4_000, 16_000, 64_000)
@@ -91,7 +92,7 @@ def measure(name: str, draws: np.ndarray, num_particles: int) -> list[dict[str, 
                 fitted,
                 log_density,
                 target.prior,
-                attention="copula",
+                attention=find_head("copula"),
                 relative_time=0.1,
                 num_proposals=max(SIZES),
             )[1]

@@ -47,6 +47,7 @@ from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
 from numpyro_rwpo.dynamics.hamiltonian import Refresh, sweep
 from numpyro_rwpo.dynamics.settings import make_candidates
 from numpyro_rwpo.dynamics.transport import Flow, initial_flow, transport_step
+from numpyro_rwpo.heads.registry import find_head
 from numpyro_rwpo.model.target import Target
 from numpyro_rwpo.support.sharding import check_mesh
 
@@ -83,7 +84,7 @@ class Program(NamedTuple):
         """One iteration of transport."""
         update = jnp.array(-1)
         learnt = learn_moments(adaptation, update, ensemble, self.target, self.candidates)
-        metric, options = learnt.preconditioner, {"attention": self.attention}
+        metric, options = learnt.preconditioner, {"attention": find_head(self.attention)}
         moved, flow = transport_step(
             ensemble, flow, metric, self.target, relative_time=0.1, **options
         )

@@ -59,6 +59,7 @@ from numpyro_rwpo.flow import (
     energy_distance,
     train,
 )
+from numpyro_rwpo.heads.registry import find_head
 from numpyro_rwpo.priors.laplace import laplace_prior
 
 NUM_LAYERS, NUM_ODE_STEPS = 2, 8
@@ -149,7 +150,7 @@ def judge_reference(name: str) -> dict[str, Any]:
         draws.astype(np.float32),
         lambda x: np.asarray(problem.log_density(x)),
         laplace_prior(1 / problem.scale, 0.0),
-        attention="copula",
+        attention=find_head("copula"),
         relative_time=0.1,
         num_proposals=NUM_DRAWS,
     )

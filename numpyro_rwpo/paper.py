@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.heads.attention import check_particles
+from numpyro_rwpo.heads.density import check_particles
 from numpyro_rwpo.heads.online_softmax import streamed_attention
 from numpyro_rwpo.priors.laplace import laplace_prior
 from numpyro_rwpo.support.checks import check_choice

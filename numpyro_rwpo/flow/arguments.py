@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.heads.attention import HEADS
+from numpyro_rwpo.heads.registry import BUILT_IN_HEADS
 from numpyro_rwpo.support.checks import check_choice
 
 
@@ -32,7 +32,7 @@ def check_weight(name: str, value: Any) -> None:
 
 def check_layer_choice(attention: Any, learn: Iterable[str], learnable: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless head and learnt quantities are known ones."""
-    check_choice("attention", attention, tuple(HEADS))
+    check_choice("attention", attention, tuple(BUILT_IN_HEADS))
     if isinstance(learn, str) or not set(learn) <= set(learnable):
         raise ValueError(f"`learn` must be a tuple of names among {learnable}; got {learn!r}.")
 

@@ -17,7 +17,7 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro_rwpo.flow.arguments import check_count, check_layer_choice
 from numpyro_rwpo.flow.pathwise import pathwise_sample
 from numpyro_rwpo.flow.sparse_transformer import LEARNABLE, SparseTransformerFlow
-from numpyro_rwpo.heads.attention import ProximalDensity
+from numpyro_rwpo.heads.density import ProximalDensity
 from numpyro_rwpo.model.laplace_sites import SiteParameters, split_laplace_sites
 from numpyro_rwpo.support.checks import check_init_strategy, check_range
 

@@ -6,21 +6,16 @@ quantile as :math:`\theta` changes, so :math:`dx = -\partial_\theta F(x)\,d\thet
 themselves are those of the density's own ``sample``.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from numpyro_rwpo.heads.attention import (
-    CopulaDensity,
-    JointDensity,
-    MarginalDensity,
-    ProximalDensity,
-)
+from numpyro_rwpo.heads.copula import CopulaDensity
+from numpyro_rwpo.heads.density import ProximalDensity
 from numpyro_rwpo.heads.grid import GridDensity
-
-_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+from numpyro_rwpo.heads.joint import JointDensity
+from numpyro_rwpo.heads.log_space import HALF_LOG_TWO_PI
+from numpyro_rwpo.heads.marginal import MarginalDensity
 
 
 def pathwise_sample(rng_key: jax.Array, density: ProximalDensity, num_samples: int) -> jax.Array:
@@ -70,7 +65,7 @@ def _glued(
     x = lax.stop_gradient(density).sample(rng_key, num_samples)
     normal = grid.to_normal(x)
     fixed = lax.stop_gradient(normal)
-    jacobian = jnp.exp(lax.stop_gradient(grid).log_prob(x) + 0.5 * fixed**2 + _HALF_LOG_TWO_PI)
+    jacobian = jnp.exp(lax.stop_gradient(grid).log_prob(x) + 0.5 * fixed**2 + HALF_LOG_TWO_PI)
     return x + (_normal_change(density, fixed) - _change(normal)) / jacobian
 
 

@@ -8,7 +8,7 @@ step of Han, Osher and Li (2025), arXiv:2510.16356,
 
 with the potential network :math:`\phi` (:mod:`numpyro_rwpo.flow.potential`) in coordinates of unit
 scale, the soft threshold S and the attention weights w of the regularized Wasserstein proximal
-operator. In terms of the attention heads of :mod:`numpyro_rwpo.heads.attention` the second half is
+operator. In terms of the attention heads of :mod:`numpyro_rwpo.heads.density` the second half is
 :math:`x^+ = y - \tfrac{T}{2} \nabla M_T(y) - T s(y)`, M the prior's Moreau envelope and s the
 fitted density's heat score. With the joint head that is the formula above; the others have other
 weights.
@@ -42,7 +42,8 @@ from numpyro_rwpo.flow.arguments import (
 from numpyro_rwpo.flow.base_points import base_points, fresh_points
 from numpyro_rwpo.flow.pathwise import pathwise_sample
 from numpyro_rwpo.flow.potential import Potential, drift
-from numpyro_rwpo.heads.attention import HEADS, ProximalDensity
+from numpyro_rwpo.heads.density import ProximalDensity
+from numpyro_rwpo.heads.registry import BUILT_IN_HEADS
 from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior
 
 LEARNABLE = ("rate", "prox_time", "step_size", "base")
@@ -297,7 +298,7 @@ class SparseTransformerFlow(eqx.Module):
 
     def _density(self, noise: jax.Array) -> tuple[ProximalDensity, PathCosts]:
         keys, costs = self._keys(noise)
-        return HEADS[self.attention](keys, self.prior, self.prox_time[-1]), costs
+        return BUILT_IN_HEADS[self.attention].fit(keys, self.prior, self.prox_time[-1]), costs
 
     def _keys(self, noise: jax.Array) -> tuple[jax.Array, PathCosts]:
         """Base points after all layers except the last RWPO layer, and the costs of their paths."""
@@ -319,6 +320,6 @@ class SparseTransformerFlow(eqx.Module):
         return keys, jax.tree.map(lambda a, b: self.step_size * (a.sum() + b), costs, last)
 
     def _rwpo_layer(self, y: jax.Array, prox_time: jax.Array) -> jax.Array:
-        density = HEADS[self.attention](y, self.prior, prox_time)
+        density = BUILT_IN_HEADS[self.attention].fit(y, self.prior, prox_time)
         shrinkage = 0.5 * self.prior.moreau_gradient(y, prox_time)
         return y - prox_time * (shrinkage + density.heat_score(y))

@@ -32,7 +32,7 @@ def check_memory(
         num_particles: of an ensemble, on one device.
         dim: of a particle.
         itemsize: bytes of a number.
-        attention: the head.
+        attention: name of the attention head.
         dense: whether the metric is dense.
 
     Raises:
