@@ -19,7 +19,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS, Predictive
 from sklearn.datasets import load_wine
 
-from numpyro_rwpo import RWPO, compare, diagnose
+from numpyro_rwpo import RWPO, compare_runs, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
 OPTIONS = (
@@ -57,7 +57,7 @@ train, test = (X[~is_test], y[~is_test]), (X[is_test], y[is_test])
 # Sampling
 # --------
 # Everything that ``diagnose`` says about R-hat of single weights is true, and harmless if the
-# predictions agree between chains; ``compare`` is asked about those, the site ``mean``.
+# predictions agree between chains; ``compare_runs`` is asked about those, the site ``mean``.
 runs = {}
 for kernel, num_warmup in (
     (RWPO(model, **OPTIONS), 200),
@@ -75,7 +75,7 @@ for kernel, num_warmup in (
 print(diagnose(runs["RWPO"]))
 
 # %%
-print(compare(*runs.values(), sites=["mean", "noise"]))
+print(compare_runs(*runs.values(), sites=["mean", "noise"]))
 
 # %%
 # Prediction

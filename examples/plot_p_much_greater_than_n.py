@@ -18,7 +18,7 @@ import numpyro.distributions as dist
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 
-from numpyro_rwpo import RWPO, compare, diagnose
+from numpyro_rwpo import RWPO, compare_runs, diagnose
 
 FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
@@ -75,7 +75,7 @@ print(f"NUTS: {np.mean(num_steps):.0f} gradients a draw, {seconds_nuts:.0f} s in
 # %%
 # Side by side. With so few draws of NUTS the Monte Carlo errors are wide, and its own R-hat and
 # ESS deserve a look before the differences do.
-print(compare(mcmc, nuts, labels=["RWPO", "NUTS"], seconds=[seconds_rwpo, seconds_nuts]))
+print(compare_runs(mcmc, nuts, labels=["RWPO", "NUTS"], seconds=[seconds_rwpo, seconds_nuts]))
 
 # %%
 # What was found
