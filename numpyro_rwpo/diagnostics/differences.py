@@ -26,8 +26,8 @@ class Row(NamedTuple):
             samplers pooled.
         sd_z: difference of the standard deviations in Monte Carlo standard errors.
         sd_ratio: standard deviation in a over that in b.
-        quantiles_a: 5 % and 95 % quantiles in a.
-        quantiles_b: 5 % and 95 % quantiles in b.
+        quantiles_a: 5% and 95% quantiles in a.
+        quantiles_b: 5% and 95% quantiles in b.
         quantile_z: differences of the quantiles in Monte Carlo standard errors.
         ess_a: bulk effective sample size in a.
         ess_b: bulk effective sample size in b.

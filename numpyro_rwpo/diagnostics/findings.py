@@ -20,7 +20,7 @@ from numpyro_rwpo.diagnostics.thresholds import (
 from numpyro_rwpo.dynamics.hamiltonian import MAX_STEPS
 
 # Share of the draws whose particle is stuck. In a horseshoe regression with one stuck particle in a
-# hundred, standard deviations were 9 to 16 % too large; a quarter of that share makes them wrong by
+# hundred, standard deviations were 9 to 16% too large; a quarter of that share makes them wrong by
 # about as much as the Monte Carlo error of a thousand draws.
 _MAX_STUCK = 0.0025
 
@@ -127,8 +127,8 @@ def _ess(measurements: CorrectedMeasurements) -> Finding | None:
     )
 
 
-_REPARAMETRIZE = (
-    "reparametrize (LocScaleReparam for a hierarchy), or raise `num_warmup` and "
+_REPARAMETERIZE = (
+    "reparameterize (LocScaleReparam for a hierarchy), or raise `num_warmup` and "
     "`target_accept_prob` until the results no longer change"
 )
 
@@ -145,7 +145,7 @@ def _sweep_limit(measurements: CorrectedMeasurements) -> Finding | None:
         f"In {len(limited)} of {len(chains)} chains particles take the largest number of "
         f"sweeps allowed between two draws ({most}), and warm-up still expects a correlation "
         f"of {expected:.2f} between them; particles stay near where warm-up left them, and "
-        f"R-hat and ESS, which compare different particles, do not show it; {_REPARAMETRIZE}.",
+        f"R-hat and ESS, which compare different particles, do not show it; {_REPARAMETERIZE}.",
     )
 
 
@@ -161,7 +161,7 @@ def _correlation(measurements: CorrectedMeasurements) -> Finding | None:
         f"Successive draws of the same particle have a correlation of "
         f"{mixing.correlation:.2f} in {mixing.slowest} (at most 0.1 is intended); particles "
         "decorrelate slowly, so R-hat and ESS, which compare different particles, are too "
-        f"optimistic; {_REPARAMETRIZE}.",
+        f"optimistic; {_REPARAMETERIZE}.",
     )
 
 
@@ -190,7 +190,7 @@ def _stuck_particles(measurements: CorrectedMeasurements) -> Finding | None:
         "two draws; they stay where warm-up left them, whatever the probability of that "
         "region, so that standard deviations may be too large, and R-hat and ESS do not show "
         "it; compare with the draws whose extra field `accept_prob` is above "
-        f"{limit:.2f}, and raise `num_warmup` or reparametrize.",
+        f"{limit:.2f}, and raise `num_warmup` or reparameterize.",
     )
 
 
@@ -204,7 +204,7 @@ def _divergences(measurements: CorrectedMeasurements) -> Finding | None:
         "divergences",
         f"{number} of {total} draws ({number / total:.1%}) diverged; the posterior curves more "
         "sharply somewhere than the step size can follow, and that region may be missing from "
-        "the draws; reparametrize the model (LocScaleReparam for a hierarchy), or raise "
+        "the draws; reparameterize the model (LocScaleReparam for a hierarchy), or raise "
         f"`target_accept_prob` (now {settings.target_accept_prob:g}) toward 0.99.",
     )
 
@@ -230,7 +230,7 @@ def _step_size(measurements: CorrectedMeasurements) -> Finding | None:
         "step size",
         f"In {cut} of {len(measurements.chains)} chains the steps are so small that "
         f"trajectories are cut off after {MAX_STEPS} of them; scales differ more across the "
-        "posterior than a single metric can even out; reparametrize the model.",
+        "posterior than a single metric can even out; reparameterize the model.",
     )
 
 
@@ -265,7 +265,7 @@ def _discrepancy(measurements: CorrectedMeasurements) -> Finding | None:
         return None
     return Finding(
         "Stein discrepancy",
-        f"The kernel Stein discrepancy of the draws is {discrepancy.squared:.2g}, and 95 % of "
+        f"The kernel Stein discrepancy of the draws is {discrepancy.squared:.2g}, and 95% of "
         f"independent samples stay below {discrepancy.upper:.2g} (p = {discrepancy.p_value:.3f}); "
         "the draws do not fit the posterior density; raise `num_warmup` and compare with a second "
         "sampler.",

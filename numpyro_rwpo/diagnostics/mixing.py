@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Standardized values beyond this many standard deviations are clipped, so that the product of one
-# straggler's values does not dominate a correlation. A normal coordinate exceeds it in 0.3 % of its
+# straggler's values does not dominate a correlation. A normal coordinate exceeds it in 0.3% of its
 # draws, too few for the clipping to matter.
 _CLIP = 3.0
 

@@ -119,7 +119,7 @@ def model_posterior(
         kwargs: its keyword arguments.
         samples: constrained draws by site, (chains, draws, ...).
         nonsmooth: as for ``RWPO``.
-        centering: parametrization of Laplace sites with latent scales, 0 or 1.
+        centering: parameterization of Laplace sites with latent scales, 0 or 1.
         inverse_temperature: power of the posterior.
 
     Raises:
@@ -202,7 +202,7 @@ def posterior_of(run: Run, *, centering: int = 0) -> Posterior:
 
     Args:
         run: a finished run.
-        centering: parametrization of Laplace sites with latent scales, 0 or 1.
+        centering: parameterization of Laplace sites with latent scales, 0 or 1.
 
     Raises:
         ValueError: a latent site is missing among the draws.

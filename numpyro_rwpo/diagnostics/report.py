@@ -227,7 +227,7 @@ def _density(measured: Measurements) -> Table:
         [label, f"{value} ({evidence.method}, k-hat {evidence.k_hat:.2f})"],
         [
             "kernel Stein discrepancy, squared",
-            f"{discrepancy.squared:.2g} (95 % of independent samples: below "
+            f"{discrepancy.squared:.2g} (95% of independent samples: below "
             f"{discrepancy.upper:.2g})",
         ],
         [

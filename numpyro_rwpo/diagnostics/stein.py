@@ -37,7 +37,7 @@ class SteinDiscrepancy(NamedTuple):
     Attributes:
         squared: unbiased estimate of the squared discrepancy, in whitened coordinates; it scatters
             about 0 for draws from the density.
-        upper: 95 % quantile of that estimate for as many independent draws from the density.
+        upper: 95% quantile of that estimate for as many independent draws from the density.
         p_value: p-value of the hypothesis that the draws are independent and from the density.
         num_draws: number of draws that were used.
     """

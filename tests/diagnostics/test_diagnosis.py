@@ -108,7 +108,7 @@ def latent_scale(y: Any) -> None:
 
 
 @pytest.mark.slow
-def test_evidence_does_not_depend_on_the_parametrization() -> None:
+def test_evidence_does_not_depend_on_the_parameterization() -> None:
     """Standardized Laplace sites and the sites as written: constants and Jacobians must be right.
 
     Exact value by quadrature over tau and, inside, over each coefficient.

@@ -50,7 +50,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     documented = set(
         re.findall(r"auto(?:class|function):: (?:numpyro_rwpo\.)?(\S+?)(?:\(\))?\n", reference)
     )
-    public = {name for name in numpyro_rwpo.__all__ if not name.startswith("__")}
+    public = {name for name in numpyro_rwpo.__all__ if not name.startswith("__")} - {"plots"}
     pictures = {f"plots.{name}" for name in plots.__all__}
     learned = {f"flow.{name}" for name in flow.__all__}
     assert public | pictures | learned <= documented

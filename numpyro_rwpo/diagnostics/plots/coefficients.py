@@ -132,7 +132,7 @@ def plot_selection(
             fontsize="small",
             va="center",
         )
-    axes.set_xlabel("coefficient: median, 50 % and 95 % interval; gray band: negligible")
+    axes.set_xlabel("coefficient: median, 50% and 95% interval; gray band: negligible")
     axes.set_title(
         f"selected (blue): {selection.selected.sum()} of {len(names)}, Bayesian false-discovery "
         f"rate {selection.false_discovery_rate:.3f}",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Bins of a rank plot. A chain of a thousand draws then has 50 in each, and the share of a bin
-# scatters by 14 % of its mean.
+# scatters by 14% of its mean.
 _RANK_BINS = 20
 
 # Points of each sampler in a scatter plot; more of them would hide those of the other samplers.
@@ -77,7 +77,7 @@ def _plot_forest(axes: "Axes", samplers: Sequence[Draws], order: np.ndarray) -> 
         axes.plot(middle, rows + height, "o", color="white", markersize=2.5)
     axes.set_yticks(rows, [samplers[0].names[k] for k in order])
     axes.set_xlabel(f"in sd of {samplers[0].label}, from its mean")
-    axes.set_title("most different first: median, 50 %, 94 %", fontsize="medium")
+    axes.set_title("most different first: median, 50%, 94%", fontsize="medium")
     remove_frame(axes)
 
 
