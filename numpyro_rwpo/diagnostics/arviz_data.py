@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from numpyro_rwpo.diagnostics.diagnosis import diagnose
+from numpyro_rwpo.diagnostics.draws import flat_sites
 from numpyro_rwpo.runs.mcmc import chain_states, checked_state, num_distinct_draws
 
 _WARMUP_GROUPS = {"posterior": "warmup_posterior", "sample_stats": "warmup_sample_stats"}
@@ -33,6 +34,8 @@ def to_arviz(
       ``extra_fields=("ensemble.particles",)`` the trajectory of the ensembles is in
       ``warmup_ensemble``, as ``particles`` (chain, draw, particle, coordinate), in the
       coordinates in which the ensembles move;
+    * of a deterministic site that is a dictionary, tuple or list, each array is a variable, such as
+      ``effect.x`` for ``samples["effect"]["x"]``;
     * with ``correction=None`` the draws are the distinct particles: repeats are left out.
 
     Args:
@@ -85,14 +88,19 @@ def to_arviz(
 def _as_arviz_reads_it(mcmc: Any) -> Any:
     """A shallow copy of an ``MCMC`` that holds what belongs into ``posterior`` and its stats.
 
-    Particles that repeat are cut off; whole ensembles have a group of their own; ``num_steps`` gets
-    ArviZ's name here, because from NumPyro's ArviZ 0.x computes the depth of a tree.
+    A site that holds several arrays becomes one site for each: ArviZ 0.x would stack the arrays of
+    a tuple and put a dictionary into an array of objects. Particles that repeat are cut off; whole
+    ensembles have a group of their own; ``num_steps`` gets ArviZ's name here, because from
+    NumPyro's ArviZ 0.x computes the depth of a tree.
     """
     is_sampled = int(np.max(mcmc.last_state.iteration)) > 0
     number = num_distinct_draws(mcmc) if is_sampled else None
     states = {name: x for name, x in mcmc._states.items() if name != _PARTICLES}
     states = {"n_steps" if name == "num_steps" else name: x for name, x in states.items()}
     states = jax.tree.map(lambda x: x[:, :number], states)
+    field = mcmc.sampler.sample_field
+    if isinstance(states[field], dict):
+        states[field] = flat_sites(states[field])
     view = copy.copy(mcmc)
     view._states, view._states_flat = states, None
     kept = jax.tree.leaves(states)[0].shape[1]

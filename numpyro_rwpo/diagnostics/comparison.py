@@ -14,6 +14,7 @@ from numpyro_rwpo.diagnostics.draws import (
     columns,
     common_sites,
     default_labels,
+    is_constant,
     is_noise_free,
     num_gradients_of,
     samples_of,
@@ -179,7 +180,9 @@ def compare(
         *runs: each a finished NumPyro ``MCMC``, an ArviZ ``InferenceData`` or ``DataTree``, or a
             dictionary of draws (chains, draws, ...) by site.
         labels: their names; the names of the kernels, or numbers, without.
-        sites: the sites to compare; all that the runs have in common without.
+        sites: the sites to compare; all that the runs have in common without. A deterministic site
+            that is a dictionary, tuple or list of arrays stands for all of them; their own names
+            are those of :func:`numpyro_rwpo.diagnostics.draws.flat_sites`.
         seconds: wall time of each run, ``None`` where unknown, for ESS per second.
         num_gradients: gradient evaluations of each run, ``None`` where unknown. Of an ``MCMC``
             with an ``RWPO`` kernel it is known, warm-up included; of NUTS it is the sum of
@@ -245,10 +248,11 @@ class _Summary(NamedTuple):
     @classmethod
     def of(cls, draws: Draws) -> "_Summary":
         values = draws.values
+        constant = is_constant(values)  # their mean and sd must not differ by rounding
         return cls(
-            values.mean((0, 1)),
+            np.where(constant, values[0, 0], values.mean((0, 1))),
             convergence.mcse(values),
-            values.std((0, 1), ddof=1),
+            np.where(constant, 0.0, values.std((0, 1), ddof=1)),
             convergence.mcse(values, "sd"),
             np.quantile(values, QUANTILES, axis=(0, 1)),
             np.stack([convergence.mcse(values, "quantile", prob=p) for p in QUANTILES]),
@@ -271,9 +275,9 @@ def _rows(a: _Summary, b: _Summary, names: list[str]) -> list[Row]:
             "sd_a": a.sd,
             "sd_b": b.sd,
             "mean_z": _z(a.mean - b.mean, a.mean_error, b.mean_error),
-            "mean_difference": (a.mean - b.mean) / pooled,
+            "mean_difference": np.where(a.mean == b.mean, 0.0, (a.mean - b.mean) / pooled),
             "sd_z": _z(a.sd - b.sd, a.sd_error, b.sd_error),
-            "sd_ratio": a.sd / b.sd,
+            "sd_ratio": np.where(a.sd == b.sd, 1.0, a.sd / b.sd),
             "ess_a": a.ess,
             "ess_b": b.ess,
         }
@@ -295,8 +299,9 @@ def _costs(draws: Draws) -> dict[str, float | None]:
         none = dict.fromkeys(("max_r_hat", "min_ess", "ess_per_second", "ess_per_gradient"))
         return none | {"seconds": draws.seconds, "num_gradients": draws.num_gradients}
     ess = float(np.min(convergence.ess(draws.values)))
+    varying = draws.values[:, :, ~is_constant(draws.values)]  # of a constant there is no R-hat
     return {
-        "max_r_hat": float(np.max(convergence.r_hat(draws.values))),
+        "max_r_hat": float(np.max(convergence.r_hat(varying), initial=1.0)),
         "min_ess": ess,
         "seconds": draws.seconds,
         "num_gradients": draws.num_gradients,
