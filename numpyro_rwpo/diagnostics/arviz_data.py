@@ -10,6 +10,7 @@ import numpy as np
 
 from numpyro_rwpo._version import __version__
 from numpyro_rwpo.diagnostics.diagnosis import diagnose
+from numpyro_rwpo.diagnostics.draws import flat_sites
 from numpyro_rwpo.runs.mcmc import Run, collected_fields, read_run, with_fields
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def to_arviz(
       ``extra_fields=("ensemble.particles",)`` the trajectory of the ensembles is in
       ``warmup_ensemble``, as ``particles`` (chain, draw, particle, coordinate), in unconstrained
       coordinates.
+    * Each array of a deterministic site that is a dictionary, tuple or list is a variable, such as
+      ``effect.x`` for ``samples["effect"]["x"]``.
     * With ``correction=None`` every noise-free particle is there once.
 
     Args:
@@ -106,6 +109,10 @@ def _converted(mcmc: Any, run: Run, options: dict[str, Any]) -> tuple[Any, dict[
         for name, values in collected_fields(mcmc).items()
         if name != _PARTICLES
     }
+    # ArviZ 0.x would stack the arrays of a tuple and put a dictionary into an array of objects.
+    draws = mcmc.sampler.sample_field
+    if isinstance(fields[draws], dict):
+        fields[draws] = flat_sites(fields[draws])
     data = az.from_numpyro(with_fields(mcmc, fields), **options)
     return data, {name: _as_dataset(data[name].copy()) for name in _group_names(data)}
 

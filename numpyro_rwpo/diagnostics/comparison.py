@@ -16,6 +16,7 @@ from numpyro_rwpo.diagnostics.draws import (
     common_sites,
     default_labels,
     gradients_of,
+    is_constant,
     is_noise_free,
     samples_of,
 )
@@ -168,7 +169,9 @@ def compare_runs(
         *runs: each a finished NumPyro ``MCMC``, an ArviZ ``InferenceData`` or ``DataTree``, or a
             dictionary of draws (chains, draws, ...) by site.
         labels: names of the runs; without, the names of the kernels, or numbers.
-        sites: sites to compare; without, all that the runs have in common.
+        sites: sites to compare; without, all that the runs have in common. A deterministic site
+            that is a dictionary, tuple or list of arrays stands for all of them, which have the
+            names that :func:`numpyro_rwpo.diagnostics.draws.flat_sites` gives them.
         seconds: wall time of each run for ESS per second, ``None`` where unknown.
         num_gradients: gradient evaluations of each run, ``None`` where unknown. Without, they are
             read from each ``MCMC``: with an ``RWPO`` kernel warm-up is included; with NUTS they
@@ -227,8 +230,9 @@ def _cost(draws: Draws) -> Cost:
     if draws.is_noise_free:
         return Cost(None, None, seconds, gradients, None, None)
     ess = float(np.min(convergence.ess(draws.values)))
+    varying = draws.values[:, :, ~is_constant(draws.values)]  # R-hat of a constant is not defined
     return Cost(
-        max_r_hat=float(np.max(convergence.r_hat(draws.values))),
+        max_r_hat=float(np.max(convergence.r_hat(varying), initial=1.0)),
         min_ess=ess,
         seconds=seconds,
         num_gradients=gradients,

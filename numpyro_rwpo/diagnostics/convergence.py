@@ -13,7 +13,8 @@ def _over_dataset(name: str, draws: Any, **options: Any) -> np.ndarray:
     import arviz as az
 
     data = az.convert_to_dataset({"x": np.asarray(draws, np.float64)})
-    return np.asarray(getattr(az, name)(data, **options)["x"].values, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):  # Constant draws give nan, as they should.
+        return np.asarray(getattr(az, name)(data, **options)["x"].values, np.float64)
 
 
 def r_hat(draws: Any) -> np.ndarray:

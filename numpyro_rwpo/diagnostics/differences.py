@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numpyro_rwpo.diagnostics import convergence
-from numpyro_rwpo.diagnostics.draws import Draws
+from numpyro_rwpo.diagnostics.draws import Draws, is_constant
 
 # Probabilities of the tail quantiles that are compared. Farther out, the Monte Carlo error of a
 # quantile from a thousand draws is larger than most differences.
@@ -85,10 +85,11 @@ class Summary(NamedTuple):
 def summarize(draws: Draws) -> Summary:
     """Estimates of one sampler."""
     values = draws.values
+    constant = is_constant(values)  # whose means and standard deviations would differ by rounding
     return Summary(
-        mean=values.mean((0, 1)),
+        mean=np.where(constant, values[0, 0], values.mean((0, 1))),
         mean_error=convergence.mcse(values),
-        sd=values.std((0, 1), ddof=1),
+        sd=np.where(constant, 0.0, values.std((0, 1), ddof=1)),
         sd_error=convergence.mcse(values, "sd"),
         quantiles=np.quantile(values, QUANTILES, axis=(0, 1)),
         quantile_errors=np.stack([convergence.mcse(values, "quantile", prob=p) for p in QUANTILES]),
@@ -108,8 +109,9 @@ def difference_rows(a: Summary, b: Summary, names: list[str]) -> list[Row]:
     sd_z = _z(a.sd - b.sd, a.sd_error, b.sd_error)
     quantile_z = _z(a.quantiles - b.quantiles, a.quantile_errors, b.quantile_errors)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean_difference = (a.mean - b.mean) / np.sqrt((a.sd**2 + b.sd**2) / 2)
-        sd_ratio = a.sd / b.sd
+        pooled = np.sqrt((a.sd**2 + b.sd**2) / 2)
+        mean_difference = np.where(a.mean == b.mean, 0.0, (a.mean - b.mean) / pooled)
+        sd_ratio = np.where(a.sd == b.sd, 1.0, a.sd / b.sd)
 
     def pair(quantiles: np.ndarray, k: int) -> tuple[float, float]:
         return float(quantiles[0, k]), float(quantiles[1, k])

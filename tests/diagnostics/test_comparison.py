@@ -78,6 +78,19 @@ def test_draws_that_are_not_numbers_do_not_agree() -> None:
     assert not compare_runs(draws(0), broken).agrees
 
 
+def test_constants_agree_with_themselves_and_leave_the_other_figures_alone() -> None:
+    """Deterministic sites may be constant: 0.1 has means that differ by rounding."""
+
+    def with_constant(seed: int, chains: int, value: float) -> dict[str, np.ndarray]:
+        size = (chains, 300)
+        return {"c": np.full(size, value), "x": np.random.default_rng(seed).normal(size=size)}
+
+    comparison = compare_runs(with_constant(0, 4, 0.1), with_constant(1, 3, 0.1))
+    assert comparison.agrees
+    assert "nan" not in str(comparison)
+    assert not compare_runs(with_constant(0, 4, 0.1), with_constant(1, 3, 0.2)).agrees
+
+
 def test_every_kind_of_run(lasso_run: Any) -> None:
     mcmc = lasso_run.mcmc
     data = to_arviz(mcmc, evidence=False)
