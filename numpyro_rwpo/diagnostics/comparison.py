@@ -3,6 +3,7 @@
 import html
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -196,13 +197,7 @@ def compare_runs(
         gradients = [gradients_of(run) for run in runs]
     else:
         gradients = [GradientCount(number) for number in num_gradients]
-    for name, number in (
-        ("labels", len(labels)),
-        ("seconds", len(seconds)),
-        ("num_gradients", len(gradients)),
-    ):
-        if number != len(runs):
-            raise ValueError(f"`{name}` must have one entry per run, {len(runs)}; got {number}.")
+    _check_entries(len(runs), labels=labels, seconds=seconds, num_gradients=gradients)
     if len(set(labels)) != len(labels):
         raise ValueError(f"`labels` must differ from each other; got {labels}.")
     posteriors = [samples_of(run) for run in runs]
@@ -214,6 +209,13 @@ def compare_runs(
         )
     ]
     return _compared(samplers)
+
+
+def _check_entries(number: int, **lists: Sequence[Any]) -> None:
+    """Raise ``ValueError`` unless each list, by the name of its argument, has an entry per run."""
+    for name, values in lists.items():
+        if len(values) != number:
+            raise ValueError(f"`{name}` must have one entry per run, {number}; got {len(values)}.")
 
 
 def _compared(samplers: list[Draws]) -> Comparison:
@@ -254,7 +256,7 @@ def _cost_table(samplers: list[Draws]) -> Table:
         return [value if value == "unknown" else value + mark for value, mark in pairs]
 
     unknown = ["unknown" for _ in samplers]
-    # What does not apply to noise-free particles is not unknown.
+    # To noise-free particles these do not apply, which is not the same as being unknown.
     no_chain = ["-" if draws.is_noise_free else "unknown" for draws in samplers]
     per_second = cells([cost.ess_per_second for cost in costs], ",.1f", no_chain)
     per_gradient = cells([cost.ess_per_gradient for cost in costs], ".2g", no_chain)

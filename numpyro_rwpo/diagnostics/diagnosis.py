@@ -35,15 +35,15 @@ from numpyro_rwpo.dynamics.transport import is_at_rest
 from numpyro_rwpo.model.laplace_sites import describe_laplace_sites
 from numpyro_rwpo.runs.mcmc import Run, latest_draws, read_finished_run
 
-# Hamiltonian sweeps between two draws, from which on a particle that accepted nearly nothing is
-# called stuck. At the default target a sound particle rejects a sweep with a probability of about
-# 0.2, and eight in a row with one of 3e-6, far less than the share of stuck particles that is
-# reported. Energy errors of successive sweeps are correlated, so fewer sweeps would not do.
+# Fewest Hamiltonian sweeps between two draws after which a particle can be called stuck. At the
+# default target, a particle that moves well rejects a sweep with a probability of about 0.2, and
+# eight in a row with a probability of 3e-6. That is far below the share of stuck particles that is
+# reported, which leaves room for the correlation of energy errors in successive sweeps.
 _MIN_SWEEPS = 8
 
 # Coordinates for which R-hat and ESS of single chains are computed: those with the fewest effective
-# draws. Each costs ArviZ several Fourier transforms of the chain, and the report shows only the
-# worst of them.
+# draws over all chains. The report shows only the worst value per chain, and with four chains it
+# would take ArviZ five times as long to compute all of them.
 _MAX_COORDINATES_PER_CHAIN = 50
 
 

@@ -29,11 +29,11 @@ LogDensity = Callable[[Any], np.ndarray]
 # sec. 3); k-hat is the tail index of the importance ratios and has no unit.
 MAX_RELIABLE = 0.7
 
-# Effective share of the proposals, which is 1 / (1 + chi-square distance) from the posterior, that
-# a density needs to cover the posterior. Where k-hat is large, half of them must be effective:
-# k-hat then sees tails beyond the outermost particle with next to no mass in them, as is common in
-# one to three dimensions. Where k-hat is small, a hundredth is enough: with NUM_PROPOSALS proposals
-# about a hundred effective ones are left, as many as a Monte Carlo error needs.
+# Effective shares of the proposals at which a density covers the posterior; the share is
+# 1 / (1 + chi-square distance). If k-hat is large, at least half of the proposals must be
+# effective. In one to three dimensions that is common, because a large k-hat then comes from tails
+# beyond the outermost particle that have almost no mass. If k-hat is small, a hundredth is enough:
+# it leaves about a hundred effective proposals, as many as a Monte Carlo standard error needs.
 _COVERED, _UNCOVERED = 0.5, 0.01
 
 # Proposals from the densities of all chains together, each of which takes an evaluation of the
@@ -61,7 +61,7 @@ class Coverage(NamedTuple):
 
     @property
     def is_sufficient(self) -> bool:
-        """Whether importance sampling from the densities would do."""
+        """Whether the densities cover the posterior well enough for importance sampling."""
         enough = _UNCOVERED if self.k_hat <= MAX_RELIABLE else _COVERED
         return self.efficiency >= enough
 
@@ -102,7 +102,7 @@ def fitted_ratios(
 
     Args:
         rng_key: one key.
-        draws: in unconstrained space, (n, dim), all finite.
+        draws: draws in unconstrained space, (n, dim), all finite.
         log_density: joint log density with all constants, (n, dim) -> (n,).
         prior: Laplace part of the density, fields (dim,).
         attention: name of the attention head.
@@ -110,7 +110,7 @@ def fitted_ratios(
         num_proposals: draws from the fitted density.
 
     Returns:
-        The density, and the ratios (num_proposals,).
+        The density, and the logarithms of the ratios, (num_proposals,).
     """
     density, proposals, log_proposal = _propose(
         rng_key,
@@ -134,7 +134,7 @@ def importance_evidence(log_ratios: np.ndarray) -> tuple[float, float, float]:
     if not np.isfinite(top):
         return -math.inf, math.nan, 0.0
     log_evidence = float(top + np.log(np.mean(np.exp(log_ratios - top))))
-    weights = np.exp(log_ratios - log_evidence)  # mean 1
+    weights = np.exp(log_ratios - log_evidence)  # their mean is 1
     variance = weights.var(ddof=1)
     return log_evidence, math.sqrt(variance / weights.size), float(1 / np.mean(weights**2))
 

@@ -129,11 +129,10 @@ def _chains(measured: CorrectedMeasurements) -> Table:
     gradients = [row.num_gradients for row in chains]
     per_draw = [row.gradients_per_draw for row in chains]
     metrics, flows = [row.metric for row in chains], [row.flow for row in chains]
-    # Not a number is worse than any number.
+    # A NaN counts as worse than any number.
     r_hat = max((row.r_hat for row in coordinates), key=lambda x: (math.isnan(x), x))
-    between = (
-        f"{r_hat:.3f}" if len(chains) > 1 else "-"
-    )  # a single chain has no other to differ from
+    # A single chain has no other to be compared with.
+    between = f"{r_hat:.3f}" if len(chains) > 1 else "-"
     bulk = min(row.ess_bulk for row in coordinates)
     tail = min(row.ess_tail for row in coordinates)
     rows = [

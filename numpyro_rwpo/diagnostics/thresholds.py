@@ -15,9 +15,9 @@ MAX_R_HAT = 1.01
 # Monte Carlo standard error (Vehtari et al. 2021, sec. 4).
 MIN_ESS_PER_CHAIN = 100
 
-# Smallest error that matters in practice: of a mean, in posterior standard deviations; of a
-# standard deviation or a variance, relative to it. A tenth is well below what an interval printed
-# with two digits shows; it is a convention, not a measurement.
+# Smallest error that matters in practice: of a mean in posterior standard deviations, of a standard
+# deviation or a variance relative to it. This is a convention; an error of a tenth of a standard
+# deviation can hardly be seen in a plot of posterior intervals.
 RELEVANT_ERROR = 0.1
 
 

@@ -1,8 +1,8 @@
 """The edge to NumPyro's ``MCMC``: what a run holds, and how to fill one.
 
 NumPyro keeps a run's model arguments, collected fields, and last state in private attributes. This
-is the only module that reads or writes them, and the only one that knows in which order the kernel
-emits its particles.
+is the only module that reads or writes them, and the only one besides the kernel that knows in
+which order particles are emitted.
 """
 
 import copy
@@ -71,7 +71,8 @@ class Run(NamedTuple):
 def emitted_particles(iterations: np.ndarray, num_particles: int) -> np.ndarray:
     """Index of the particle that the kernel emits at each iteration, (num_iterations,).
 
-    Iteration 0 is the first one after warm-up. No other function knows the order of the draws.
+    Iteration 0 is the first one after warm-up. Everything that depends on the order of the draws
+    calls this function.
     """
     return iterations % num_particles
 
