@@ -14,7 +14,7 @@ from numpyro_rwpo.dynamics.state import Buffer, RWPOState, placed_state
 from numpyro_rwpo.model.target import Target
 from numpyro_rwpo.support.control_flow import run_if
 
-# Maps a flat position and the centring to unconstrained values and the log Jacobian of the way back.
+# Maps a flat position and a centring to unconstrained values and the log Jacobian of the way back.
 Emit = Callable[[jax.Array, jax.Array], tuple[Any, jax.Array]]
 
 

@@ -175,13 +175,13 @@ def initial_state(rng_key: jax.Array, warm: WarmUp, number: int, settings: Setti
     )
     move = warm.moves[number]
     report = WarmUpReport(
-        progress=warm.progress,
-        evidence=warm.evidence,
-        is_descent=warm.is_descent,
+        progress=warm.placement.placed.progress,
+        evidence=warm.placement.evidence,
+        is_descent=warm.placement.is_descent,
         num_updates=warm.adaptation.updates,
         is_settled=warm.adaptation.is_settled,
-        num_gradients=warm.num_gradients,
-        num_rows=warm.num_rows,
+        num_gradients=warm.placement.num_gradients,
+        num_rows=warm.placement.num_rows,
         correlation=warm.adaptation.correlation[number].max(),
     )
     state = RWPOState(
@@ -193,10 +193,10 @@ def initial_state(rng_key: jax.Array, warm: WarmUp, number: int, settings: Setti
         accept_prob=jnp.ones_like(warm.potential[0]),
         num_steps=jnp.zeros_like(move.num_steps),
         energy=warm.potential[0],
-        num_gradients=warm.num_gradients,
+        num_gradients=warm.placement.num_gradients,
         step_size=move.step_size,
         rng_key=rng_key,
-        centring=warm.centring,
+        centring=warm.placement.placed.centring,
         ensemble=warm.ensemble,
         move=move,
         buffer=buffer,

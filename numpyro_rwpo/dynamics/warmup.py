@@ -2,7 +2,7 @@ r"""Warm-up of one ensemble: place it, then adapt the moves until they are stead
 
 It runs as a program of its own before NumPyro's loop, on all chains at once. Two placements of the
 whole ensemble are tried side by side, transported, and compared by their evidence lower bound
-:math:`-\mathrm{E}\,U + H`, with H the entropy of the normal density that has the ensemble's moments:
+:math:`-\mathrm{E}\,U + H`, with H the entropy of a normal density with the ensemble's moments:
 
 - *descent*: draws of the best normal approximations along quasi-Newton paths. It brings
   badly scaled posteriors, on which transport from afar would stall, into range.
@@ -41,41 +41,56 @@ from numpyro_rwpo.model.target import Target
 BALL = 0.1
 
 
-class WarmUp(NamedTuple):
-    """An ensemble after warm-up.
+class Placed(NamedTuple):
+    """An ensemble after transport.
 
     Attributes:
         ensemble: evaluated particles.
-        potential: the whole potential at them, (num_particles,).
         centring: parametrization of Laplace sites with latent scales.
         progress: of the transport.
-        adaptation: what was learned.
-        moves: one for each flow on trial.
+        adaptation: holds the moments.
+    """
+
+    ensemble: Ensemble
+    centring: jax.Array
+    progress: Progress
+    adaptation: Adaptation
+
+
+class Placement(NamedTuple):
+    """The placement that was kept, and what it cost.
+
+    Attributes:
+        placed: the ensemble.
         evidence: lower bounds of descent and plain start, (2,).
-        is_descent: whether the descent's placement was kept, scalar.
+        is_descent: whether the descent's was kept, scalar.
         num_gradients: gradient evaluations of the whole ensemble, scalar.
         num_rows: gradient evaluations one after another, scalar.
     """
 
-    ensemble: Ensemble
-    potential: jax.Array
-    centring: jax.Array
-    progress: Progress
-    adaptation: Adaptation
-    moves: tuple[Move, ...]
+    placed: Placed
     evidence: jax.Array
     is_descent: jax.Array
     num_gradients: jax.Array
     num_rows: jax.Array
 
 
-class Placed(NamedTuple):
-    """One placement of an ensemble after transport; fields as in :class:`WarmUp`."""
+class WarmUp(NamedTuple):
+    """An ensemble after warm-up.
+
+    Attributes:
+        ensemble: evaluated particles.
+        potential: the whole potential at them, (num_particles,).
+        adaptation: what was learned.
+        moves: one for each flow on trial.
+        placement: where the ensemble came from; its costs are those of all of warm-up.
+    """
 
     ensemble: Ensemble
-    centring: jax.Array
-    progress: Progress
+    potential: jax.Array
     adaptation: Adaptation
+    moves: tuple[Move, ...]
+    placement: Placement
 
 
 def spread(rng_key: jax.Array, start: jax.Array, settings: Settings) -> jax.Array:
@@ -150,35 +165,36 @@ def _evidence(placed: Placed, target: Target) -> jax.Array:
 
 def place(
     rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
-) -> tuple[Placed, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The better of the two placements.
-
-    Returns:
-        The placed ensemble, the lower bounds of both, whether it is the descent's, the gradient evaluations of the whole
-        ensemble, and those one after another.
-    """
+) -> Placement:
+    """The better of the two placements."""
     key_spread, key_start = random.split(rng_key)
     plain = spread(key_spread, start, settings)
+    num_particles = settings.num_particles
     most = settings.num_warmup
     if settings.corrected:
         most = min(most, MAX_TRANSPORT_STEPS)
     if target.proposal is not None:
         # Attention of one mode would carry particles out of several.
         most = 0 if settings.corrected else most
-        draws = target.placement.rows(target.proposal.sample(key_start, settings.num_particles))
+        draws = target.placement.rows(target.proposal.sample(key_start, num_particles))
         placed = _transport(draws, target.centring, target, settings, numbers, most)
         rows = 1 + placed.progress.steps
-        return placed, jnp.zeros(2), jnp.zeros((), bool), settings.num_particles * rows, rows
+        none = jnp.full(2, jnp.nan, start.dtype)
+        return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows)
     descent, centring = start_ensemble(key_start, plain, target)
     starts = jnp.stack([descent, plain]), jnp.stack([centring, jnp.zeros_like(centring)])
     both = jax.vmap(lambda x, c: _transport(x, c, target, settings, numbers, most))(*starts)
     evidence = jax.vmap(lambda p: _evidence(p, target))(both)
     best = jnp.argmax(evidence)
     steps = both.progress.steps
-    num_start = num_start_evaluations(settings.num_particles, target)
-    num_gradients = num_start + settings.num_particles * (steps + 1).sum()
-    num_rows = num_start_rows(settings.num_particles, target) + 1 + steps.max()
-    return jax.tree.map(lambda x: x[best], both), evidence, best == 0, num_gradients, num_rows
+    num_start = num_start_evaluations(num_particles, target)
+    return Placement(
+        placed=jax.tree.map(lambda x: x[best], both),
+        evidence=evidence,
+        is_descent=best == 0,
+        num_gradients=num_start + num_particles * (steps + 1).sum(),
+        num_rows=num_start_rows(num_particles, target) + 1 + steps.max(),
+    )
 
 
 def warm_up(
@@ -194,9 +210,9 @@ def warm_up(
         numbers: target acceptance probability and bandwidth.
     """
     key_place, key_adapt = random.split(rng_key)
-    placed, evidence, is_descent, num_gradients, num_rows = place(key_place, start, target, settings, numbers)
-    target = target._replace(centring=placed.centring)
-    ensemble, adaptation = placed.ensemble, placed.adaptation
+    placement = place(key_place, start, target, settings, numbers)
+    target = target._replace(centring=placement.placed.centring)
+    ensemble, adaptation = placement.placed.ensemble, placement.placed.adaptation
     if settings.corrected:
 
         def update(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
@@ -208,20 +224,17 @@ def warm_up(
             update,
             (ensemble, adaptation),
         )
-        num_gradients += settings.num_particles * adaptation.num_steps
-        num_rows += adaptation.num_steps
-    moves = tuple(
-        make_move(name, number, adaptation, target) for number, name in enumerate(settings.flows)
-    )
+    num_steps = adaptation.num_steps
     return WarmUp(
-        ensemble,
-        potential(ensemble, target),
-        placed.centring,
-        placed.progress,
-        adaptation,
-        moves,
-        evidence,
-        is_descent,
-        num_gradients,
-        num_rows,
+        ensemble=ensemble,
+        potential=potential(ensemble, target),
+        adaptation=adaptation,
+        moves=tuple(
+            make_move(name, number, adaptation, target)
+            for number, name in enumerate(settings.flows)
+        ),
+        placement=placement._replace(
+            num_gradients=placement.num_gradients + settings.num_particles * num_steps,
+            num_rows=placement.num_rows + num_steps,
+        ),
     )

@@ -132,7 +132,7 @@ class CompiledOnce(Generic[T]):
         function: traceable in ``inputs``, a pytree of arrays, and where the model allows it in
             the arrays among ``args`` and ``kwargs``. What else it depends on is in ``constants``,
             hashable; others make another program.
-        options: makes XLA's compiler options from constants and inputs; ``None`` takes the usual ones.
+        options: makes XLA's compiler options from constants and inputs; ``None`` means the usual.
     """
 
     def __init__(
