@@ -26,7 +26,7 @@ from numpyro_rwpo.dynamics.metric import (
 )
 from numpyro_rwpo.dynamics.moves import (
     TRAJECTORY_LENGTH,
-    Move,
+    HamiltonianMove,
     Sweep,
     hamiltonian_sweep,
     jump_sweep,
@@ -37,6 +37,8 @@ from numpyro_rwpo.model.target import Target
 
 # Longest trajectory, in leapfrog steps: that of NUTS with its default tree depth of 10.
 MAX_STEPS = 1024
+# Mean acceptance below which the step size is so wrong that it shrinks by a factor of ten.
+HOPELESS = 0.02
 # Updates that each flow on trial has before the first comparison; the first of them still meets
 # the step size that was guessed.
 TRIAL_UPDATES = 3
@@ -163,7 +165,7 @@ def make_flow(name: str, adaptation: Adaptation, target: Target) -> Flow:
     return HarmonicFlow(mean, preconditioner.factor, preconditioner.inverse, slope, curvature)
 
 
-def make_move(name: str, number: int, adaptation: Adaptation, target: Target) -> Move:
+def make_move(name: str, number: int, adaptation: Adaptation, target: Target) -> HamiltonianMove:
     """The move that sampling takes with the flow of that name, the ``number``-th on trial."""
     step_size = jnp.exp(adaptation.log_step_mean[number])
     num_steps = num_leapfrog_steps(step_size, MAX_STEPS)
@@ -174,7 +176,7 @@ def make_move(name: str, number: int, adaptation: Adaptation, target: Target) ->
     most = jnp.maximum(AFFORDABLE_STEPS // num_steps, 1)
     missed = jnp.clip(1 - adaptation.jump_rate, 1e-3, 0.999)
     jumps = jnp.ceil(math.log(KEPT_CORRELATION) / jnp.log(missed))
-    return Move(
+    return HamiltonianMove(
         flow=make_flow(name, adaptation, target),
         step_size=step_size,
         num_steps=num_steps,
@@ -212,7 +214,8 @@ def _adapt_step(
     # The mean acceptance over many particles is hardly noisy: a proportional rule is enough.
     error = accept_prob - aim
     error = jnp.where(error < 0, error / aim, error / (1 - aim))
-    log_step = log_step + jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
+    change = jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
+    log_step = log_step + jnp.where(accept_prob < HOPELESS, -math.log(10), change)
     # A longer rotation would turn back.
     return jnp.minimum(log_step, math.log(TRAJECTORY_LENGTH))
 

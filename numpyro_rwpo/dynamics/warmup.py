@@ -24,7 +24,7 @@ from numpyro_rwpo.dynamics.adaptation import (
     make_move,
 )
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
-from numpyro_rwpo.dynamics.moves import Move
+from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, num_start_rows, start_ensemble
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.transport import (
@@ -89,7 +89,7 @@ class WarmUp(NamedTuple):
     ensemble: Ensemble
     potential: jax.Array
     adaptation: Adaptation
-    moves: tuple[Move, ...]
+    moves: tuple[HamiltonianMove, ...]
     placement: Placement
 
 
