@@ -359,12 +359,16 @@ class RWPO(MCMCKernel):
     ) -> tuple[Ready, int]:
         """The ensembles with the move that suits them, and states per particle and refresh."""
         settings = self._settings
-        assert settings is not None
+        assert settings is not None and self._source is not None
         chosen = warm.adaptation.chosen[0]
         is_traced = isinstance(chosen, jax.core.Tracer)
         ready = after_warm_up(warm, 0 if is_traced else int(chosen))
         can_start_anew = settings.corrected and self._proposal is None and not is_traced
-        if self._placement.mesh is not None or not can_start_anew or agree(ready):
+        if (
+            self._placement.mesh is not None
+            or not can_start_anew
+            or agree(ready, self._source.is_rewritten)
+        ):
             return ready, settings.num_states
         small = settings._replace(num_particles=NUM_PARTICLES)
         trees = self._warm_up_trees((None, small), inputs, model_args, model_kwargs)

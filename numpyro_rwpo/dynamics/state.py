@@ -250,7 +250,7 @@ def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states:
     )
 
 
-def agree(ready: Ready) -> bool:
+def agree(ready: Ready, is_rewritten: np.ndarray | None) -> bool:
     """Whether the ensembles of all chains look like draws from one distribution.
 
     Judged by R-hat of positions, their absolute deviations and the potential, each particle a draw.
@@ -258,16 +258,19 @@ def agree(ready: Ready) -> bool:
 
     Args:
         ready: with a leading chain axis, not traced.
+        is_rewritten: coordinates that have another meaning at another centring, (dim,).
     """
     if not bool(np.all(ready.warm_up.is_settled)):
         return False
     particles = np.asarray(ready.ensemble.particles, np.float64)
     if len(particles) == 1:
         return float(ready.warm_up.correlation[0]) < MAX_CORRELATION
-    spread = np.abs(particles - np.median(particles, axis=(0, 1)))
     height = np.asarray(ready.potential, np.float64)[..., None]
+    if len(set(np.asarray(ready.centring).tolist())) > 1 and is_rewritten is not None:
+        particles, height = particles[..., ~is_rewritten], height[..., :0]
+    spread = np.abs(particles - np.median(particles, axis=(0, 1)))
     values = np.concatenate([particles, spread, height], axis=2)
     within = values.var(1, ddof=1).mean(0)
     between = values.mean(1).var(0, ddof=1)
     tiny = np.finfo(float).tiny
-    return bool(np.max(between / np.maximum(within, tiny)) < MAX_DISAGREEMENT)
+    return bool(np.max(between / np.maximum(within, tiny), initial=0.0) < MAX_DISAGREEMENT)

@@ -20,6 +20,7 @@ from numpyro_rwpo.dynamics.adaptation import (
     Adaptation,
     adapt,
     initial_adaptation,
+    is_finished,
     learn_moments,
     make_move,
 )
@@ -197,11 +198,6 @@ def place(
     )
 
 
-def _is_done(adaptation: Adaptation, settings: Settings) -> jax.Array:
-    is_late = adaptation.updates >= settings.num_warmup
-    return adaptation.is_settled | adaptation.is_spent | is_late
-
-
 def warm_up(
     rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
 ) -> WarmUp:
@@ -225,7 +221,7 @@ def warm_up(
             return adapt(key, *carry, target, settings, numbers.target_accept_prob)
 
         ensemble, adaptation = lax.while_loop(
-            lambda carry: ~_is_done(carry[1], settings),
+            lambda carry: ~is_finished(carry[1], settings),
             update,
             (ensemble, adaptation),
         )

@@ -59,6 +59,13 @@ class ModelSource:
         self.has_prior = bool(self._split.fixed or self._split.rewritten)
         self._prototype = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         self._unravel = ravel_pytree(self._prototype)[1]
+        self.is_rewritten: np.ndarray | None = None
+        if self._split.rewritten:
+            masks = [
+                np.full(np.size(x), name in self._split.base_sites)
+                for name, x in sorted(self._prototype.items())
+            ]
+            self.is_rewritten = np.concatenate(masks)
         sites = self._split.fixed, tuple(self._split.rewritten)
         self.layout: Hashable = (layout(self._prototype), sites)
 
@@ -107,11 +114,7 @@ class ModelSource:
         prior = ravel_prior(split.prior_parameters(model_args, model_kwargs), self._prototype)
         if not split.rewritten:
             return self._differentiation.target(smooth, prior)
-        rewritten = {
-            name: np.full(np.shape(x), name in split.base_sites)
-            for name, x in self._prototype.items()
-        }
-        is_rewritten = ravel_pytree(rewritten)[0]
+        is_rewritten = jnp.asarray(self.is_rewritten)
         # What g leaves out of minus the log density: the centrings must differ by nothing else.
         width = jnp.where(is_rewritten, 1 / prior.rate_left + 1 / prior.rate_right, 1.0)
         log_normalizer = jnp.log(width).sum()
