@@ -7,9 +7,11 @@ compiled so: for such a model the data are constants too, and the program is mad
 
 from collections.abc import Callable, Hashable
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.model.checks import no_valid_start
@@ -123,10 +125,29 @@ def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dic
     return jax.tree.unflatten(structure, leaves)
 
 
+# Programs that are kept at a time, of all kernels together. NumPyro keeps as many of its own loops,
+# and each of them keeps its kernel: without a limit, a process that runs many different data sets
+# would hold the programs of all of them, some 200 memory maps each.
+MAX_PROGRAMS = 8
+
+
+@lru_cache(maxsize=MAX_PROGRAMS)
+def _compiled(
+    function: Callable[..., T], constants: Hashable, layout: Layout, shapes: Hashable
+) -> Callable[[Any, list[Any]], T]:
+    """``function`` as a program of its own for these constants and shapes, freed when evicted."""
+
+    def program(inputs: Any, arrays: list[Any]) -> T:
+        return function(inputs, *join_arrays(arrays, layout))
+
+    return jax.jit(program)
+
+
 class CompiledOnce(Generic[T]):
     """``function(inputs, args, kwargs)``, compiled once for all data of the same shapes.
 
-    Calls name in ``constants`` what else the function depends on; others make another program.
+    Calls name in ``constants`` what else the function depends on; others make another program. Only
+    the ``MAX_PROGRAMS`` programs that were used last are kept.
 
     Args:
         function: traceable in ``inputs``, a pytree of arrays, and where the model allows it in
@@ -136,17 +157,14 @@ class CompiledOnce(Generic[T]):
     def __init__(self, function: Callable[[Any, tuple[Any, ...], dict[str, Any]], T]) -> None:
         self._function = function
 
-        def program(constants: Hashable, layout: Layout, inputs: Any, arrays: list[Any]) -> T:
-            return function(inputs, *join_arrays(arrays, layout))
-
-        self._program = jax.jit(program, static_argnums=(0, 1))
-
     def __call__(
         self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> T:
         """Run the program; what the function raises, it raises with the data as constants."""
         arrays, layout = split_arrays(args, kwargs)
+        leaves, structure = jax.tree.flatten((inputs, arrays))
+        shapes = structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
         try:
-            return self._program(constants, layout, inputs, arrays)
+            return _compiled(self._function, constants, layout, shapes)(inputs, arrays)
         except Exception:  # an error of the model's own comes again below
             return jax.jit(lambda inputs: self._function(inputs, args, kwargs))(inputs)
