@@ -7,20 +7,31 @@ import jax
 import numpy as np
 
 from numpyro_rwpo.diagnostics.posterior import coordinate_names
-from numpyro_rwpo.runs.mcmc import num_distinct_draws
+from numpyro_rwpo.runs.mcmc import is_rwpo, read_finished_run
+
+
+class GradientCount(NamedTuple):
+    """Gradient evaluations of one run.
+
+    Attributes:
+        number: how many; ``None`` if unknown.
+        includes_warmup: whether those of warm-up are counted.
+    """
+
+    number: int | None
+    includes_warmup: bool = True
 
 
 class Draws(NamedTuple):
     """Draws of one sampler.
 
     Attributes:
-        label: its name in tables and figures.
-        values: (chains, draws, num_coordinates).
-        names: of the coordinates.
-        is_noise_free: whether these are particles without correction, not a chain's draws.
-        seconds: wall time that the draws took, ``None`` if unknown.
-        num_gradients: gradient evaluations that they took, ``None`` if unknown.
-        is_without_warmup: whether ``num_gradients`` leaves the warm-up out.
+        label: name of the sampler in tables and figures.
+        values: draws side by side, (chains, draws, num_coordinates).
+        names: names of the coordinates.
+        is_noise_free: whether these are noise-free particles and not draws of a Markov chain.
+        seconds: wall time that the draws took; ``None`` if unknown.
+        gradients: gradient evaluations that the draws took.
     """
 
     label: str
@@ -28,8 +39,7 @@ class Draws(NamedTuple):
     names: list[str]
     is_noise_free: bool
     seconds: float | None
-    num_gradients: int | None
-    is_without_warmup: bool
+    gradients: GradientCount
 
 
 def default_labels(runs: tuple[Any, ...]) -> list[str]:
@@ -86,15 +96,16 @@ def _real_arrays(draws: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def samples_of(run: Any) -> dict[str, np.ndarray]:
-    """Draws by name, (chains, draws, ...), as :func:`flat_sites` names them; real numbers only."""
+    """Draws by name, each (chains, draws, ...): real numbers, and every noise-free particle once.
+
+    Names are those of :func:`flat_sites`.
+
+    Raises:
+        TypeError: ``run`` is neither an ``MCMC`` nor ArviZ data nor a dictionary.
+        ValueError: it has not been run.
+    """
     if hasattr(run, "get_samples") and hasattr(run, "sampler"):
-        if run.last_state is None:
-            raise ValueError("A run has no draws yet; call `mcmc.run(...)` first.")
-        samples = run.get_samples(group_by_chain=True)
-        if hasattr(samples, "_asdict"):
-            samples = samples._asdict()
-        distinct = num_distinct_draws(run)
-        samples = {name: values[:, :distinct] for name, values in flat_sites(samples).items()}
+        samples = _mcmc_samples(run)
     elif isinstance(run, dict):
         samples = flat_sites(run)
     elif isinstance(run, Mapping) and "posterior" in run:
@@ -103,27 +114,40 @@ def samples_of(run: Any) -> dict[str, np.ndarray]:
         samples = {str(k): data[k].transpose(*dims).values for k in data.data_vars}
     else:
         raise TypeError(
-            "`compare` takes MCMC objects, InferenceData or DataTree with a group 'posterior', or "
-            f"dictionaries of draws (chains, draws, ...); got {type(run).__name__}."
+            "`compare_runs` takes MCMC objects, InferenceData or DataTree with a group "
+            "'posterior', or dictionaries of draws (chains, draws, ...); got "
+            f"{type(run).__name__}."
         )
     return _real_arrays(samples)
 
 
+def _mcmc_samples(mcmc: Any) -> Mapping[str, Any]:
+    if mcmc.last_state is None:
+        raise ValueError("A run has no draws yet; call `mcmc.run(...)` first.")
+    samples = mcmc.get_samples(group_by_chain=True)
+    if hasattr(samples, "_asdict"):
+        samples = samples._asdict()
+    draws = flat_sites(samples)
+    if not is_rwpo(mcmc):
+        return draws
+    distinct = read_finished_run(mcmc).distinct
+    return {name: values[:, distinct] for name, values in draws.items()}
+
+
 def is_noise_free(run: Any) -> bool:
     """Whether a run is one of ``RWPO(..., correction=None)``."""
-    settings = getattr(getattr(run, "sampler", None), "settings", None)
-    return settings is not None and not settings.corrected
+    return is_rwpo(run) and not read_finished_run(run).settings.corrected
 
 
-def num_gradients_of(run: Any) -> tuple[int | None, bool]:
-    """Gradient evaluations where they are known, and whether those of the warm-up are missing."""
+def gradients_of(run: Any) -> GradientCount:
+    """Gradient evaluations of an ``MCMC``, where they are known."""
     if not hasattr(run, "get_extra_fields") or run.last_state is None:
-        return None, False
+        return GradientCount(None)
     total = getattr(run.last_state, "num_gradients", None)
     if total is not None:
-        return int(np.sum(total)), False
+        return GradientCount(int(np.sum(total)))
     steps = run.get_extra_fields().get("num_steps")
-    return (None, False) if steps is None else (int(np.sum(steps)), True)
+    return GradientCount(None) if steps is None else GradientCount(int(np.sum(steps)), False)
 
 
 def _parts(site: str, names: list[str]) -> list[str]:
@@ -150,6 +174,7 @@ def common_sites(
         )
     for name in names:
         shapes = [posterior[name].shape for posterior in posteriors]
+        # ArviZ's split R-hat and ESS need two draws in each half of a chain.
         if any(len(s) < 2 or s[1] < 4 or s[2:] != shapes[0][2:] for s in shapes):
             raise ValueError(
                 f"Site '{name}' must have draws of shape (chains, draws, ...) with at least 4 "

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC
 
-from numpyro_rwpo import RWPO, compare, to_arviz
+from numpyro_rwpo import RWPO, compare_runs, to_arviz
 from numpyro_rwpo.diagnostics.draws import flat_sites, samples_of
 from tests.helpers import run_mcmc
 
@@ -58,7 +58,7 @@ def run() -> MCMC:
 def test_structured_sites_in_compare(run: MCMC) -> None:
     """Each array of such a site is compared, in any kind of input, and a site names all of its."""
     data = to_arviz(run, evidence=False)
-    comparison = compare(run, data, run.get_samples(group_by_chain=True))
+    comparison = compare_runs(run, data, run.get_samples(group_by_chain=True))
     assert comparison.agrees
     for rows in comparison.rows.values():
         assert all(row.worst_z == 0 for row in rows)
@@ -70,7 +70,7 @@ def test_structured_sites_in_compare(run: MCMC) -> None:
     samples = run.get_samples(group_by_chain=True)
 
     def compared(*sites: str) -> list[str]:
-        return [row.name for row in compare(run, samples, sites=list(sites)).rows["draws"]]
+        return [row.name for row in compare_runs(run, samples, sites=list(sites)).rows["draws"]]
 
     assert compared("b") == ["b[0]", "b[1]"]
     assert compared("word", "pair.0") == [
@@ -81,7 +81,7 @@ def test_structured_sites_in_compare(run: MCMC) -> None:
         "pair.0[1]",
     ]
     with pytest.raises(ValueError, match="'wor'"):
-        compare(run, data, sites=["wor"])
+        compare_runs(run, data, sites=["wor"])
 
 
 def test_structured_sites_in_arviz_data(run: MCMC) -> None:
