@@ -61,7 +61,9 @@ STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
 # Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
 # thousand with which NUTS warms up by default.
 MAX_TRAJECTORIES = 2000
-# Updates that this limit leaves in any case.
+# Leapfrog steps of a trajectory beyond which an ensemble that moves in step wastes too many.
+MAX_AFFORDABLE = 128
+# Updates that these limits leave in any case; half of them where trajectories are too long.
 MIN_LIMIT = 24
 # Standard deviations at which statistics are clipped: one straggler must not decide for all.
 CLIP = 3.0
@@ -87,6 +89,7 @@ class Adaptation(NamedTuple):
         potential: running mean of the particles' mean potential, scalar.
         jump_rate: running mean of the acceptance of jumps to the user's proposal, scalar.
         is_settled: whether the estimates are steady, scalar.
+        is_spent: whether warm-up gives up before they are, scalar.
     """
 
     updates: jax.Array
@@ -101,6 +104,7 @@ class Adaptation(NamedTuple):
     potential: jax.Array
     jump_rate: jax.Array
     is_settled: jax.Array
+    is_spent: jax.Array
 
 
 def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adaptation:
@@ -126,6 +130,7 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
         potential=zero,
         jump_rate=zero,
         is_settled=jnp.zeros((), bool),
+        is_spent=jnp.zeros((), bool),
     )
 
 
@@ -264,20 +269,28 @@ def _cheapest(adaptation: Adaptation, target: Target) -> jax.Array:
     return jnp.argmax(efficiency)
 
 
-def _is_settled(
+def _is_steady(
     adaptation: Adaptation, mean: jax.Array, spread: jax.Array, settings: Settings
 ) -> jax.Array:
-    """Whether step size and potential are steady, or the budget is spent, scalar."""
+    """Whether step size and mean potential have stopped changing, scalar."""
     trial = TRIAL_UPDATES * len(settings.flows) if len(settings.flows) > 1 else 0
     ahead = (adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
     steady = jnp.abs(ahead) < STEADY_STEP
     steady &= jnp.abs(mean - adaptation.potential) < STEADY_POTENTIAL * spread
+    return steady & (adaptation.updates >= trial + MIN_UPDATES)
+
+
+def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
+    """Whether warm-up costs more than these moves can be worth, scalar.
+
+    Either it has spent what NUTS would, or its trajectories are so long that trees, which end by
+    themselves, are cheaper.
+    """
     num_steps = num_leapfrog_steps(jnp.exp(adaptation.log_step[adaptation.chosen]), MAX_STEPS)
     spent = settings.num_particles * adaptation.num_steps > MAX_TRAJECTORIES * num_steps
-    return jnp.where(
-        adaptation.updates >= MIN_LIMIT,
-        steady | spent,
-        steady & (adaptation.updates >= trial + MIN_UPDATES),
+    too_long = num_steps > MAX_AFFORDABLE
+    return (too_long & (adaptation.updates >= MIN_LIMIT // 2)) | (
+        spent & (adaptation.updates >= MIN_LIMIT)
     )
 
 
@@ -325,6 +338,7 @@ def adapt(
         num_steps=adaptation.num_steps + num_steps,
         chosen=_cheapest(learned, target),
     )
-    is_settled = _is_settled(learned, mean, spread, settings)
+    is_settled = _is_steady(learned, mean, spread, settings)
+    is_spent = _is_spent(learned, settings) & ~is_settled
     running = _blend(adaptation.potential, mean, jnp.where(adaptation.updates == 0, 1.0, 0.3))
-    return after, learned._replace(is_settled=is_settled, potential=running)
+    return after, learned._replace(is_settled=is_settled, is_spent=is_spent, potential=running)

@@ -197,6 +197,11 @@ def place(
     )
 
 
+def _is_done(adaptation: Adaptation, settings: Settings) -> jax.Array:
+    is_late = adaptation.updates >= settings.num_warmup
+    return adaptation.is_settled | adaptation.is_spent | is_late
+
+
 def warm_up(
     rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
 ) -> WarmUp:
@@ -220,7 +225,7 @@ def warm_up(
             return adapt(key, *carry, target, settings, numbers.target_accept_prob)
 
         ensemble, adaptation = lax.while_loop(
-            lambda carry: ~carry[1].is_settled & (carry[1].updates < settings.num_warmup),
+            lambda carry: ~_is_done(carry[1], settings),
             update,
             (ensemble, adaptation),
         )
