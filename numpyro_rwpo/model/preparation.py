@@ -7,9 +7,11 @@ compiled so: for such a model the data are constants too, and the program is mad
 
 from collections.abc import Callable, Hashable
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.model.checks import no_valid_start
@@ -123,10 +125,33 @@ def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dic
     return jax.tree.unflatten(structure, leaves)
 
 
+# Programs that are kept at a time, of all kernels together. NumPyro keeps as many of its own loops,
+# and each of them keeps its kernel: without a limit, a process that runs many different data sets
+# would hold the programs of all of them, hundreds of memory maps each.
+MAX_PROGRAMS = 16
+
+
+@lru_cache(maxsize=MAX_PROGRAMS)
+def _compiled(
+    function: Callable[..., T],
+    constants: Hashable,
+    layout: Layout,
+    shapes: Hashable,
+    options: tuple[tuple[str, Any], ...] | None,
+) -> Callable[[Any, list[Any]], T]:
+    """``function`` as a program of its own for these constants and shapes, freed when evicted."""
+
+    def program(inputs: Any, arrays: list[Any]) -> T:
+        return function(constants, inputs, *join_arrays(arrays, layout))
+
+    return jax.jit(program, compiler_options=None if options is None else dict(options))
+
+
 class CompiledOnce(Generic[T]):
     """``function(constants, inputs, args, kwargs)``, compiled once for all data of the same shapes.
 
-    Where something is being traced already, the function becomes part of that program.
+    Where something is being traced already, the function becomes part of that program. Only the
+    ``MAX_PROGRAMS`` programs that were used last are kept.
 
     Args:
         function: traceable in ``inputs``, a pytree of arrays, and where the model allows it in
@@ -142,7 +167,6 @@ class CompiledOnce(Generic[T]):
     ) -> None:
         self._function = function
         self._options = options
-        self._programs: dict[Any, Any] = {}
 
     def __call__(
         self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -152,8 +176,10 @@ class CompiledOnce(Generic[T]):
             return self._function(constants, inputs, args, kwargs)
         arrays, layout = split_arrays(args, kwargs)
         options = self._options(constants, inputs)
+        chosen = None if options is None else tuple(sorted(options.items()))
         try:
-            return self._program(options)(constants, layout, inputs, arrays)
+            shapes = _shapes((inputs, arrays))
+            return _compiled(self._function, constants, layout, shapes, chosen)(inputs, arrays)
         except Exception:  # an error of the model's own comes again below
             fixed = jax.jit(
                 lambda inputs: self._function(constants, inputs, args, kwargs),
@@ -161,12 +187,8 @@ class CompiledOnce(Generic[T]):
             )
             return fixed(inputs)
 
-    def _program(self, options: dict[str, Any] | None) -> Any:
-        key = None if options is None else tuple(sorted(options.items()))
-        if key not in self._programs:
 
-            def program(constants: Hashable, layout: Layout, inputs: Any, arrays: list[Any]) -> T:
-                return self._function(constants, inputs, *join_arrays(arrays, layout))
-
-            self._programs[key] = jax.jit(program, static_argnums=(0, 1), compiler_options=options)
-        return self._programs[key]
+def _shapes(tree: Any) -> Hashable:
+    """Structure, shapes and types of a pytree of arrays and numbers."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
