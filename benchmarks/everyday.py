@@ -1,0 +1,279 @@
+"""Everyday models: RWPO in NUTS's place, as a user runs it.
+
+From the repository root::
+
+    python -m benchmarks.everyday [--models NAME ...] [--samplers NAME ...] [--seeds N] [--out FILE]
+    python -m benchmarks.everyday --make-references [--models NAME ...]
+
+Every cell is a process of its own: ``MCMC`` with 4 vectorized chains of 1000 draws, no progress
+bar, single precision and the sampler's defaults. It is run twice, and both times are wall seconds
+of everything but imports and data: *first* with compilation, *again* on the same ``MCMC`` object
+(on a new one for NUTS, whose second vectorized run on one object fails in NumPyro 0.22). NumPyro
+compiles its loop on either. CPU seconds are of both runs, and less sensitive to other programs.
+
+Gradients are those of all chains of the first run. For RWPO those *before* are spent before the
+first draw is out; for NUTS, in warm-up, counted in a run of its own that is not timed.
+
+Draws are compared with stored references (:mod:`benchmarks.posteriors.everyday.reference`). A run
+is *right* where the largest score stays within its limit and the smallest bulk effective sample
+size is at least 400.
+
+Cells that are complete in FILE are not run again.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro.infer import MCMC, NUTS
+
+from benchmarks.cell import CompileClock, write_json
+from benchmarks.machine import describe_machine, versions
+from benchmarks.posteriors.everyday import MODELS, Everyday
+from benchmarks.posteriors.everyday.making import make_reference
+from benchmarks.posteriors.everyday.reference import compare, load
+from benchmarks.report import markdown_table, three_digits
+from benchmarks.runner import run_process
+from numpyro_rwpo import RWPO, diagnose
+
+SAMPLERS = {
+    "rwpo": (RWPO, {}, 200),
+    "nuts": (NUTS, {}, 1000),
+    "nuts_dense": (NUTS, {"dense_mass": True}, 1000),
+}
+DEFAULT_SAMPLERS = ("rwpo", "nuts")
+NUM_CHAINS, NUM_SAMPLES = 4, 1000
+MIN_ESS = 400  # below it, errors of errors are large
+LIMIT_SECONDS = 1200.0  # of a cell
+
+Record = dict[str, Any]
+
+
+def make_mcmc(
+    everyday: Everyday, sampler: str, num_warmup: int | None = None, num_samples: int = NUM_SAMPLES
+) -> MCMC:
+    """``MCMC`` as a user writes it."""
+    kernel, options, default = SAMPLERS[sampler]
+    return MCMC(
+        kernel(everyday.model, **options),
+        num_warmup=default if num_warmup is None else num_warmup,
+        num_samples=num_samples,
+        num_chains=NUM_CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+
+
+def gradients_of(mcmc: MCMC, everyday: Everyday, sampler: str, seed: int) -> tuple[int, int]:
+    """Gradients of a finished run of all chains: before the first draw, and in all."""
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    if sampler == "rwpo":
+        counts = np.asarray(fields["num_gradients"], np.int64)  # since the start, by draw
+        return int(counts[:, 0].sum()), int(counts[:, -1].sum())
+    warmup = make_mcmc(everyday, sampler, mcmc.num_warmup)
+    warmup.warmup(
+        jax.random.key(seed),
+        *everyday.args,
+        extra_fields=("num_steps",),
+        collect_warmup=True,
+        **everyday.kwargs,
+    )
+    before = int(np.sum(warmup.get_extra_fields()["num_steps"], dtype=np.int64))
+    return before, before + int(np.sum(fields["num_steps"], dtype=np.int64))
+
+
+def measure(
+    name: str,
+    sampler: str,
+    seed: int,
+    *,
+    num_warmup: int | None = None,
+    num_samples: int = NUM_SAMPLES,
+) -> tuple[Record, MCMC]:
+    """Run a sampler on a model twice in this process.
+
+    Args:
+        name: Key of ``MODELS``.
+        sampler: Key of :data:`SAMPLERS`.
+        seed: Seed of the first run; the second uses the next thousand's.
+        num_warmup: Warm-up iterations; ``None`` for the sampler's default.
+        num_samples: Draws of each chain.
+
+    Returns:
+        The cell's record and the first run.
+    """
+    everyday = MODELS[name]()
+    clock = CompileClock()
+    jax.block_until_ready(jax.numpy.zeros(()) + 1)  # the backend is up before the clock starts
+    counter = "num_gradients" if sampler == "rwpo" else "num_steps"
+    record: Record = {"model": name, "sampler": sampler, "seed": seed, "status": "complete"}
+
+    def timed(mcmc: MCMC, label: str, seed: int) -> dict[str, Any]:
+        begin, cpu, compiled = time.perf_counter(), time.process_time(), clock.seconds
+        key = jax.random.key(seed)
+        mcmc.run(key, *everyday.args, extra_fields=("diverging", counter), **everyday.kwargs)
+        samples = jax.block_until_ready(mcmc.get_samples(group_by_chain=True))
+        record[f"{label}_seconds"] = time.perf_counter() - begin
+        record[f"{label}_cpu_seconds"] = time.process_time() - cpu
+        record[f"{label}_compile_seconds"] = clock.seconds - compiled
+        return samples
+
+    mcmc = make_mcmc(everyday, sampler, num_warmup, num_samples)
+    samples = timed(mcmc, "first", seed)
+    record["num_warmup"], record["num_samples"] = mcmc.num_warmup, num_samples
+    record["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    record["num_divergences"] = int(np.sum(mcmc.get_extra_fields()["diverging"]))
+    before, total = gradients_of(mcmc, everyday, sampler, seed)
+    record["gradients_before"], record["gradients"] = before, total
+    if (reference := load(name)) is not None:
+        record["accuracy"] = compare(samples, reference)._asdict()
+    if sampler == "rwpo":
+        record["findings"] = sorted({finding.about for finding in diagnose(mcmc).findings})
+    second = mcmc if sampler == "rwpo" else make_mcmc(everyday, sampler, num_warmup, num_samples)
+    timed(second, "again", 1000 + seed)
+    return record | {"versions": versions()}, mcmc
+
+
+def is_right(record: Record) -> bool:
+    """Whether a complete cell with a reference is within Monte Carlo error of it."""
+    accuracy = record["accuracy"]
+    score, ess = (_known(accuracy[key]) for key in ("max_score", "min_bulk_ess"))
+    return score <= accuracy["limit"] and ess >= MIN_ESS
+
+
+def _known(value: float | None) -> float:
+    return float("nan") if value is None else value  # JSON has no nan
+
+
+HEADER = ["model", "sampler", "right", "worst score (limit)", "mean error, sd", "sd ratios"]
+HEADER += ["R-hat", "bulk ESS", "divergences", "gradients before", "gradients"]
+HEADER += ["first, s", "again, s", "ms an effective draw", "again"]
+
+
+def row(records: list[Record]) -> list[str]:
+    """A line of the table, of the seeds of one model and sampler."""
+    label = [records[0]["model"], records[0]["sampler"]]
+    complete = [r for r in records if r["status"] == "complete"]
+    if not complete:
+        return [*label, records[0].get("reason", records[0]["status"])]
+    judged = [r for r in complete if "accuracy" in r]
+
+    def median(key: str) -> float:
+        return float(np.median([r[key] for r in complete]))
+
+    def worst(key: str, pick: Any = max) -> float:
+        return pick((_known(r["accuracy"][key]) for r in judged), default=float("nan"))
+
+    ess = float(np.median([_known(r["accuracy"]["min_bulk_ess"]) for r in judged] or [np.nan]))
+    right = f"{sum(map(is_right, judged))}/{len(records)}" if judged else "no reference"
+    return [
+        *label,
+        right,
+        f"{worst('max_score'):.1f} ({worst('limit'):.1f})",
+        f"{worst('mean_error'):.3f}",
+        f"{worst('min_sd_ratio', min):.2f}-{worst('max_sd_ratio'):.2f}",
+        f"{worst('max_r_hat'):.3f}",
+        three_digits(ess),
+        three_digits(median("num_divergences")),
+        f"{median('gradients_before'):,.0f}",
+        f"{median('gradients'):,.0f}",
+        three_digits(median("first_seconds")),
+        three_digits(median("again_seconds")),
+        three_digits(1000 * median("first_seconds") / ess),
+        three_digits(1000 * median("again_seconds") / ess),
+    ]
+
+
+def table(records: Iterable[Record]) -> str:
+    """One line for each model and sampler as Markdown; medians over seeds, errors the worst."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["model"], record["sampler"]), []).append(record)
+    order = [(m, s) for m in MODELS for s in SAMPLERS if (m, s) in groups]
+    rows = [row(groups[pair]) for pair in order]
+    return markdown_table(HEADER, [line + [""] * (len(HEADER) - len(line)) for line in rows])
+
+
+def run_cell(name: str, sampler: str, seed: int, options: list[str]) -> Record:
+    """Run one cell in a process of its own."""
+    record = {"model": name, "sampler": sampler, "seed": seed}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cell.json"
+        arguments = ["benchmarks.everyday", "--models", name, "--samplers", sampler]
+        arguments += ["--worker", str(seed), str(path), *options]
+        run_process(arguments, path, limit=LIMIT_SECONDS, record=record)
+        return json.loads(path.read_text())
+
+
+def work(args: argparse.Namespace) -> None:
+    """Measure one cell in this process and write its record, also where it fails."""
+    (name,), (sampler,), (seed, file) = args.models, args.samplers, args.worker
+    lengths = {"num_warmup": args.num_warmup, "num_samples": args.num_samples}
+    try:
+        record, _ = measure(name, sampler, int(seed), **lengths)
+    except Exception as error:  # a sampler that fails is a result
+        record = {"model": name, "sampler": sampler, "seed": int(seed), "status": "failed"}
+        record["reason"] = f"{type(error).__name__}: {error}"[:500]
+        record["traceback"] = traceback.format_exc()[-4000:]
+    write_json(Path(file), record)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, metavar="NAME")
+    parser.add_argument(
+        "--samplers", nargs="+", default=list(DEFAULT_SAMPLERS), choices=SAMPLERS, metavar="NAME"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--num-warmup", type=int, help="default: 200 for RWPO, 1000 for NUTS")
+    parser.add_argument("--num-samples", type=int, default=NUM_SAMPLES)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/everyday.json"))
+    parser.add_argument("--make-references", action="store_true", help="those that are missing")
+    parser.add_argument("--worker", nargs=2, metavar=("SEED", "FILE"), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.seeds < 1:
+        parser.error(f"--seeds: must be at least 1; got {args.seeds}")
+    return args
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    args = parse()
+    if args.worker:
+        work(args)
+        return
+    if args.make_references:
+        for name in args.models:
+            if load(name) is None:
+                make_reference(name)
+        return
+    options = ["--num-samples", str(args.num_samples)]
+    options += [] if args.num_warmup is None else ["--num-warmup", str(args.num_warmup)]
+    stored = json.loads(args.out.read_text())["records"] if args.out.exists() else []
+    records = {(r["model"], r["sampler"], r["seed"]): r for r in stored}
+    machine = describe_machine()
+    for seed in range(args.seeds):
+        for name in args.models:
+            for sampler in args.samplers:
+                cell = (name, sampler, seed)
+                if records.get(cell, {}).get("status") == "complete":
+                    continue
+                records[cell] = run_cell(*cell, options)
+                write_json(args.out, {"machine": machine, "records": list(records.values())})
+                print(" | ".join(row([records[cell]])), flush=True)
+    text = table(records.values())
+    args.out.with_suffix(".md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
