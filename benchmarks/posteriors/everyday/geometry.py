@@ -1,5 +1,7 @@
 """Densities whose scale or curvature varies, all of which can be sampled exactly."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -71,3 +73,31 @@ def banana_thin() -> Everyday:
 def bananas_thin() -> Everyday:
     """Ten bananas that are a tenth of a standard deviation thick."""
     return banana(10, 0.1)
+
+
+@everyday
+def dual_moon() -> Everyday:
+    """The two half-moons of ``neutra.py``, one above the other: two modes of equal shares.
+
+    The density is a ring of radius 2 and thickness 0.4 times normals at +- 2 of sd 0.6 on the first
+    coordinate. Exact draws come from a fine grid, jittered within its cells.
+    """
+
+    def potential(x: Any) -> Any:
+        ring = 0.5 * ((jnp.sqrt(jnp.sum(x**2, -1)) - 2.0) / 0.4) ** 2
+        left, right = (-0.5 * ((x[..., 0] + side) / 0.6) ** 2 for side in (2.0, -2.0))
+        return ring - jnp.logaddexp(left, right)
+
+    def model() -> None:
+        flat = dist.ImproperUniform(dist.constraints.real_vector, (), (2,))
+        numpyro.factor("density", -potential(numpyro.sample("x", flat)))
+
+    def exact(rng: np.random.Generator, number: int) -> Draws:
+        edges = np.linspace(-5.0, 5.0, 1001)
+        middles = (edges[1:] + edges[:-1]) / 2
+        grid = np.stack(np.meshgrid(middles, middles, indexing="ij"), -1).reshape(-1, 2)
+        weight = np.exp(-np.asarray(potential(grid), np.float64))
+        chosen = grid[rng.choice(len(grid), number, p=weight / weight.sum())]
+        return {"x": chosen + rng.uniform(-0.005, 0.005, (number, 2))}
+
+    return Everyday(model, exact=exact)

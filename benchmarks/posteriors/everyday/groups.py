@@ -15,7 +15,7 @@ from benchmarks.posteriors.everyday.registry import Everyday, everyday, single
 def crossed_effects() -> Everyday:
     """600 binary responses with crossed random effects of 40 and 25 levels, both centered."""
     rng = np.random.default_rng(0)
-    a, b = rng.normal(0.0, 1.0, 40), rng.normal(0.0, 0.5, 25)
+    a, b = rng.normal(0.0, 1.0, 40), rng.normal(0.0, 0.8, 25)
     row, column = rng.integers(0, 40, 600), rng.integers(0, 25, 600)
     y = rng.binomial(1, expit(-0.3 + a[row] + b[column])).astype(np.int32)
 
@@ -30,7 +30,8 @@ def crossed_effects() -> Everyday:
         logits = intercept + a[row] + b[column]
         numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
-    return Everyday(model, (row.astype(np.int32), column.astype(np.int32), y))
+    data = (row.astype(np.int32), column.astype(np.int32), y)
+    return Everyday(model, data, noncentered=("a", "b"))
 
 
 @everyday
@@ -148,3 +149,77 @@ def eight_schools_noncentered() -> Everyday:
             numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
     return Everyday(model, (STANDARD_ERRORS, EFFECTS))
+
+
+@everyday
+def hierarchical_linear() -> Everyday:
+    """Shape of ``bayesian_hierarchical_linear_regression``: lung capacity of 100 patients."""
+    rng = np.random.default_rng(0)
+    num_patients, visits = 100, 8
+    patient = np.repeat(np.arange(num_patients, dtype=np.int32), visits)
+    week = rng.normal(size=num_patients * visits)
+    intercept, slope = rng.normal(0.0, 1.0, num_patients), rng.normal(-0.2, 0.1, num_patients)
+    y = intercept[patient] + slope[patient] * week + 0.2 * rng.normal(size=len(week))
+
+    def model(patient: Any, week: Any, y: Any) -> None:
+        mu_a = numpyro.sample("mu_a", dist.Normal(0.0, 1.0))
+        sigma_a = numpyro.sample("sigma_a", dist.HalfNormal(1.0))
+        mu_b = numpyro.sample("mu_b", dist.Normal(0.0, 1.0))
+        sigma_b = numpyro.sample("sigma_b", dist.HalfNormal(1.0))
+        with numpyro.plate("patients", num_patients):
+            a = numpyro.sample("a", dist.Normal(mu_a, sigma_a))
+            b = numpyro.sample("b", dist.Normal(mu_b, sigma_b))
+        sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+        numpyro.sample("y", dist.Normal(a[patient] + b[patient] * week, sigma), obs=y)
+
+    return Everyday(model, (patient, single(week), single(y)))
+
+
+@everyday
+def radon() -> Everyday:
+    """Shape of ``bad_posterior_geometry``'s hierarchy: 400 houses in 85 counties, many tiny."""
+    rng = np.random.default_rng(0)
+    size = rng.geometric(0.2, 85)
+    county = np.repeat(np.arange(85), size)[:400].astype(np.int32)
+    county = np.concatenate([county, rng.integers(0, 85, 400 - len(county))]).astype(np.int32)
+    basement = rng.integers(0, 2, 400)
+    level = 1.5 + 0.15 * rng.normal(size=85)
+    y = level[county] - 0.6 * basement + 0.75 * rng.normal(size=400)
+
+    def model(county: Any, basement: Any, y: Any) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = numpyro.sample("tau", dist.HalfCauchy(1.0))
+        floor = numpyro.sample("floor", dist.Normal(0.0, 5.0))
+        with numpyro.plate("counties", 85):
+            alpha = numpyro.sample("alpha", dist.Normal(mu, tau))
+        sigma = numpyro.sample("sigma", dist.HalfCauchy(1.0))
+        numpyro.sample("y", dist.Normal(alpha[county] + floor * basement, sigma), obs=y)
+
+    data = (county, single(basement), single(y))
+    return Everyday(model, data, noncentered=("alpha",))
+
+
+@everyday
+def rugby() -> Everyday:
+    """Scores of 60 matches of six teams: attack and defense, with sums of zero on average."""
+    rng = np.random.default_rng(0)
+    pairs = np.array([(i, j) for i in range(6) for j in range(6) if i != j] * 2, np.int32)
+    attack, defense = 0.3 * rng.normal(size=6), 0.3 * rng.normal(size=6)
+    home_rate = np.exp(3.0 + 0.2 + attack[pairs[:, 0]] - defense[pairs[:, 1]])
+    away_rate = np.exp(3.0 + attack[pairs[:, 1]] - defense[pairs[:, 0]])
+    scores = rng.poisson(np.stack([home_rate, away_rate], 1)).astype(np.int32)
+
+    def model(pairs: Any, scores: Any) -> None:
+        intercept = numpyro.sample("intercept", dist.Normal(3.0, 1.0))
+        home = numpyro.sample("home", dist.Normal(0.0, 0.5))
+        scale = numpyro.sample("scale", dist.HalfNormal(jnp.ones(2)))
+        with numpyro.plate("teams", 6):
+            attack = numpyro.sample("attack", dist.Normal(0.0, scale[0]))
+            defense = numpyro.sample("defense", dist.Normal(0.0, scale[1]))
+        first, second = pairs[:, 0], pairs[:, 1]
+        log_home = intercept + home + attack[first] - defense[second]
+        log_away = intercept + attack[second] - defense[first]
+        rates = jnp.exp(jnp.stack([log_home, log_away], 1))
+        numpyro.sample("scores", dist.Poisson(rates).to_event(2), obs=scores)
+
+    return Everyday(model, (pairs, scores))

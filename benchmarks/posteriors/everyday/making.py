@@ -56,19 +56,19 @@ def nuts_samples(everyday: Everyday, num_samples: int) -> tuple[dict[str, Any], 
     }
 
 
-def make_reference(name: str, num_samples: int = NUM_SAMPLES) -> Reference:
+def make_reference(name: str, num_samples: int | None = None) -> Reference:
     """Make and store the reference of a model.
 
     Args:
         name: Key of ``MODELS``.
-        num_samples: Draws of each of the four chains, where they come from NUTS.
+        num_samples: Draws of each of the four chains, where they come from NUTS; ``None`` for 5000.
     """
     numpyro.enable_x64()
     everyday = MODELS[name]()
     if everyday.exact is not None:
         samples, about = exact_samples(everyday)
     else:
-        samples, about = nuts_samples(everyday, num_samples)
+        samples, about = nuts_samples(everyday, num_samples or NUM_SAMPLES)
     if everyday.sites is not None:
         samples = {site: samples[site] for site in everyday.sites}
     reference = summarize(samples, {"num_chains": NUM_CHAINS, **about})

@@ -62,8 +62,6 @@ class Accuracy(NamedTuple):
         mean_error: Largest error of a scaled mean, in standard deviations of the reference.
         min_sd_ratio: Smallest scaled standard deviation, over the reference's.
         max_sd_ratio: Largest one.
-        min_bulk_ess: Smallest rank-normalized bulk effective sample size.
-        max_r_hat: Largest rank-normalized split R-hat.
     """
 
     max_score: float
@@ -72,11 +70,9 @@ class Accuracy(NamedTuple):
     mean_error: float
     min_sd_ratio: float
     max_sd_ratio: float
-    min_bulk_ess: float
-    max_r_hat: float
 
 
-def kept_indices(samples: dict[str, np.ndarray]) -> dict[str, list[int]]:
+def kept_indices(samples: dict[str, Any]) -> dict[str, list[int]]:
     """Flat indices of at most :data:`MAX_SCALARS` scalars that vary, spread over all sites.
 
     Args:
@@ -84,7 +80,7 @@ def kept_indices(samples: dict[str, np.ndarray]) -> dict[str, list[int]]:
     """
     varying = {}
     for site, x in samples.items():
-        flat = x.reshape(-1, int(np.prod(x.shape[2:], dtype=int)))
+        flat = np.asarray(x).reshape(-1, int(np.prod(x.shape[2:], dtype=int)))
         # Rounding makes the constants of a Cholesky factor vary in the last digits.
         spread = np.ptp(flat, axis=0) > 1e-5 * np.abs(flat).max(0)
         varying[site] = np.flatnonzero(spread)
@@ -111,6 +107,14 @@ def scalar_draws(samples: dict[str, Any], indices: dict[str, list[int]]) -> np.n
     return np.concatenate(columns, -1)
 
 
+def mixing(draws: np.ndarray) -> dict[str, float]:
+    """Smallest bulk effective sample size and largest R-hat of draws (chains, draws, scalars)."""
+    return {
+        "min_bulk_ess": float(convergence.ess(draws).min()),
+        "max_r_hat": float(convergence.r_hat(draws).max()),
+    }
+
+
 def moments(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Means and variances of draws (chains, draws, scalars), and the standard errors of both."""
     mean = draws.mean((0, 1))
@@ -125,7 +129,7 @@ def summarize(samples: dict[str, Any], about: dict[str, Any]) -> Reference:
         samples: Draws by site, arrays of shape (chains, draws, ...).
         about: How they were made; R-hat and effective size of the worst scalar are added.
     """
-    indices = kept_indices({site: np.asarray(x) for site, x in samples.items()})
+    indices = kept_indices(samples)
     draws = scalar_draws(samples, indices)
     mean, variance, mcse_mean, mcse_variance = moments(draws)
     q5, q50, q95 = np.quantile(draws, [0.05, 0.5, 0.95], axis=(0, 1))
@@ -134,13 +138,11 @@ def summarize(samples: dict[str, Any], about: dict[str, Any]) -> Reference:
     values = (mean, sd, mcse_mean, mcse_variance / (2 * sd), q5, q50, q95, ess)
     reference = Reference(indices, dict(zip(COLUMNS, values, strict=True)), {})
     scaled = dict(zip(SCALED_COLUMNS, moments(reference.scale(draws)), strict=True))
-    worst = {"min_ess": float(ess.min()), "max_r_hat": float(convergence.r_hat(draws).max())}
-    return Reference(indices, reference.columns | scaled, about | worst)
+    return Reference(indices, reference.columns | scaled, about | mixing(draws))
 
 
-def compare(samples: dict[str, Any], reference: Reference) -> Accuracy:
-    """Compare draws by site (chains, draws, ...) with a reference."""
-    draws = scalar_draws(samples, reference.indices)
+def compare(draws: np.ndarray, reference: Reference) -> Accuracy:
+    """Compare the kept scalars of a run (chains, draws, scalars) with their reference."""
     mean, variance, mcse_mean, mcse_variance = moments(reference.scale(draws))
     columns = reference.columns
     mean_error = mean - columns["scaled_mean"]
@@ -161,8 +163,6 @@ def compare(samples: dict[str, Any], reference: Reference) -> Accuracy:
         mean_error=float(np.max(np.abs(mean_error) / np.sqrt(columns["scaled_variance"]))),
         min_sd_ratio=float(ratios.min()),
         max_sd_ratio=float(ratios.max()),
-        min_bulk_ess=float(convergence.ess(draws).min()),
-        max_r_hat=float(convergence.r_hat(draws).max()),
     )
 
 

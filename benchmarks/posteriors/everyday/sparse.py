@@ -95,3 +95,37 @@ def poisson_lasso() -> Everyday:
         numpyro.sample("y", dist.Poisson(jnp.exp(intercept + X @ beta)), obs=y)
 
     return Everyday(model, (single(X), y))
+
+
+@everyday
+def pairwise_interactions() -> Everyday:
+    """Shape of ``sparse_regression.py``, small: 50 rows, 12 columns, interactions integrated out.
+
+    References:
+        Agrawal, Huggins, Trippe and Broderick (2019), arXiv:1905.06501.
+    """
+    rng = np.random.default_rng(0)
+    num_rows, num_columns = 50, 12
+    X = rng.normal(size=(num_rows, num_columns))
+    y = X[:, :3] @ [2.0, 1.5, 1.0] + X[:, 0] * X[:, 1] + 0.05 * rng.normal(size=num_rows)
+    y = (y - y.mean()) / y.std()
+
+    def covariance(X: Any, eta1: Any, eta2: Any) -> Any:
+        inner, squares = X @ X.T, X**2 @ (X**2).T
+        quadratic = 0.5 * eta2**2 * ((1.0 + inner) ** 2 - squares)
+        return quadratic + (eta1**2 - eta2**2) * inner + 1.0 - 0.5 * eta2**2
+
+    def model(X: Any, y: Any) -> None:
+        sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+        num_rows, num_columns = X.shape
+        phi = sigma * (1.2 / jnp.sqrt(num_rows)) / (num_columns - 1.2)
+        eta1 = numpyro.sample("eta1", dist.HalfCauchy(phi))
+        msq = numpyro.sample("msq", dist.InverseGamma(3.0, 1.0))
+        xisq = numpyro.sample("xisq", dist.InverseGamma(3.0, 1.0))
+        eta2 = eta1**2 * jnp.sqrt(xisq) / msq
+        lam = numpyro.sample("lambda", dist.HalfCauchy(jnp.ones(num_columns)))
+        kappa = jnp.sqrt(msq) * lam / jnp.sqrt(msq + (eta1 * lam) ** 2)
+        whole = covariance(kappa * X, eta1, eta2) + (sigma**2 + 1e-4) * jnp.eye(num_rows)
+        numpyro.sample("y", dist.MultivariateNormal(0.0, covariance_matrix=whole), obs=y)
+
+    return Everyday(model, (single(X), single(y)))
