@@ -27,7 +27,6 @@ import resource
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ import numpy as np
 from numpyro.infer import MCMC, NUTS
 
 from benchmarks.cell import CompileClock, write_json
+from benchmarks.everyday_tables import SAMPLERS, Record, cells, page, summarize
 from benchmarks.machine import describe_machine, versions
 from benchmarks.posteriors.everyday import MODELS, Everyday
 from benchmarks.posteriors.everyday.making import make_reference
@@ -46,21 +46,17 @@ from benchmarks.posteriors.everyday.reference import (
     mixing,
     scalar_draws,
 )
-from benchmarks.report import markdown_table, three_digits
 from benchmarks.runner import run_process
 from numpyro_rwpo import RWPO, diagnose
 
-SAMPLERS = {
+KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {  # with options and default warm-up
     "rwpo": (RWPO, {}, 200),
     "nuts": (NUTS, {}, 1000),
     "nuts_dense": (NUTS, {"dense_mass": True}, 1000),
 }
 DEFAULT_SAMPLERS = ("rwpo", "nuts")
 NUM_CHAINS, NUM_SAMPLES = 4, 1000
-MIN_ESS = 400  # below it, errors of errors are large
 LIMIT_SECONDS = 1200.0  # of a cell
-
-Record = dict[str, Any]
 
 
 def make_mcmc(
@@ -70,7 +66,7 @@ def make_mcmc(
     num_samples: int | None = None,
 ) -> MCMC:
     """``MCMC`` as a user writes it."""
-    kernel, options, default = SAMPLERS[sampler]
+    kernel, options, default = KERNELS[sampler]
     return MCMC(
         kernel(everyday.model, **options),
         num_warmup=default if num_warmup is None else num_warmup,
@@ -95,8 +91,8 @@ def gradients_of(mcmc: MCMC, everyday: Everyday, sampler: str, seed: int) -> tup
         collect_warmup=True,
         **everyday.kwargs,
     )
-    before = int(np.sum(warmup.get_extra_fields()["num_steps"], dtype=np.int64))
-    return before, before + int(np.sum(fields["num_steps"], dtype=np.int64))
+    before = np.asarray(warmup.get_extra_fields()["num_steps"], np.int64).sum()
+    return int(before), int(before + np.asarray(fields["num_steps"], np.int64).sum())
 
 
 def measure(
@@ -106,18 +102,18 @@ def measure(
     *,
     num_warmup: int | None = None,
     num_samples: int | None = None,
-) -> tuple[Record, MCMC]:
+) -> Record:
     """Run a sampler on a model twice in this process.
 
     Args:
         name: Key of ``MODELS``.
-        sampler: Key of :data:`SAMPLERS`.
+        sampler: Key of :data:`KERNELS`.
         seed: Seed of the first run; the second uses the next thousand's.
         num_warmup: Warm-up iterations; ``None`` for the sampler's default.
         num_samples: Draws of each chain; ``None`` for 1000.
 
     Returns:
-        The cell's record and the first run.
+        The cell's record.
     """
     everyday = MODELS[name]()
     clock = CompileClock()
@@ -154,66 +150,7 @@ def measure(
         record["findings"] = sorted({finding.about for finding in diagnose(mcmc).findings})
     second = mcmc if sampler == "rwpo" else make_mcmc(everyday, sampler, num_warmup, num_samples)
     timed(second, "again", 1000 + seed)
-    return record | {"versions": versions()}, mcmc
-
-
-def is_right(record: Record) -> bool:
-    """Whether a complete cell with a reference is within Monte Carlo error of it."""
-    score, ess = _known(record["accuracy"]["max_score"]), _known(record["min_bulk_ess"])
-    return score <= record["accuracy"]["limit"] and ess >= MIN_ESS
-
-
-def _known(value: float | None) -> float:
-    return float("nan") if value is None else value  # JSON has no nan
-
-
-HEADER = ["model", "sampler", "right", "worst score (limit)", "mean error, sd", "sd ratios"]
-HEADER += ["R-hat", "bulk ESS", "divergences", "gradients before", "gradients"]
-HEADER += ["first, s", "again, s", "ms an effective draw", "again"]
-
-
-def row(records: list[Record]) -> list[str]:
-    """A line of the table, of the seeds of one model and sampler."""
-    label = [records[0]["model"], records[0]["sampler"]]
-    complete = [r for r in records if r["status"] == "complete"]
-    if not complete:
-        return [*label, records[0].get("reason", records[0]["status"])]
-    judged = [r for r in complete if "accuracy" in r]
-
-    def median(key: str) -> float:
-        return float(np.median([_known(r[key]) for r in complete]))
-
-    def worst(key: str, pick: Any = max) -> float:
-        return pick((_known(r["accuracy"][key]) for r in judged), default=float("nan"))
-
-    ess = median("min_bulk_ess")
-    right = f"{sum(map(is_right, judged))}/{len(records)}" if judged else "no reference"
-    return [
-        *label,
-        right,
-        f"{worst('max_score'):.1f} ({worst('limit'):.1f})",
-        f"{worst('mean_error'):.3f}",
-        f"{worst('min_sd_ratio', min):.2f}-{worst('max_sd_ratio'):.2f}",
-        f"{max(_known(r['max_r_hat']) for r in complete):.3f}",
-        three_digits(ess),
-        three_digits(median("num_divergences")),
-        f"{median('gradients_before'):,.0f}",
-        f"{median('gradients'):,.0f}",
-        three_digits(median("first_seconds")),
-        three_digits(median("again_seconds")),
-        three_digits(1000 * median("first_seconds") / ess),
-        three_digits(1000 * median("again_seconds") / ess),
-    ]
-
-
-def table(records: Iterable[Record]) -> str:
-    """One line for each model and sampler as Markdown; medians over seeds, errors the worst."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record["model"], record["sampler"]), []).append(record)
-    order = [(m, s) for m in MODELS for s in SAMPLERS if (m, s) in groups]
-    rows = [row(groups[pair]) for pair in order]
-    return markdown_table(HEADER, [line + [""] * (len(HEADER) - len(line)) for line in rows])
+    return record | {"versions": versions()}
 
 
 def run_cell(name: str, sampler: str, seed: int, options: list[str]) -> Record:
@@ -232,7 +169,7 @@ def work(args: argparse.Namespace) -> None:
     (name,), (sampler,), (seed, file) = args.models, args.samplers, args.worker
     lengths = {"num_warmup": args.num_warmup, "num_samples": args.num_samples}
     try:
-        record, _ = measure(name, sampler, int(seed), **lengths)
+        record = measure(name, sampler, int(seed), **lengths)
     except Exception as error:  # a sampler that fails is a result
         record = {"model": name, "sampler": sampler, "seed": int(seed), "status": "failed"}
         record["reason"] = f"{type(error).__name__}: {error}"[:500]
@@ -284,10 +221,9 @@ def main() -> None:
                     continue
                 records[cell] = run_cell(*cell, options)
                 write_json(args.out, {"machine": machine, "records": list(records.values())})
-                print(" | ".join(row([records[cell]])), flush=True)
-    text = table(records.values())
-    args.out.with_suffix(".md").write_text(text + "\n")
-    print(text)
+                print(" | ".join(cells(summarize([records[cell]]))), flush=True)
+    args.out.with_suffix(".md").write_text(page(records.values()))
+    print(page(records.values()))
 
 
 if __name__ == "__main__":
