@@ -6,7 +6,9 @@ from numpyro_rwpo.diagnostics.arviz_data import to_arviz
 from numpyro_rwpo.diagnostics.comparison import compare
 from numpyro_rwpo.diagnostics.diagnosis import diagnose
 from numpyro_rwpo.dynamics.state import RWPOState
-from numpyro_rwpo.heads.attention import fit_copula, fit_joint, fit_marginal
+from numpyro_rwpo.heads.copula import fit_copula
+from numpyro_rwpo.heads.joint import fit_joint
+from numpyro_rwpo.heads.marginal import fit_marginal
 from numpyro_rwpo.kernel import RWPO
 from numpyro_rwpo.paper import splitting_step
 from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior

@@ -50,7 +50,7 @@ from numpyro_rwpo.dynamics.state import (
     split_keys,
 )
 from numpyro_rwpo.dynamics.transport import Flow, is_at_rest, transport_step
-from numpyro_rwpo.heads.attention import HEADS
+from numpyro_rwpo.heads.registry import Fit, find_head
 from numpyro_rwpo.model.checks import explained
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.potential_source import PotentialSource
@@ -275,6 +275,8 @@ class RWPO(MCMCKernel):
             dimension (64 to 256; half, at most 64, where the gradient runs through a loop).
         attention: ``"copula"``, ``"marginal"`` or ``"joint"``: how transport fits the density of
             the particles. ``"joint"`` is the paper's and serves few dimensions with several modes.
+            Or a function ``fit(particles, prior, prox_time)`` that returns such a density, see
+            :class:`numpyro_rwpo.heads.density.ProximalDensity`.
         relative_prox_time: bandwidth of the attention, in units of each coordinate's variance.
         inverse_temperature: samples from the posterior to this power.
         correction: ``"metropolis"`` for exact draws; ``None`` for the noise-free particles as
@@ -319,7 +321,7 @@ class RWPO(MCMCKernel):
         potential_fn: Callable[[Any], jax.Array] | None = None,
         *,
         num_particles: int | None = None,
-        attention: str = "copula",
+        attention: str | Fit = "copula",
         relative_prox_time: float = 0.1,
         inverse_temperature: float = 1.0,
         correction: str | None = "metropolis",
@@ -336,7 +338,6 @@ class RWPO(MCMCKernel):
         if model is not None:
             check_site_names(nonsmooth)
         check_num_particles(num_particles)
-        check_choice("attention", attention, tuple(HEADS))
         check_choice("correction", correction, ("metropolis", None))
         check_choice("dense_mass", dense_mass, (True, False, "auto"))
         check_init_strategy(init_strategy)
@@ -348,7 +349,7 @@ class RWPO(MCMCKernel):
         self._model = model
         self._potential_fn = potential_fn
         self._num_particles = num_particles
-        self._attention = attention
+        self._attention = find_head(attention)
         self._relative_prox_time = relative_prox_time
         self._correction = correction
         self._nonsmooth = nonsmooth
@@ -377,7 +378,7 @@ class RWPO(MCMCKernel):
             nonsmooth = sorted(nonsmooth)
         return {
             "num_particles": None if self._num_particles is None else int(self._num_particles),
-            "attention": self._attention,
+            "attention": self._attention.name,
             "relative_prox_time": float(self._relative_prox_time),
             "inverse_temperature": self._differentiation.inverse_temperature,
             "correction": self._correction,
@@ -499,7 +500,7 @@ class RWPO(MCMCKernel):
             num_particles // self._placement.number,
             dim,
             start.dtype.itemsize,
-            attention=settings.attention,
+            attention=settings.attention.name,
             dense=settings.candidates.dense,
         )
         radius = start_radius(self._init_strategy, init_params)

@@ -48,6 +48,7 @@ from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.transport import initial_flow, transport_step
 from numpyro_rwpo.heads.correlation import fit_correlation
 from numpyro_rwpo.heads.online_softmax import streamed_attention
+from numpyro_rwpo.heads.registry import find_head
 from numpyro_rwpo.heads.ring import ring_attention
 from numpyro_rwpo.model.target import Differentiation, Target
 from numpyro_rwpo.support.sharding import ONE_PLACE, Placement, check_mesh
@@ -94,7 +95,7 @@ def step(
     update = jnp.array(0)
     learnt = learn_moments(adaptation, update, ensemble, target, candidates)
     metric, flow = learnt.preconditioner, initial_flow(ensemble.smooth.dtype)
-    options = {"attention": attention, "relative_time": 0.1}
+    options = {"attention": find_head(attention), "relative_time": 0.1}
     moved, flow = transport_step(ensemble, flow, metric, target, **options)
     # Some of them where the potential is infinite.
     return evaluate(moved.particles.at[::9, 0].set(4.0), target), flow, learnt
@@ -194,7 +195,7 @@ def sent(function: Callable[..., Any], num_particles: int) -> dict[str, int]:
 
 def one_step(target: Target, ensemble: Ensemble, adaptation: Adaptation, attention: str) -> Any:
     flow, metric = initial_flow(ensemble.smooth.dtype), adaptation.preconditioner
-    options = {"attention": attention, "relative_time": 0.1}
+    options = {"attention": find_head(attention), "relative_time": 0.1}
     return transport_step(ensemble, flow, metric, target, **options)
 
 

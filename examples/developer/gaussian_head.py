@@ -1,6 +1,6 @@
 """A fourth attention head: one normal density, fitted by moments.
 
-Too simple to be of use (no mode but one, no kink), and complete.
+It is too simple to be of use (one mode, no kink), and complete.
 """
 
 from typing import NamedTuple
@@ -8,20 +8,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rwpo.heads.attention import HEADS
 from numpyro_rwpo.priors.laplace import LaplacePrior
 
 
 class GaussianDensity(NamedTuple):
-    """A normal density: what :class:`numpyro_rwpo.heads.attention.ProximalDensity` asks for."""
+    """A normal density with the methods of :class:`numpyro_rwpo.heads.density.ProximalDensity`."""
 
     mean: jax.Array  # (dim,)
-    factor: jax.Array  # (dim, dim), lower triangular, of the covariance
+    factor: jax.Array  # lower triangular factor of the covariance, (dim, dim)
     prior: LaplacePrior
-    inverse_temperature: jax.Array
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """Normalised log density, (..., dim) -> (...)."""
+        """Normalized log density, (..., dim) -> (...)."""
         return jax.scipy.stats.multivariate_normal.logpdf(x, self.mean, self.factor @ self.factor.T)
 
     def score(self, x: jax.Array) -> jax.Array:
@@ -31,7 +29,7 @@ class GaussianDensity(NamedTuple):
 
     def heat_score(self, x: jax.Array) -> jax.Array:
         """The score without the prior's half of it, which transport adds by the proximal map."""
-        return self.score(x) + 0.5 * self.inverse_temperature * self.prior.subgradient(x)
+        return self.score(x) + 0.5 * self.prior.subgradient(x)
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """Independent draws, (num_samples, dim)."""
@@ -39,13 +37,12 @@ class GaussianDensity(NamedTuple):
         return self.mean + white @ self.factor.T
 
 
-def fit_gaussian(particles, prior, prox_time, inverse_temperature=1.0) -> GaussianDensity:
-    """Fit mean and covariance; smoothing with time T adds 2T / beta to the variances."""
+def fit_gaussian(particles, prior, prox_time) -> GaussianDensity:
+    """Fit mean and covariance; smoothing with prox time T adds 2 T to the variances."""
     dim = particles.shape[1]
-    smoothing = 2 * jnp.broadcast_to(jnp.asarray(prox_time), (dim,)) / inverse_temperature
+    smoothing = 2 * jnp.broadcast_to(jnp.asarray(prox_time), (dim,))
     covariance = jnp.cov(particles.T).reshape(dim, dim) + jnp.diag(smoothing)
-    beta = jnp.asarray(inverse_temperature, particles.dtype)
-    return GaussianDensity(particles.mean(0), jnp.linalg.cholesky(covariance), prior, beta)
+    return GaussianDensity(particles.mean(0), jnp.linalg.cholesky(covariance), prior)
 
 
-HEADS["gaussian"] = fit_gaussian  # from now on RWPO(model, attention="gaussian") works
+# RWPO(model, attention=fit_gaussian) transports with it.

@@ -152,7 +152,7 @@ def _attributes(mcmc: Any, settings: Any, evidence: bool, seed: int) -> dict[str
         "inference_library_rwpo": f"numpyro-rwpo {__version__}",
         "sampler": "RWPO",
         "correction": "metropolis" if settings.corrected else "none: noise-free particles",
-        "attention": settings.attention,
+        "attention": settings.attention.name,
         "num_particles": int(state.ensemble.particles.shape[1]),
         "num_warmup": settings.num_warmup,
         "num_gradients": int(np.sum(state.num_gradients)),

@@ -110,7 +110,7 @@ def _settings_figures(
 ) -> dict[str, Any]:
     return {
         "is_corrected": settings.corrected,
-        "attention": settings.attention,
+        "attention": settings.attention.name,
         "num_chains": posterior.draws.shape[0],
         "num_draws": posterior.draws.shape[1],
         "num_samples": mcmc.num_samples // mcmc.thinning,

@@ -1,6 +1,6 @@
 r"""Model evidence from a density fitted to draws of all chains.
 
-An attention head (:mod:`numpyro_rwpo.heads.attention`) turns half of the draws into a normalised
+An attention head (:mod:`numpyro_rwpo.heads.density`) turns half of the draws into a normalised
 density q that can be sampled. Its draws x have importance ratios w = p(x)/q(x) against the joint
 density p of parameters and data (:mod:`numpyro_rwpo.diagnostics.importance`), and
 
@@ -29,6 +29,7 @@ from numpyro_rwpo.diagnostics.importance import (
     fitted_ratios,
     importance_evidence,
 )
+from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, Head
 from numpyro_rwpo.priors.laplace import LaplacePrior
 
 MAX_FITTED = 2000  # draws that the density is fitted to: more would no longer change it
@@ -120,7 +121,7 @@ def estimate_evidence(
     log_density: LogDensity,
     prior: LaplacePrior,
     *,
-    attention: str = "copula",
+    attention: Head = BUILT_IN_HEADS["copula"],
     relative_time: float = 0.1,
     num_proposals: int = NUM_PROPOSALS,
     is_exact: bool = True,
@@ -132,7 +133,7 @@ def estimate_evidence(
         draws: posterior draws in unconstrained space, (chains, draws, dim), all finite.
         log_density: joint log density with all constants, (n, dim) -> (n,).
         prior: Laplace part of the density, fields (dim,).
-        attention: name of the attention head.
+        attention: the attention head.
         relative_time: prox time in units of each coordinate's variance.
         num_proposals: draws from the fitted density.
         is_exact: whether the draws are from the posterior. Noise-free particles are not; all

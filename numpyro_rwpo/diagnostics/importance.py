@@ -1,6 +1,6 @@
 r"""Importance ratios between the posterior and densities fitted to particles.
 
-An attention head (:mod:`numpyro_rwpo.heads.attention`) turns particles into a normalised density q
+An attention head (:mod:`numpyro_rwpo.heads.density`) turns particles into a normalised density q
 that can be sampled. Its draws x have importance ratios w = p(x)/q(x) against the joint density p of
 parameters and data. Their Pareto tail index **k-hat** says whether q covers the posterior (Vehtari,
 Simpson, Gelman, Yao and Gabry 2024, arXiv:1507.02646), their mean is the evidence.
@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.diagnostics.convergence import pareto_smoothing
-from numpyro_rwpo.heads.attention import HEADS, ProximalDensity, relative_prox_time
+from numpyro_rwpo.heads.density import ProximalDensity, relative_prox_time
+from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, Head
 from numpyro_rwpo.priors.laplace import LaplacePrior
 
 LogDensity = Callable[[Any], np.ndarray]
@@ -67,11 +68,11 @@ def _propose(
     prior: LaplacePrior,
     relative_time: float,
     *,
-    attention: str,
+    attention: Head,
     num_proposals: int,
 ) -> tuple[ProximalDensity, jax.Array, jax.Array]:
     """The density fitted to draws (n, dim), draws from it, and its log density at these."""
-    density = HEADS[attention](draws, prior, relative_prox_time(draws, relative_time))
+    density = attention.fit(draws, prior, relative_prox_time(draws, relative_time))
     proposals = density.sample(rng_key, num_proposals)
     return density, proposals, density.log_prob(proposals)
 
@@ -88,7 +89,7 @@ def fitted_ratios(
     log_density: LogDensity,
     prior: LaplacePrior,
     *,
-    attention: str,
+    attention: Head,
     relative_time: float,
     num_proposals: int,
 ) -> tuple[ProximalDensity, np.ndarray]:
@@ -99,7 +100,7 @@ def fitted_ratios(
         draws: in unconstrained space, (n, dim), all finite.
         log_density: joint log density with all constants, (n, dim) -> (n,).
         prior: Laplace part of the density, fields (dim,).
-        attention: name of the attention head.
+        attention: the attention head.
         relative_time: prox time in units of each coordinate's variance.
         num_proposals: draws from the fitted density.
 
@@ -152,7 +153,7 @@ def ensemble_coverage(
     log_density: LogDensity,
     prior: LaplacePrior,
     *,
-    attention: str = "copula",
+    attention: Head = BUILT_IN_HEADS["copula"],
     relative_time: float = 0.1,
 ) -> Coverage:
     """K-hat of the densities of single ensembles, from the last ensemble of every chain.
@@ -166,7 +167,7 @@ def ensemble_coverage(
         num_particles: particles of an ensemble; where there are fewer draws, all of a chain.
         log_density: joint log density, (n, dim) -> (n,).
         prior: Laplace part of the density, fields (dim,).
-        attention: name of the attention head.
+        attention: the attention head.
         relative_time: prox time in units of each coordinate's variance.
     """
     num_chains = draws.shape[0]

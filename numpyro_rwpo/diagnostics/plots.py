@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from numpyro_rwpo.diagnostics.selection import select_variables
-from numpyro_rwpo.heads.attention import attention_weights
+from numpyro_rwpo.heads.density import attention_weights
 from numpyro_rwpo.priors.laplace import LaplacePrior
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from numpyro_rwpo.dynamics.adaptation import Candidates
 from numpyro_rwpo.dynamics.transport import MAX_TRANSPORT_STEPS
+from numpyro_rwpo.heads.registry import Head
 from numpyro_rwpo.support.sharding import Placement
 
 MAX_RANK = 16  # directions of a low-rank metric
@@ -16,7 +17,7 @@ class Settings(NamedTuple):
 
     num_warmup: int
     num_transport: int
-    attention: str
+    attention: Head
     relative_prox_time: float
     corrected: bool
     candidates: Candidates

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from numpyro_rwpo.dynamics.ensemble import Ensemble, thinned
 from numpyro_rwpo.dynamics.factors import to_position, to_whitened_gradient
 from numpyro_rwpo.dynamics.metric import Preconditioner
-from numpyro_rwpo.heads.attention import HEADS, relative_prox_time
+from numpyro_rwpo.heads.density import relative_prox_time
+from numpyro_rwpo.heads.registry import Head
 from numpyro_rwpo.heads.ring import shared_heat_score
 from numpyro_rwpo.model.target import Target
 from numpyro_rwpo.priors.laplace import no_prior
@@ -75,7 +76,7 @@ def transport_step(
     preconditioner: Preconditioner,
     target: Target,
     *,
-    attention: str,
+    attention: Head,
     relative_time: float,
 ) -> tuple[Ensemble, Flow]:
     """Move the ensemble one step along the flow.
@@ -85,7 +86,7 @@ def transport_step(
         flow: progress so far.
         preconditioner: the metric of this ensemble's moments.
         target: the posterior.
-        attention: name of the attention head.
+        attention: the attention head.
         relative_time: prox time in units of each coordinate's variance.
 
     Returns:
@@ -97,7 +98,7 @@ def transport_step(
     factor, width = preconditioner.factor, jnp.sqrt(preconditioner.spectrum)
     prior = target.prior or no_prior(dim, particles.dtype)
     prox_time = relative_prox_time(particles, relative_time)
-    density = HEADS[attention](particles, prior, prox_time)
+    density = attention.fit(particles, prior, prox_time)
     explicit = ensemble.gradient + prior.moreau_gradient(particles, prox_time) / 2
     implicit = shared_heat_score(density, particles, target.placement)
     velocity = to_whitened_gradient(factor, explicit + implicit)

@@ -1,4 +1,4 @@
-"""Checks of the flows' arguments."""
+"""Checks of the arguments of flows."""
 
 import math
 import numbers
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.heads.attention import HEADS
+from numpyro_rwpo.heads.registry import BUILT_IN_HEADS
 from numpyro_rwpo.support.checks import check_choice
 
 
@@ -32,13 +32,13 @@ def check_weight(name: str, value: Any) -> None:
 
 def check_layer_choice(attention: Any, learn: Iterable[str], learnable: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless head and learnt quantities are known ones."""
-    check_choice("attention", attention, tuple(HEADS))
+    check_choice("attention", attention, tuple(BUILT_IN_HEADS))
     if isinstance(learn, str) or not set(learn) <= set(learnable):
         raise ValueError(f"`learn` must be a tuple of names among {learnable}; got {learn!r}.")
 
 
 def checked_row(name: str, value: ArrayLike, dim: int, *, is_positive: bool = False) -> np.ndarray:
-    """``value`` as a row of floats (dim,); raise unless finite and, if asked, positive."""
+    """``value`` as a row of floats (dim,); raise unless finite and, if requested, positive."""
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"`{name}` must be a real number or array; got {value!r}.")
@@ -61,7 +61,7 @@ def checked_particles(name: str, value: ArrayLike, dim: int, dtype: Any) -> jax.
 
 
 def checked_points(value: ArrayLike, dim: int) -> jax.Array:
-    """``value`` as an array (..., dim); raise ``ValueError`` if its last axis is another."""
+    """``value`` as an array (..., dim); raise ``ValueError`` if its last axis is not ``dim``."""
     points = jnp.asarray(value)
     if points.ndim == 0 or points.shape[-1] != dim:
         raise ValueError(f"`x` must have shape (..., {dim}); got {points.shape}.")

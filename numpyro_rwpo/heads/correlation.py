@@ -13,10 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from numpyro_rwpo.heads.density import least_spread
+
 # Single-precision products must not be rounded to fewer bits on accelerators.
 _EXACT = lax.Precision.HIGHEST
+# Number of factors at most, which bounds the time of a product with R at 32 dim multiplications a
+# particle. The metric stops at the same number of directions (`dynamics.settings.MAX_RANK`).
 MAX_FACTORS = 16
-_LEAST_NOISE = 0.01  # variance of a coordinate that the factors leave unexplained, at least
+# Number of particles for each factor, at least. The threshold for factors is a limit for many
+# particles; in small ensembles the eigenvalues of noise scatter beyond it.
+_PARTICLES_PER_FACTOR = 8
+# Share of a coordinate's variance, which is 1, that the factors leave unexplained at least. The
+# inverse of R then has eigenvalues of at most 100.
+_LEAST_NOISE = 0.01
+# Excess over the threshold, relative to it, from which an eigenvalue is a factor. At the threshold
+# itself the factor's strength has an infinite derivative.
+_FACTOR_MARGIN = 1e-3
 
 
 class Correlation(Protocol):
@@ -99,23 +111,25 @@ def fit_correlation(normal: jax.Array) -> DenseCorrelation | FactorCorrelation:
     num_particles, dim = normal.shape
     if dim > num_particles:
         return _factor_model(normal)
-    return DenseCorrelation(*_factorised(_shrunk_correlation(normal)))
+    return DenseCorrelation(*_factorized(_shrunk_correlation(normal)))
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=_EXACT)
 
 
-def _standardised(normal: jax.Array) -> jax.Array:
-    """Columns with mean 0 and variance 1; 0 where the particles coincide.
+def _centered(normal: jax.Array) -> jax.Array:
+    return normal - jnp.mean(normal, 0)
 
-    They have no correlation to speak of then, only rounding. (Neither the root nor its inverse has
-    a derivative at 0, and a selection after them would not keep it out.)
+
+def _inverse_deviation(variance: jax.Array) -> jax.Array:
+    """One over the root of the normal scores' variances (dim,), and 0 where particles coincide.
+
+    Coinciding particles have no correlation, only rounding. (Neither the root nor its inverse has a
+    derivative at 0, and a selection after them would not keep it out.)
     """
-    centred = normal - jnp.mean(normal, 0)
-    variance = jnp.mean(centred**2, 0)
-    has_spread = variance > (32 * float(np.finfo(normal.dtype).eps)) ** 2
-    return centred * jnp.where(has_spread, lax.rsqrt(jnp.where(has_spread, variance, 1)), 0)
+    has_spread = jnp.sqrt(variance) > least_spread(variance.dtype)
+    return jnp.where(has_spread, 1 / jnp.sqrt(jnp.where(has_spread, variance, 1)), 0)
 
 
 def _factor_model(normal: jax.Array) -> FactorCorrelation:
@@ -124,19 +138,20 @@ def _factor_model(normal: jax.Array) -> FactorCorrelation:
     Of n draws of independent coordinates the sample eigenvalues reach :math:`(1 + \sqrt\gamma)^2`,
     :math:`\gamma` = dim/n. One beyond is :math:`\hat\ell = \ell (1 + \gamma/(\ell - 1))` of a true
     :math:`\ell`, and its vector has the squared cosine :math:`c^2 = (1 - \gamma/(\ell-1)^2) / (1 +
-    \gamma/(\ell-1))` with the true one. Taking :math:`1 + (\ell - 1) c^2` instead minimises the
+    \gamma/(\ell-1))` with the true one. Taking :math:`1 + (\ell - 1) c^2` instead minimizes the
     squared error, and goes to 1, no factor, at the edge (Donoho, Gavish and Johnstone 2018,
     arXiv:1311.0851, eqs. 1.2, 1.3, 1.9 and 1.12).
     """
     num_particles, dim = normal.shape
-    scores = _standardised(normal)
-    largest, vectors = _leading(
-        _product(scores, scores.T) / num_particles, min(MAX_FACTORS, max(1, num_particles // 8))
-    )
+    centered = _centered(normal)
+    scores = centered * _inverse_deviation(jnp.mean(centered**2, 0))
+    max_factors = min(MAX_FACTORS, max(1, num_particles // _PARTICLES_PER_FACTOR))
+    largest, vectors = _leading(_product(scores, scores.T) / num_particles, max_factors)
     gamma = dim / num_particles
     edge = (1 + gamma**0.5) ** 2
-    is_factor = largest > edge * (1 + 1e-3)
-    seen = jnp.where(is_factor, largest, 2 * edge)  # any number with finite derivatives
+    is_factor = largest > edge * (1 + _FACTOR_MARGIN)
+    # An eigenvalue that is no factor is replaced by any number with finite derivatives.
+    seen = jnp.where(is_factor, largest, 2 * edge)
     excess = (seen - 1 - gamma + jnp.sqrt((seen - 1 - gamma) ** 2 - 4 * gamma)) / 2  # l - 1
     cosine = (1 - gamma / excess**2) / (1 + gamma / excess)
     strength = jnp.where(is_factor, excess * cosine / (num_particles * seen), 1)
@@ -180,6 +195,7 @@ def _leading_jvp(
     largest, leading = spectrum[-number:], vectors[:, -number:]
     image = _product(change, leading)
     gap = largest - spectrum[:, None]
+    # `eigh` knows eigenvalues to a few roundings of the largest; below 16 of them two coincide.
     is_apart = jnp.abs(gap) > 16 * float(np.finfo(matrix.dtype).eps) * jnp.abs(spectrum).max()
     turn = jnp.where(is_apart, 1 / jnp.where(is_apart, gap, 1), 0) * _product(vectors.T, image)
     changes = jnp.sum(leading * image, 0), _product(vectors, turn)
@@ -187,7 +203,7 @@ def _leading_jvp(
 
 
 @jax.custom_jvp
-def _factorised(correlation: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _factorized(correlation: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A with R = A A^T, the inverse of R minus the identity, half the log determinant of R.
 
     Its derivatives are coded: those of eigenvectors are infinite where eigenvalues coincide, as all
@@ -205,11 +221,11 @@ def _factorised(correlation: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
     return factor, coupling, 0.5 * jnp.sum(jnp.log(spectrum))
 
 
-@_factorised.defjvp
-def _factorised_jvp(
+@_factorized.defjvp
+def _factorized_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-    factor, coupling, half_log_det = _factorised(*primals)
+    factor, coupling, half_log_det = _factorized(*primals)
     (change,) = tangents
     change_inverse = change + jnp.matmul(change, coupling, precision=_EXACT)  # dR R^-1
     inverse_both = change_inverse + jnp.matmul(coupling, change_inverse, precision=_EXACT)
@@ -221,25 +237,21 @@ def _factorised_jvp(
 def _shrunk_correlation(normal: jax.Array) -> jax.Array:
     r"""Correlation of (num_particles, dim) normal scores, shrunk towards the identity.
 
-    The weight on the identity is the one that minimises the expected squared error, the sum of the
+    The weight on the identity is the one that minimizes the expected squared error, the sum of the
     variances of the correlations over the sum of their squares (Schaefer and Strimmer 2005), with
     the variance :math:`(1 - r^2)^2/(N-1)` of normal data.
     """
     num_particles, dim = normal.shape
-    epsilon = float(np.finfo(normal.dtype).eps)
-    centred = normal - jnp.mean(normal, 0)
-    covariance = jnp.matmul(centred.T, centred, precision=_EXACT) / num_particles
-    variance = jnp.diagonal(covariance)
-    # Coinciding particles have no correlation to speak of, only rounding. (Neither the root nor its
-    # inverse has a derivative at 0, and a selection after them would not keep it out.)
-    has_spread = jnp.sqrt(variance) > 32 * epsilon
-    inverse = jnp.where(has_spread, 1 / jnp.sqrt(jnp.where(has_spread, variance, 1)), 0)
+    centered = _centered(normal)
+    covariance = _product(centered.T, centered) / num_particles
+    inverse = _inverse_deviation(jnp.diagonal(covariance))
     identity = jnp.eye(dim, dtype=normal.dtype)
     correlation = (1 - identity) * jnp.clip(covariance * inverse[:, None] * inverse, -1, 1)
     squares = correlation**2
     noise = (jnp.sum((1 - squares) ** 2) - dim) / max(num_particles - 1, 1)
-    # The floor covers the rounding of the eigenvalues.
-    smallest = 16 * dim * epsilon
+    # `eigh` knows eigenvalues to a few roundings of the largest, which is at most dim. Shrinkage by
+    # 16 dim roundings keeps all of them positive.
+    smallest = 16 * dim * float(np.finfo(normal.dtype).eps)
     # More noise than correlation is as good as equally much. The least divisor has a finite square.
     least = float(np.finfo(normal.dtype).tiny) ** 0.5
     shrinkage = noise / jnp.maximum(jnp.maximum(jnp.sum(squares), noise), least)

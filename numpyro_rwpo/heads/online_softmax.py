@@ -14,8 +14,10 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+# Number of keys that are read at a time. With 4,096 queries they make one block of logits.
 BLOCK_SIZE = 512
-# Logits in one block of queries and keys: 8 MB in single precision.
+# Number of logits in one block of queries and keys at most. In single precision they take 8 MB, of
+# the order of a processor's last-level cache.
 _BLOCK_ELEMENTS = 2**21
 
 

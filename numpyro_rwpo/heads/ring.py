@@ -14,7 +14,8 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.heads.attention import JointDensity, ProximalDensity
+from numpyro_rwpo.heads.density import ProximalDensity
+from numpyro_rwpo.heads.joint import JointDensity
 from numpyro_rwpo.heads.online_softmax import (
     BLOCK_SIZE,
     Sums,

@@ -15,6 +15,7 @@ from numpyro_rwpo.diagnostics.importance import (
     ensemble_coverage,
     importance_evidence,
 )
+from numpyro_rwpo.heads.registry import find_head
 from numpyro_rwpo.priors.laplace import laplace_prior
 
 LOG_Z = 3.7
@@ -105,7 +106,12 @@ def test_fitted_density_gives_the_constant_of_a_density(attention):
     prior = laplace_prior(jnp.array([0.0, 0.0, 1.0]))
     draws = exact_draws(np.random.default_rng(2), (4, 500))
     evidence = estimate_evidence(
-        jax.random.key(0), draws, log_density, prior, attention=attention, num_proposals=2000
+        jax.random.key(0),
+        draws,
+        log_density,
+        prior,
+        attention=find_head(attention),
+        num_proposals=2000,
     )
     assert evidence.k_hat < 0.7
     assert abs(evidence.log_evidence - LOG_Z) < max(4 * evidence.standard_error, 0.02)

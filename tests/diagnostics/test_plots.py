@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from numpyro_rwpo import compare, plots
 from numpyro_rwpo.diagnostics.selection import select_variables
-from numpyro_rwpo.heads.attention import attention_weights, fit_joint
+from numpyro_rwpo.heads.density import attention_weights
+from numpyro_rwpo.heads.joint import fit_joint
 from numpyro_rwpo.priors.laplace import laplace_prior
 
 RNG = np.random.default_rng(0)

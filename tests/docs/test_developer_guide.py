@@ -17,17 +17,13 @@ from helpers import run_mcmc
 from numpy.typing import NDArray
 
 from numpyro_rwpo import RWPO, fit_joint, laplace_prior
-from numpyro_rwpo.heads.attention import HEADS
 
 FOLDER = Path(__file__).parents[2] / "examples" / "developer"
 MAX_LINES = 60  # what the guide promises
 
 
 @pytest.fixture
-def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr("numpyro_rwpo.heads.attention.HEADS", HEADS)
-    before = dict(HEADS)
-    request.addfinalizer(lambda: (HEADS.clear(), HEADS.update(before)))
+def example(request: pytest.FixtureRequest) -> dict[str, Any]:
     return runpy.run_path(str(FOLDER / request.param))
 
 
@@ -115,7 +111,7 @@ def test_head_in_the_sampler(example: dict[str, Any]) -> None:
     residual at which the flow stops.
     """
     mcmc = run_mcmc(
-        RWPO(normal_pair, attention="gaussian", correction=None, num_particles=100),
+        RWPO(normal_pair, attention=example["fit_gaussian"], correction=None, num_particles=100),
         num_warmup=150,
         num_samples=100,
     )

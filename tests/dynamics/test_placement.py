@@ -10,7 +10,7 @@ from numpyro_rwpo.dynamics.ensemble import evaluate, gradient
 from numpyro_rwpo.dynamics.metric import ensemble_moments, fisher_preconditioner, without_outliers
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.transport import initial_flow, transport_step
-from numpyro_rwpo.heads.attention import HEADS
+from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, find_head
 from numpyro_rwpo.model.target import Differentiation
 from numpyro_rwpo.priors.laplace import LaplacePrior
 
@@ -98,7 +98,7 @@ def flow(target, particles, steps, attention="copula", dense=True):
             progress,
             fisher_preconditioner(moments),
             target,
-            attention=attention,
+            attention=find_head(attention),
             relative_time=0.1,
         )
         return evaluate(ensemble.particles, target), progress
@@ -128,7 +128,7 @@ def test_transport_reaches_a_product_target(attention, dense):
     assert float(progress.residual) < 0.5
 
 
-@pytest.mark.parametrize("attention", list(HEADS))
+@pytest.mark.parametrize("attention", list(BUILT_IN_HEADS))
 def test_transport_survives_awful_ensembles(attention):
     smooth, _, _ = gaussian(np.ones(DIM))
     target = Differentiation(1.0, False).target(smooth, None)

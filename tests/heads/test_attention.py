@@ -15,21 +15,17 @@ import pytest
 import scipy.stats
 
 from numpyro_rwpo.heads import online_softmax
-from numpyro_rwpo.heads.attention import (
-    HEADS,
-    CopulaDensity,
-    ProximalDensity,
-    fit_copula,
-    fit_joint,
-    relative_prox_time,
-)
-from numpyro_rwpo.heads.correlation import _factorised
+from numpyro_rwpo.heads.copula import CopulaDensity, fit_copula
+from numpyro_rwpo.heads.correlation import _factorized
+from numpyro_rwpo.heads.density import ProximalDensity, relative_prox_time
+from numpyro_rwpo.heads.joint import fit_joint
 from numpyro_rwpo.heads.online_softmax import streamed_attention
+from numpyro_rwpo.heads.registry import BUILT_IN_HEADS
 from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior
 
 BETA = 1.3
 PRIOR = laplace_prior(np.array([1.5, 0.0], np.float32), np.array([0.2, 0.0], np.float32))
-HEAD_NAMES = pytest.mark.parametrize("head", sorted(HEADS))
+HEAD_NAMES = pytest.mark.parametrize("head", sorted(BUILT_IN_HEADS))
 
 
 @partial(jax.jit, static_argnames="head")
@@ -40,7 +36,8 @@ def fit(
     relative: float = 0.1,
 ) -> ProximalDensity:
     prior = jax.tree.map(lambda field: jnp.asarray(field, particles.dtype), prior)
-    return HEADS[head](particles, prior, relative_prox_time(particles, relative), BETA)
+    prox_time = relative_prox_time(particles, relative)
+    return BUILT_IN_HEADS[head].function(particles, prior, prox_time, BETA)
 
 
 @jax.jit
@@ -195,7 +192,7 @@ def test_collapsed_particles_stay_finite(head: str, particles: np.ndarray) -> No
 def test_particles_must_be_a_matrix(head: str) -> None:
     for shape in ((8,), (0, 2), (4, 2, 3)):
         with pytest.raises(ValueError, match=r"`particles` must have shape .* got "):
-            HEADS[head](np.zeros(shape, np.float32), PRIOR, 0.1)
+            BUILT_IN_HEADS[head].function(np.zeros(shape, np.float32), PRIOR, 0.1)
 
 
 def test_relative_prox_time_is_relative() -> None:
@@ -379,7 +376,7 @@ def test_shrinkage_follows_the_evidence() -> None:
 @partial(jax.jit, static_argnames=("head", "log_target"))
 def efficiency(head: str, particles: jax.Array, prior: LaplacePrior, log_target: Any) -> jax.Array:
     """Effective share of 4000 importance draws from a head, 1 if it is the target itself."""
-    density = HEADS[head](particles, prior, relative_prox_time(particles, 0.1))
+    density = BUILT_IN_HEADS[head].function(particles, prior, relative_prox_time(particles, 0.1))
     draws = density.sample(jax.random.key(3), 4000)
     log_weights = jax.vmap(log_target)(draws) - density.log_prob(draws)
     weights = jnp.exp(log_weights - jnp.max(log_weights))
@@ -500,7 +497,8 @@ def test_prox_time_has_the_derivative_of_the_kernels() -> None:
     """
 
     def log_prob(prox_time: jax.Array, particles: jax.Array, head: str) -> jax.Array:
-        density = HEADS[head](particles, laplace_prior(jnp.array([1.5]), 0.1), prox_time)
+        prior = laplace_prior(jnp.array([1.5]), 0.1)
+        density = BUILT_IN_HEADS[head].fit(particles, prior, prox_time)
         return density.log_prob(jnp.linspace(-2, 2, 9)[:, None])
 
     particles = jax.random.normal(jax.random.key(0), (10, 40, 1))
@@ -533,7 +531,7 @@ def test_factors_have_derivatives_where_eigenvalues_coincide(mixing: float) -> N
     change = np.array([[0.0, 0.2, -0.1], [0.2, 0.0, 0.4], [-0.1, 0.4, 0.0]])
 
     def results(step: jax.Array) -> tuple[jax.Array, ...]:
-        factor, coupling, half_log_det = _factorised(correlation + step * change)
+        factor, coupling, half_log_det = _factorized(correlation + step * change)
         return factor @ factor.T, coupling, half_log_det
 
     _, found = jax.jvp(results, (0.0,), (1.0,))

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from numpyro_rwpo.heads.grid import (
-    GridDensity,
-    _log_mean_exp,
-    _log_normal_tail,
-    _normal_tail_quantile,
-    fit_grid,
-)
+from numpyro_rwpo.heads.grid import GridDensity, fit_grid
+from numpyro_rwpo.heads.log_space import log_mean_exp, log_normal_tail, normal_tail_quantile
 from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior
 
 fit = jax.jit(fit_grid)
@@ -238,9 +233,9 @@ def test_normal_tail_and_its_inverse(double: bool) -> None:
     with jax.enable_x64(double):
         dtype = np.float64 if double else np.float32
         epsilon = np.finfo(dtype).eps
-        tail = jax.jit(_log_normal_tail)(t.astype(dtype))
+        tail = jax.jit(log_normal_tail)(t.astype(dtype))
         np.testing.assert_allclose(tail, expected, rtol=8 * epsilon, atol=4 * epsilon)
-        inverse = jax.jit(_normal_tail_quantile)(expected.astype(dtype))
+        inverse = jax.jit(normal_tail_quantile)(expected.astype(dtype))
         np.testing.assert_allclose(inverse, t, rtol=8 * epsilon, atol=8 * epsilon)
 
 
@@ -254,5 +249,5 @@ def test_log_mean_exp_has_accurate_derivatives_near_zero_and_far_out(double: boo
         with np.errstate(divide="ignore", invalid="ignore"):
             closed = 0.5 / np.tanh(size / 2) - 1 / size + 0.5
         expected = np.where(np.abs(size) < 1e-3, 0.5 + size / 12 - size**3 / 720, closed)
-        found = jax.jit(jax.vmap(jax.grad(_log_mean_exp)))(size.astype(dtype))
+        found = jax.jit(jax.vmap(jax.grad(log_mean_exp)))(size.astype(dtype))
         np.testing.assert_allclose(found, expected, atol=50 * np.finfo(dtype).eps)

@@ -1,0 +1,84 @@
+"""The argument ``attention``: a built-in head's name, or a function of the user's own."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from helpers import run_mcmc, shrunken_means
+
+from numpyro_rwpo import RWPO, fit_copula, fit_marginal, laplace_prior, load, save
+from numpyro_rwpo.heads.marginal import MarginalDensity
+from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, find_head
+
+Y = np.array([2.0, 0.1, -0.3], np.float32)
+
+
+def own_head(particles: jax.Array, prior: Any, prox_time: jax.Array) -> MarginalDensity:
+    return fit_marginal(particles, prior, prox_time)
+
+
+class Callable:
+    def __call__(self, particles: jax.Array, prior: Any, prox_time: jax.Array) -> MarginalDensity:
+        return fit_marginal(particles, prior, prox_time)
+
+
+def light(attention: Any) -> RWPO:
+    return RWPO(shrunken_means, num_particles=8, attention=attention, dense_mass=False)
+
+
+def draws(attention: Any) -> np.ndarray:
+    mcmc = run_mcmc(light(attention), Y, 0.5, num_warmup=8, num_samples=8)
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(mcmc.get_samples())])
+
+
+def test_the_registry_cannot_grow() -> None:
+    with pytest.raises(TypeError):
+        BUILT_IN_HEADS["own"] = own_head  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("attention", "name"),
+    [
+        ("joint", "joint"),
+        (fit_copula, "copula"),
+        (own_head, f"{__name__}.own_head"),
+        (partial(own_head), f"{__name__}.own_head"),
+        (Callable(), f"{__name__}.Callable"),
+    ],
+    ids=["name", "built-in", "function", "partial", "object"],
+)
+def test_name(attention: Any, name: str) -> None:
+    assert find_head(attention).name == name
+    assert light(attention).arguments["attention"] == name
+
+
+@pytest.mark.parametrize("attention", ["sparse", None, 3])
+def test_neither_name_nor_function(attention: Any) -> None:
+    message = r"`attention` must be one of 'joint', .*, or a function fit\(.*\) .*; got"
+    with pytest.raises(ValueError, match=message):
+        light(attention)
+
+
+def test_a_function_is_what_transports() -> None:
+    expected = draws("marginal")
+    np.testing.assert_array_equal(draws(own_head), expected)
+    assert (draws("copula") != expected).any()
+
+
+def test_a_function_that_returns_no_density() -> None:
+    with pytest.raises(TypeError, match=r"'.*<lambda>' must return a density .*; got tuple"):
+        find_head(lambda *_: (1, 2)).fit(np.zeros((4, 1)), laplace_prior(1.0), 0.1)
+
+
+def test_saved_runs_compare_functions_by_name(tmp_path: Path) -> None:
+    mcmc = run_mcmc(light(own_head), Y, 0.5, num_warmup=8, num_samples=8)
+    save(mcmc, tmp_path / "run.npz")
+    assert load(tmp_path / "run.npz", mcmc).z.keys() == mcmc.last_state.z.keys()
+    other = run_mcmc(light("copula"), Y, 0.5, num_warmup=8, num_samples=8)
+    with pytest.raises(ValueError, match="attention was '.*own_head' and is 'copula'"):
+        load(tmp_path / "run.npz", other)
