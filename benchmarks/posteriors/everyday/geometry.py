@@ -77,7 +77,7 @@ def bananas_thin() -> Everyday:
 
 @everyday
 def dual_moon() -> Everyday:
-    """The two half-moons of ``neutra.py``, one above the other: two modes of equal shares.
+    """The two half-moons of ``neutra.py``, side by side: two modes of equal shares.
 
     The density is a ring of radius 2 and thickness 0.4 times normals at +- 2 of sd 0.6 on the first
     coordinate. Exact draws come from a fine grid, jittered within its cells.

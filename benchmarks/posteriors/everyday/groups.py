@@ -201,7 +201,10 @@ def radon() -> Everyday:
 
 @everyday
 def rugby() -> Everyday:
-    """Scores of 60 matches of six teams: attack and defense, with sums of zero on average."""
+    """Scores of 60 matches of six teams.
+
+    A constant added to all attacks and to all defenses changes nothing but the prior: a ridge.
+    """
     rng = np.random.default_rng(0)
     pairs = np.array([(i, j) for i in range(6) for j in range(6) if i != j] * 2, np.int32)
     attack, defense = 0.3 * rng.normal(size=6), 0.3 * rng.normal(size=6)
