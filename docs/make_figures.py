@@ -16,8 +16,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC
 
-from numpyro_rwpo import RWPO, laplace_prior, to_arviz
-from numpyro_rwpo.diagnostics.plots import plot_attention, plot_transport
+from numpyro_rwpo import RWPO, laplace_prior, plots, to_arviz
 
 HERE = Path(__file__).parent
 BIAS = HERE.parent / "benchmarks" / "results" / "bias.json"
@@ -54,7 +53,7 @@ def transport() -> None:
     figure, axes = plt.subplots(
         1, 4, figsize=(9, 2.6), layout="constrained", sharex=True, sharey=True
     )
-    plot_transport(path, frames=[0, 4, len(path) - 1], coordinates=(0, 1), axes=axes[:3])
+    plots.plot_transport(path, frames=[0, 4, len(path) - 1], coordinates=(0, 1), axes=axes[:3])
     axes[3].plot(*draws.T, ".", color=GREEN, markersize=4)
     axes[3].spines[["top", "right"]].set_visible(False)
     axes[3].set_title("draws after correction", fontsize="medium")
@@ -65,7 +64,7 @@ def transport() -> None:
     draws = draws[:120]  # more particles would hide each other
     query = int(np.argmin(((draws - np.array([1.0, 1.0])) ** 2).sum(1)))
     for axes, attention in ((left, "joint"), (right, "marginal")):
-        plot_attention(draws, query, laplace_prior(1.0), attention=attention, axes=axes)
+        plots.plot_attention(draws, query, laplace_prior(1.0), attention=attention, axes=axes)
         axes.set_title(f"{attention}: {axes.get_title()}", fontsize="medium")
     save(figure, "attention")
 

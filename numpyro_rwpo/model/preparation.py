@@ -124,29 +124,49 @@ def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dic
 
 
 class CompiledOnce(Generic[T]):
-    """``function(inputs, args, kwargs)``, compiled once for all data of the same shapes.
+    """``function(constants, inputs, args, kwargs)``, compiled once for all data of the same shapes.
 
-    Calls name in ``constants`` what else the function depends on; others make another program.
+    Where something is being traced already, the function becomes part of that program.
 
     Args:
         function: traceable in ``inputs``, a pytree of arrays, and where the model allows it in
-            the arrays among ``args`` and ``kwargs``.
+            the arrays among ``args`` and ``kwargs``. What else it depends on is in ``constants``,
+            hashable; others make another program.
+        options: makes XLA's compiler options from constants and inputs; ``None`` means the usual.
     """
 
-    def __init__(self, function: Callable[[Any, tuple[Any, ...], dict[str, Any]], T]) -> None:
+    def __init__(
+        self,
+        function: Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], T],
+        options: Callable[[Any, Any], dict[str, Any] | None] = lambda constants, inputs: None,
+    ) -> None:
         self._function = function
-
-        def program(constants: Hashable, layout: Layout, inputs: Any, arrays: list[Any]) -> T:
-            return function(inputs, *join_arrays(arrays, layout))
-
-        self._program = jax.jit(program, static_argnums=(0, 1))
+        self._options = options
+        self._programs: dict[Any, Any] = {}
 
     def __call__(
         self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> T:
         """Run the program; what the function raises, it raises with the data as constants."""
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((inputs, args, kwargs))):
+            return self._function(constants, inputs, args, kwargs)
         arrays, layout = split_arrays(args, kwargs)
+        options = self._options(constants, inputs)
         try:
-            return self._program(constants, layout, inputs, arrays)
+            return self._program(options)(constants, layout, inputs, arrays)
         except Exception:  # an error of the model's own comes again below
-            return jax.jit(lambda inputs: self._function(inputs, args, kwargs))(inputs)
+            fixed = jax.jit(
+                lambda inputs: self._function(constants, inputs, args, kwargs),
+                compiler_options=options,
+            )
+            return fixed(inputs)
+
+    def _program(self, options: dict[str, Any] | None) -> Any:
+        key = None if options is None else tuple(sorted(options.items()))
+        if key not in self._programs:
+
+            def program(constants: Hashable, layout: Layout, inputs: Any, arrays: list[Any]) -> T:
+                return self._function(constants, inputs, *join_arrays(arrays, layout))
+
+            self._programs[key] = jax.jit(program, static_argnums=(0, 1), compiler_options=options)
+        return self._programs[key]

@@ -72,13 +72,14 @@ def test_noise_free_particles_are_not_called_draws(noise_free: Any) -> None:
 
     report = diagnose(noise_free)
     assert "R-hat and ESS do not apply" in str(report)
-    assert report.figures["settings"]["num_draws"] == 16
+    measured = report.measurements
+    assert measured.settings.num_draws == 16
     assert "repeats" in {finding.about for finding in report.findings}
     assert not {"R-hat", "ESS", "chains"} & {finding.about for finding in report.findings}
     # What takes their place: k-hat, the discrepancy and the identities.
-    assert np.isfinite(report.figures["evidence"]["k_hat"])
-    assert report.figures["stein"]["discrepancy"]["num_draws"] == 32
-    assert len(report.figures["stein"]["virial"]) == 1
+    assert np.isfinite(measured.evidence.k_hat)
+    assert measured.stein.discrepancy.num_draws == 32
+    assert len(measured.stein.virial) == 1
 
 
 def test_bad_input(lasso_run: Any) -> None:

@@ -321,14 +321,14 @@ def test_evidence(make):
         progress_bar=False,
     )
     mcmc.run(jax.random.key(0), data)
-    evidence = diagnose(mcmc).figures["evidence"]
-    error = evidence["log_evidence"] - exact
+    evidence = diagnose(mcmc).measurements.evidence
+    error = evidence.log_evidence - exact
     print(f"\n{make.__name__}: {evidence}, exact {exact:.4f}, error {error:+.4f}")
     # Nested sampling has an error of its own, stored with it.
     own = json.loads(NESTED.read_text())["standard_error"] if make is nested_evidence else 0.0
     assert abs(error) < 0.05 + 3 * own
-    assert abs(error) < 4 * np.hypot(evidence["standard_error"], own) + 1e-3
-    assert evidence["standard_error"] < 0.05
+    assert abs(error) < 4 * np.hypot(evidence.standard_error, own) + 1e-3
+    assert evidence.standard_error < 0.05
 
 
 NUM_SEEDS = 5
@@ -374,15 +374,15 @@ def test_k_hat_flags_the_fit_that_does_not_cover(name, is_flagged):
     exact = json.loads(ANNEALED.read_text())
     for seed in range(NUM_SEEDS):
         report = run_problem(name, seed)
-        coverage, evidence = report.figures["coverage"], report.figures["evidence"]
+        coverage, evidence = report.measurements.coverage, report.measurements.evidence
         print(f"\n{name}, seed {seed}: {coverage}\n  {evidence}\n  {report.findings}")
         if is_flagged is not None:
-            assert (coverage["k_hat"] > 0.7) == is_flagged
+            assert (coverage.k_hat > 0.7) == is_flagged
             assert ("k-hat" in {finding.about for finding in report.findings}) == is_flagged
         if name == "breast_cancer_logistic":
-            error = evidence["log_evidence"] - exact["log_evidence"]
-            assert evidence["standard_error"] < 0.2
-            assert abs(error) < 4 * np.hypot(evidence["standard_error"], exact["standard_error"])
+            error = evidence.log_evidence - exact["log_evidence"]
+            assert evidence.standard_error < 0.2
+            assert abs(error) < 4 * np.hypot(evidence.standard_error, exact["standard_error"])
 
 
 @pytest.mark.slow
@@ -391,8 +391,8 @@ def test_evidence_of_noise_free_particles_is_right_or_without_error():
     exact = json.loads(ANNEALED.read_text())
     for seed in range(NUM_SEEDS):
         report = run_problem("breast_cancer_logistic", seed, correction=None)
-        evidence = report.figures["evidence"]
-        error = evidence["log_evidence"] - exact["log_evidence"]
-        print(f"\nseed {seed}: {report.figures['coverage']}\n  {evidence}, error {error:+.3f}")
+        evidence = report.measurements.evidence
+        error = evidence.log_evidence - exact["log_evidence"]
+        print(f"\nseed {seed}: {report.measurements.coverage}\n  {evidence}, error {error:+.3f}")
         assert {"k-hat", "spread"} <= {finding.about for finding in report.findings}
-        assert abs(error) < 4 * np.hypot(evidence["standard_error"], exact["standard_error"])
+        assert abs(error) < 4 * np.hypot(evidence.standard_error, exact["standard_error"])

@@ -26,7 +26,7 @@ from helpers import (
 )
 from numpyro.infer import MCMC
 
-from numpyro_rwpo import RWPO, compare, diagnose, to_arviz
+from numpyro_rwpo import RWPO, compare_runs, diagnose, to_arviz
 
 X, Y = regression_data()
 DATA = np.array([0.3, 1.2, -0.5], np.float32)
@@ -350,4 +350,4 @@ def test_runs_that_have_no_draws(read: Callable[[Any], Any]) -> None:
 
 def test_compare_refuses_runs_of_other_models() -> None:
     with pytest.raises(ValueError, match="mu"):
-        compare({"mu": np.zeros((2, 10))}, {"nu": np.zeros((2, 10))})
+        compare_runs({"mu": np.zeros((2, 10))}, {"nu": np.zeros((2, 10))})

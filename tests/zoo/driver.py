@@ -19,7 +19,7 @@ from numpyro.infer import MCMC, NUTS
 
 from numpyro_rwpo import RWPO, diagnose
 from numpyro_rwpo.diagnostics import convergence
-from numpyro_rwpo.diagnostics.findings import MAX_R_HAT, max_z
+from numpyro_rwpo.diagnostics.thresholds import MAX_R_HAT, max_z
 from tests.zoo.targets import TARGETS, ZooTarget
 
 FOLDER = Path(__file__).parent  # where `python -m tests.zoo --record` stores the rows
