@@ -11,8 +11,9 @@ of everything but imports and data: *first* with compilation, *again* on the sam
 (on a new one for NUTS, whose second vectorized run on one object fails in NumPyro 0.22). NumPyro
 compiles its loop on either. CPU seconds are of both runs, and less sensitive to other programs.
 
-Gradients are those of all chains of the first run. For RWPO those *before* are spent before the
-first draw is out; for NUTS, in warm-up, counted in a run of its own that is not timed.
+Gradients are those of all chains of the first run: in *warm-up*, *before* the first draw (RWPO then
+has refreshed its ensemble once, NUTS has spent nothing more), and in all. NUTS's warm-up is counted
+in a run of its own that is not timed.
 
 Draws are compared with stored references (:mod:`benchmarks.posteriors.everyday.reference`). A run
 is *right* where the largest score stays within its limit and the smallest bulk effective sample
@@ -77,22 +78,26 @@ def make_mcmc(
     )
 
 
-def gradients_of(mcmc: MCMC, everyday: Everyday, sampler: str, seed: int) -> tuple[int, int]:
-    """Gradients of a finished run of all chains: before the first draw, and in all."""
+def gradients_of(mcmc: MCMC, everyday: Everyday, sampler: str, seed: int) -> dict[str, int]:
+    """Gradients of a finished run: in warm-up, before the first draw, and in all."""
     fields = mcmc.get_extra_fields(group_by_chain=True)
     if sampler == "rwpo":
+        warmup = np.asarray(mcmc.last_state.warm_up.num_gradients, np.int64).sum()
         counts = np.asarray(fields["num_gradients"], np.int64)  # since the start, by draw
-        return int(counts[:, 0].sum()), int(counts[:, -1].sum())
-    warmup = make_mcmc(everyday, sampler, mcmc.num_warmup)
-    warmup.warmup(
-        jax.random.key(seed),
-        *everyday.args,
-        extra_fields=("num_steps",),
-        collect_warmup=True,
-        **everyday.kwargs,
-    )
-    before = np.asarray(warmup.get_extra_fields()["num_steps"], np.int64).sum()
-    return int(before), int(before + np.asarray(fields["num_steps"], np.int64).sum())
+        before, total = counts[:, 0].sum(), counts[:, -1].sum()
+    else:
+        again = make_mcmc(everyday, sampler, mcmc.num_warmup)
+        again.warmup(
+            jax.random.key(seed),
+            *everyday.args,
+            extra_fields=("num_steps",),
+            collect_warmup=True,
+            **everyday.kwargs,
+        )
+        warmup = before = np.asarray(again.get_extra_fields()["num_steps"], np.int64).sum()
+        total = warmup + np.asarray(fields["num_steps"], np.int64).sum()
+    counts = {"gradients_warmup": warmup, "gradients_before": before, "gradients": total}
+    return {key: int(value) for key, value in counts.items()}
 
 
 def measure(
@@ -136,8 +141,7 @@ def measure(
     record["num_warmup"], record["num_samples"] = mcmc.num_warmup, mcmc.num_samples
     record["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     record["num_divergences"] = int(np.sum(mcmc.get_extra_fields()["diverging"]))
-    before, total = gradients_of(mcmc, everyday, sampler, seed)
-    record["gradients_before"], record["gradients"] = before, total
+    record |= gradients_of(mcmc, everyday, sampler, seed)
     reference = load(name)
     if everyday.sites is not None:
         samples = {site: samples[site] for site in everyday.sites}

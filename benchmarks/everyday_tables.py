@@ -36,6 +36,7 @@ class Summary(NamedTuple):
         max_r_hat: Largest R-hat.
         ess: Smallest bulk effective sample size.
         divergences: Divergent draws.
+        gradients_warmup: Gradients of all chains in warm-up.
         gradients_before: Gradients of all chains before the first draw.
         gradients: Gradients of all chains.
         first: Wall seconds of the first run.
@@ -55,6 +56,7 @@ class Summary(NamedTuple):
     max_r_hat: float = NAN
     ess: float = NAN
     divergences: float = NAN
+    gradients_warmup: float = NAN
     gradients_before: float = NAN
     gradients: float = NAN
     first: float = NAN
@@ -101,6 +103,7 @@ def summarize(records: list[Record]) -> Summary:
         max_r_hat=float(np.max([_known(r["max_r_hat"]) for r in complete])),
         ess=median("min_bulk_ess"),
         divergences=median("num_divergences"),
+        gradients_warmup=median("gradients_warmup"),
         gradients_before=median("gradients_before"),
         gradients=median("gradients"),
         first=median("first_seconds"),
@@ -130,6 +133,7 @@ def cells(s: Summary) -> list[str]:
         f"{s.max_r_hat:.3f}",
         three_digits(s.ess),
         three_digits(s.divergences),
+        f"{s.gradients_warmup:,.0f}",
         f"{s.gradients_before:,.0f}",
         f"{s.gradients:,.0f}",
         three_digits(s.first),
@@ -142,7 +146,8 @@ def cells(s: Summary) -> list[str]:
 def long_table(all_summaries: list[Summary]) -> str:
     """What every sampler gave on every model, as Markdown."""
     header = ["model", "sampler", "right", "worst score (limit)", "mean error, sd", "sd ratios"]
-    header += ["R-hat", "bulk ESS", "divergences", "gradients before", "gradients"]
+    header += ["R-hat", "bulk ESS", "divergences", "warm-up gradients"]
+    header += ["before the first draw", "gradients"]
     header += ["first, s", "again, s", "first, ms an effective draw", "again"]
     return markdown_table(header, [cells(s) for s in all_summaries])
 

@@ -115,7 +115,7 @@ def test_a_cell_measures_two_runs(sampler: str) -> None:
     record = everyday.measure("banana_thin", sampler, 0, num_warmup=24, num_samples=64)
     json.dumps(replace_nan(record), allow_nan=False)
     assert record["status"] == "complete"
-    assert 0 < record["gradients_before"] <= record["gradients"]
+    assert 0 < record["gradients_warmup"] <= record["gradients_before"] <= record["gradients"]
     assert record["first_seconds"] > record["first_compile_seconds"] > 0
     assert record["again_seconds"] > 0
     assert not is_right(record)  # too few draws for that
@@ -126,7 +126,7 @@ def test_gradients_of_warmup_and_sampling_add_up() -> None:
     """A run without draws to speak of spends what its warm-up spends, and little more."""
     record = everyday.measure("banana_thin", "nuts", 0, num_warmup=40, num_samples=4)
     longer = everyday.measure("banana_thin", "nuts", 0, num_warmup=40, num_samples=8)
-    assert record["gradients_before"] == longer["gradients_before"]
+    assert record["gradients_warmup"] == longer["gradients_warmup"]
     assert record["gradients"] < longer["gradients"]
 
 
