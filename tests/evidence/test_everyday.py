@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpyro.infer.util import initialize_model, unconstrain_fn
+from numpyro.handlers import reparam
+from numpyro.infer.util import initialize_model, log_density, unconstrain_fn
 
 from benchmarks import everyday
 from benchmarks.cell import replace_nan
@@ -108,6 +109,21 @@ def test_exact_draws_satisfy_steins_identity(name: str) -> None:
         values = np.asarray(values, np.float64)
         score = (values.mean(0) - 1) / (values.std(0) / np.sqrt(len(values)))
         assert np.abs(score).max() < max_z(np.size(score))
+
+
+def test_walk_by_its_steps_has_the_same_density() -> None:
+    model, (returns,), *_ = everyday_model = MODELS["stochastic_volatility"]()
+    reparametrized = reparam(model, config=everyday_model.reparam)
+    z = jnp.asarray(np.random.default_rng(0).normal(size=len(returns)), jnp.float32)
+
+    def both(sigma: float) -> tuple[float, float]:
+        others = {"sigma": sigma, "nu": 5.0}
+        steps, _ = log_density(reparametrized, (returns,), {}, {**others, "s_decentered": z})
+        walk, _ = log_density(model, (returns,), {}, {**others, "s": sigma * jnp.cumsum(z)})
+        return float(steps), float(walk) + len(returns) * np.log(sigma)  # the Jacobian
+
+    for sigma in (0.03, 0.07):
+        np.testing.assert_allclose(*both(sigma), rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", ["rwpo", "nuts"])

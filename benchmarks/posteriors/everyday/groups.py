@@ -8,7 +8,7 @@ import numpyro
 import numpyro.distributions as dist
 from scipy.special import expit
 
-from benchmarks.posteriors.everyday.registry import Everyday, everyday, single
+from benchmarks.posteriors.everyday.registry import Everyday, everyday, noncentered, single
 
 
 @everyday
@@ -31,7 +31,7 @@ def crossed_effects() -> Everyday:
         numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
     data = (row.astype(np.int32), column.astype(np.int32), y)
-    return Everyday(model, data, noncentered=("a", "b"))
+    return Everyday(model, data, reparam=noncentered("a", "b"))
 
 
 @everyday
@@ -115,7 +115,7 @@ def baseball_logit() -> Everyday:
             alpha = numpyro.sample("alpha", dist.Normal(loc, scale))
             numpyro.sample("hits", dist.Binomial(at_bats, logits=alpha), obs=hits)
 
-    return Everyday(model, (AT_BATS, HITS), noncentered=("alpha",))
+    return Everyday(model, (AT_BATS, HITS), reparam=noncentered("alpha"))
 
 
 EFFECTS = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], np.float32)
@@ -133,7 +133,7 @@ def eight_schools_centered() -> Everyday:
             theta = numpyro.sample("theta", dist.Normal(mu, tau))
             numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
-    return Everyday(model, (STANDARD_ERRORS, EFFECTS), noncentered=("theta",))
+    return Everyday(model, (STANDARD_ERRORS, EFFECTS), reparam=noncentered("theta"))
 
 
 @everyday
@@ -196,7 +196,7 @@ def radon() -> Everyday:
         numpyro.sample("y", dist.Normal(alpha[county] + floor * basement, sigma), obs=y)
 
     data = (county, single(basement), single(y))
-    return Everyday(model, data, noncentered=("alpha",))
+    return Everyday(model, data, reparam=noncentered("alpha"))
 
 
 @everyday

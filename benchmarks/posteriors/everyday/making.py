@@ -13,7 +13,6 @@ import numpy as np
 import numpyro
 from numpyro.handlers import reparam
 from numpyro.infer import MCMC, NUTS
-from numpyro.infer.reparam import LocScaleReparam
 
 from benchmarks.posteriors.everyday.reference import Reference, save, summarize
 from benchmarks.posteriors.everyday.registry import MODELS, Everyday
@@ -37,9 +36,9 @@ def nuts_samples(
     everyday: Everyday, num_samples: int | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draws of NUTS (chains, draws, ...) by site, and how they were made."""
-    config = {site: LocScaleReparam(centered=0.0) for site in everyday.noncentered}
+    model = reparam(everyday.model, config=everyday.reparam)
     mcmc = MCMC(
-        NUTS(reparam(everyday.model, config=config), target_accept_prob=TARGET_ACCEPT),
+        NUTS(model, target_accept_prob=TARGET_ACCEPT),
         num_warmup=NUM_WARMUP,
         num_samples=NUM_SAMPLES,
         num_chains=NUM_CHAINS,
@@ -61,7 +60,7 @@ def nuts_samples(
         "num_samples": mcmc.num_samples,
         "is_shortened": mcmc.num_samples < NUM_SAMPLES,
         "target_accept": TARGET_ACCEPT,
-        "noncentered": list(everyday.noncentered),
+        "reparametrized": list(everyday.reparam),
         "num_divergences": int(np.sum(mcmc.get_extra_fields()["diverging"])),
         "cpu_seconds": round(time.process_time() - begin, 1),
     }

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer.reparam import LocScaleReparam, Reparam
 
 Draws = dict[str, np.ndarray]
 
@@ -20,7 +23,7 @@ class Everyday(NamedTuple):
             weights of a neural network, whose hidden units can be exchanged.
         exact: Independent draws from the posterior, where it can be sampled exactly: a function of
             a generator and a number that returns arrays of shape (number, ...) by site.
-        noncentered: Sites that NUTS samples non-centered when it makes the reference.
+        reparam: NumPyro reparametrizations by site, with which NUTS makes the reference.
     """
 
     model: Callable[..., Any]
@@ -28,7 +31,7 @@ class Everyday(NamedTuple):
     kwargs: dict[str, Any] = {}
     sites: tuple[str, ...] | None = None
     exact: Callable[[np.random.Generator, int], Draws] | None = None
-    noncentered: tuple[str, ...] = ()
+    reparam: dict[str, Reparam] = {}
 
 
 MODELS: dict[str, Callable[[], Everyday]] = {}
@@ -38,6 +41,22 @@ def everyday(make: Callable[[], Everyday]) -> Callable[[], Everyday]:
     """Enter a function that makes an everyday model under its own name."""
     MODELS[make.__name__] = make
     return make
+
+
+def noncentered(*sites: str) -> dict[str, Reparam]:
+    """Reparametrizations that sample sites with a location and a scale non-centered."""
+    return {site: LocScaleReparam(centered=0.0) for site in sites}
+
+
+class IndependentSteps(Reparam):
+    """Samples a Gaussian random walk by its standardized steps."""
+
+    def __call__(self, name: str, fn: Any, obs: Any) -> tuple[None, Any]:
+        """The walk as a function of its steps."""
+        assert obs is None
+        steps = dist.Normal(0.0, 1.0).expand(fn.event_shape).to_event(1)
+        z = numpyro.sample(f"{name}_decentered", steps)
+        return None, fn.scale * z.cumsum()
 
 
 def single(x: Any) -> np.ndarray:

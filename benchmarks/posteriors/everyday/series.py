@@ -11,7 +11,13 @@ from jax.experimental.ode import odeint
 from jax.scipy.special import logsumexp
 from numpyro.contrib.control_flow import scan
 
-from benchmarks.posteriors.everyday.registry import Draws, Everyday, everyday, single
+from benchmarks.posteriors.everyday.registry import (
+    Draws,
+    Everyday,
+    IndependentSteps,
+    everyday,
+    single,
+)
 
 
 @everyday
@@ -28,7 +34,7 @@ def stochastic_volatility() -> Everyday:
         nu = numpyro.sample("nu", dist.Exponential(0.1))
         numpyro.sample("r", dist.StudentT(nu, 0.0, jnp.exp(s)), obs=returns)
 
-    return Everyday(model, (returns,))
+    return Everyday(model, (returns,), reparam={"s": IndependentSteps()})
 
 
 @everyday
