@@ -1,1 +1,1 @@
-"""Judged problems and scripts that measure the package; not part of the wheel."""
+"""Problems with reference posteriors and scripts that measure the package; not in the wheel."""

@@ -1,19 +1,19 @@
-"""The benchmark: every sampler on every problem, then tables and figures.
+"""Runs the benchmark: every sampler on every problem, then tables and figures.
 
 From the repository root::
 
     python -m benchmarks [--quick] [--problems NAME ...] [--samplers NAME ...] [--runs N]
         [--seeds N] [--budget SECONDS] [--out FOLDER] [--report-only]
 
-One process at a time, one result file for each sampler, problem and seed, in ``FOLDER/cells``. A
-process runs its sampler once cold and ``--runs`` times warm, each time with another key.
-Cells that have a file are skipped, so an interrupted run goes on where it was; delete a file to
-have it measured again. A cell takes at most its budget (and the loading of its process). The report
-is written after every seed, so that there is one whenever the run is stopped.
+One process runs at a time, and there is one result file for each sampler, problem and seed, in
+``FOLDER/cells``. A process runs its sampler once cold and ``--runs`` times warm, each time with
+another key. Cells that have a file are skipped, so an interrupted run continues where it was;
+delete a file to have it measured again. A cell takes at most its budget, plus the time to load its
+process. The report is written after every seed, so that there is one whenever the run is stopped.
 
-``--quick`` ends in ten minutes: after eight no cell is started, and those that are left would run
-next time. It shows that everything works and roughly where things are; with a single seed its sizes
-by error are rough.
+``--quick`` ends within ten minutes: after eight minutes no cell is started, and the remaining cells
+would run next time. It shows that everything works and gives a rough impression of the results;
+with a single seed, its sizes by error are imprecise.
 """
 
 import argparse
@@ -29,22 +29,22 @@ from benchmarks.runner import Cell, load_results, run_cells
 from benchmarks.samplers import SAMPLERS
 
 POSTERIORDB_SAMPLERS = ("rwpo", "nuts", "nuts_dense")
-# The most telling first: where time runs out, the last ones are missing.
+# The most informative cells come first, because the last ones are missing if time runs out.
 QUICK_CELLS = [
     *(("diabetes_lasso", sampler) for sampler in ("rwpo", "nuts", "nuts_dense", "chees")),
     *(("l1_logistic_d50", sampler) for sampler in ("rwpo", "nuts", "aies", "myula")),
     *(("four_modes", sampler) for sampler in ("rwpo", "nuts", "noise_free")),
 ]
 QUICK_BUDGET = 60.0
-QUICK_SECONDS = 480.0  # no cell starts later; the last one may take its budget
+QUICK_SECONDS = 480.0  # no cell starts later than this; the last one may take its whole budget
 FULL_BUDGET = 900.0
 
 
 def cells_to_run(args: argparse.Namespace) -> list[Cell]:
-    """All cells that the command line asks for, first seeds first.
+    """All cells that the command line requests, ordered by seed.
 
-    Posteriordb's posteriors are for comparing RWPO with NUTS; other samplers run on them only if
-    both are named.
+    The posteriors of posteriordb are for comparing RWPO with NUTS; other samplers run on them only
+    if both posterior and sampler are named.
     """
     if args.quick:
         pairs = [
@@ -72,11 +72,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few cells, ten minutes")
     parser.add_argument("--problems", nargs="+", metavar="NAME", help=", ".join(known))
     parser.add_argument("--samplers", nargs="+", metavar="NAME", help=", ".join(SAMPLERS))
-    parser.add_argument("--runs", type=int, metavar="N", help="warm runs: 5, with --quick 1")
-    parser.add_argument("--seeds", type=int, metavar="N", default=1, help="processes: 1")
+    parser.add_argument("--runs", type=int, metavar="N", help="warm runs; default 5, or 1 if quick")
+    parser.add_argument("--seeds", type=int, metavar="N", default=1, help="processes; default 1")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="time limit of one cell")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="benchmarks/results, with --quick results-quick"
+        "--out", type=Path, metavar="FOLDER", help="default benchmarks/results or results-quick"
     )
     parser.add_argument("--report-only", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
@@ -103,7 +103,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run what is missing and write the report."""
+    """Run the cells that are missing and write the report."""
     args = parse()
     folder = args.out / "cells"
     cells = [] if args.report_only else cells_to_run(args)

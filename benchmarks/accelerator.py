@@ -1,14 +1,15 @@
-"""What an accelerator is worth: RWPO with more and more particles, and NUTS, on one device.
+"""Measures the benefit of an accelerator: RWPO with increasing numbers of particles, and NUTS.
 
-From the repository root, where JAX sees the accelerator (or not: then it is the CPU)::
+From the repository root, on the device that JAX finds (the CPU if there is no accelerator)::
 
     python -m benchmarks.accelerator [--out FOLDER] [--budget SECONDS]
 
-Four chains; RWPO takes 200 iterations of warm-up and as many draws a chain as it has particles,
-NUTS 1000 and 1000. A fresh process for each row, which runs once cold (compilation included) and
-once warm, timed and driven as those of the other benchmark (:mod:`benchmarks.cell`). Errors are the
-largest over the coordinates, against the stored reference posteriors. Products of matrices are in
-full single precision, unless ``JAX_DEFAULT_MATMUL_PRECISION`` says otherwise.
+There are four chains. RWPO takes 200 iterations of warm-up and as many draws per chain as it has
+particles; NUTS takes 1000 and 1000. Each row is measured in a fresh process, which runs once cold
+(including compilation) and once warm, timed and driven like the cells of the main benchmark
+(:mod:`benchmarks.cell`). Errors are the largest over the coordinates, relative to the stored
+reference posteriors. Matrix products are in full single precision, unless
+``JAX_DEFAULT_MATMUL_PRECISION`` says otherwise.
 """
 
 import argparse
@@ -30,18 +31,18 @@ from benchmarks.samplers.protocol import Settings
 from numpyro_rwpo import RWPO
 
 NUM_CHAINS = 4
-GRACE_SECONDS = 60.0  # for imports, the reference and statistics
+GRACE_SECONDS = 60.0  # added to a cell's time limit for imports, the reference and statistics
 
 
 class Case(NamedTuple):
-    """A problem and a sampler: RWPO by its number of particles, or NUTS, which has none."""
+    """A problem and a sampler: RWPO with a number of particles, or NUTS if it is ``None``."""
 
     problem: str
     num_particles: int | None
 
     @property
     def name(self) -> str:
-        """Of its result file."""
+        """Name of the result file, without its ending."""
         return f"{self.problem}--{self.num_particles or 'nuts'}"
 
 
@@ -53,8 +54,8 @@ CASES = [
 
 
 def measure(case: Case, budget: float) -> dict[str, Any]:
-    """One cold and one warm run in this process, each within the budget of seconds."""
-    if jax.config.jax_default_matmul_precision is None:  # for NUTS; RWPO would do so by itself
+    """Run a case once cold and once warm in this process, each within ``budget`` seconds."""
+    if jax.config.jax_default_matmul_precision is None:  # RWPO does this itself; NUTS does not
         jax.config.update("jax_default_matmul_precision", "highest")
     problem = load_problem(case.problem)
     if case.num_particles is None:
@@ -63,7 +64,7 @@ def measure(case: Case, budget: float) -> dict[str, Any]:
         settings = Settings(NUM_CHAINS, 200, case.num_particles)
         make_kernel = partial(RWPO, num_particles=case.num_particles)
     clock = CompileClock()
-    jax.block_until_ready(jax.numpy.zeros(()) + 1)  # the backend is up before the clock starts
+    jax.block_until_ready(jax.numpy.zeros(()) + 1)  # start the backend before the clock starts
     begin = time.perf_counter()
     program = KernelProgram(problem, settings, make_kernel)
     cold = drive(program, jax.random.key(0), begin + budget, clock, lambda _: None)
@@ -73,7 +74,7 @@ def measure(case: Case, budget: float) -> dict[str, Any]:
     warm = drive(program, jax.random.key(1), time.perf_counter() + budget, clock, lambda _: None)
     summary = run_summary(warm, None)
     figures = judge(case.problem, warm.draws() or {})
-    del figures["errors"], figures["reference_errors"]  # of single coordinates
+    del figures["errors"], figures["reference_errors"]  # one entry per coordinate: too many
     return {
         "status": "complete",
         **case._asdict(),
@@ -91,7 +92,7 @@ def measure(case: Case, budget: float) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One row for each case, as Markdown."""
+    """The Markdown table, with one row for each case."""
     order = [case.name for case in CASES]
     rows = []
     for record in sorted(
@@ -115,13 +116,14 @@ def table(records: list[dict[str, Any]]) -> str:
             record["max_r_hat"],
         ]
         rows.append([*label, *(three_digits(x) for x in figures)])
-    header = ["problem", "sampler, particles a chain", "cold, s", "warm, s", "gradients a second"]
-    header += ["bulk ESS", "bulk ESS a second", "mean error, sd", "smallest sd ratio", "largest"]
+    header = ["problem", "sampler, particles per chain", "cold, s", "warm, s"]
+    header += ["gradients per second", "bulk ESS", "bulk ESS per second", "mean error, sd"]
+    header += ["smallest sd ratio", "largest"]
     return markdown_table([*header, "R-hat"], rows)
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run the cases that are missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [case.name for case in CASES]
     parser.add_argument("--cases", nargs="+", default=names, choices=names, metavar="CASE")

@@ -1,28 +1,31 @@
-"""How biased are noise-free particles? Spread and distance to the truth, by dimension and number.
+"""Measures the bias of noise-free particles, by dimension and number of particles.
 
 From the repository root::
 
     python -m benchmarks.bias [--dims 2 10 30 100] [--particles 50 300 2000]
-    python -m benchmarks.bias --render  # the page again, from stored figures
+    python -m benchmarks.bias --render  # rewrite the page from stored figures
 
-Four noise-free samplers run to rest on two targets whose marginals are known exactly:
+Four noise-free samplers run until they come to rest on two targets whose marginals are known
+exactly:
 
-- ``joint``, ``marginal``, ``copula``: the package's transport with each attention head, what
-  ``RWPO(model, correction=None)`` does after its start, relative prox time 0.1;
+- ``joint``, ``marginal``, ``copula``: the package's transport with each attention head, as
+  ``RWPO(model, correction=None)`` runs it after its start, with a relative prox time of 0.1;
 - ``paper``: BRWP-splitting as published (``splitting_step``, one softmax over d-dimensional
-  distances, prox time = step size = 0.1 posterior variances), 200 steps.
+  distances, prox time = step size = 0.1 posterior variances), for 200 steps.
 
-Targets: ``normal``, a normal with unit variances and correlation 0.7^|i-j|; ``lasso``, the
-posterior of independent means under a Laplace(0, 1) prior, each observed once with noise 1.
+The targets are ``normal``, a normal with unit variances and correlation 0.7^|i-j|, and ``lasso``,
+the posterior of independent means under a Laplace(0, 1) prior, each observed once with noise 1.
 
 For every setting the table gives the mean over coordinates of
 
-- **sd**: the particles' standard deviation over the true one;
-- **W1**: Wasserstein-1 distance of a marginal to the true one, in true standard deviations, and
-  beside it that of as many independent exact draws: what Monte Carlo error alone would give;
-- **corr** (normal only): correlation of neighbouring coordinates over the true 0.7.
+- **sd**: the standard deviation of the particles over the true one;
+- **W1**: the Wasserstein-1 distance of a marginal to the true one, in true standard deviations,
+  together with that of the same number of independent exact draws, which is what Monte Carlo error
+  alone would give;
+- **corr** (normal only): the correlation of neighboring coordinates over the true 0.7.
 
-Writes ``bias.json`` and ``bias.md`` and puts the tables into ``docs/bias-of-the-flow.md``.
+The script writes ``bias.json`` and ``bias.md``, and puts the tables into
+``docs/bias-of-the-flow.md``.
 """
 
 import argparse
@@ -61,9 +64,9 @@ class Problem(NamedTuple):
 
     Attributes:
         smooth: smooth part of the potential of one position (dim,).
-        rate: rate of the Laplace prior around 0; 0 without.
+        rate: rate of the Laplace prior around 0; 0 without a prior.
         quantiles: quantiles of every marginal at the midpoints of NUM_QUANTILES cells, (dim, q).
-        correlation: of neighbouring coordinates.
+        correlation: correlation of neighboring coordinates.
     """
 
     smooth: Callable[[jax.Array], jax.Array]
@@ -73,7 +76,7 @@ class Problem(NamedTuple):
 
 
 def normal(dim: int) -> Problem:
-    """Correlated normal with unit variances; exact quantiles."""
+    """Correlated normal with unit variances and exact quantiles."""
     index = np.arange(dim)
     covariance = CORRELATION ** np.abs(index[:, None] - index)
     precision = jnp.asarray(np.linalg.inv(covariance), jnp.float32)
@@ -83,7 +86,7 @@ def normal(dim: int) -> Problem:
 
 
 def lasso(dim: int) -> Problem:
-    """Independent means, Laplace(0, 1) prior, observed with unit noise; quantiles by quadrature."""
+    """Independent means, Laplace(0, 1) prior, unit noise; quantiles by quadrature."""
     observed = np.linspace(-2.0, 3.0, dim)
     grid = np.linspace(-12.0, 12.0, 200_001)
     levels = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
@@ -100,7 +103,7 @@ PROBLEMS = {"normal": normal, "lasso": lasso}
 
 @partial(jax.jit, static_argnames=("attention", "target"))
 def transport(start: jax.Array, attention: str, target: Any) -> tuple[jax.Array, jax.Array]:
-    """The package's flow, until it is at rest: particles and number of steps."""
+    """Run the package's transport until it is at rest: particles and number of steps."""
     bound: Target = target()
     candidates = make_candidates(*start.shape, bound.prior is not None, dense_mass="auto")
 
@@ -131,7 +134,7 @@ def transport(start: jax.Array, attention: str, target: Any) -> tuple[jax.Array,
 
 @partial(jax.jit, static_argnames=("smooth", "rate"))
 def paper(start: jax.Array, smooth: Any, rate: float) -> tuple[jax.Array, jax.Array]:
-    """The published update, a fixed number of times."""
+    """Apply the published update a fixed number of times."""
     update = partial(
         splitting_step, grad_f=jax.vmap(jax.grad(smooth)), rate=rate, step_size=RELATIVE_TIME
     )
@@ -140,7 +143,7 @@ def paper(start: jax.Array, smooth: Any, rate: float) -> tuple[jax.Array, jax.Ar
 
 
 def run(sampler: str, problem: Problem, num_particles: int, seed: int) -> tuple[np.ndarray, int]:
-    """Particles at rest, and steps taken, from NumPyro's uniform(-2, 2) start."""
+    """Particles at rest and number of steps taken, from NumPyro's uniform(-2, 2) start."""
     dim = len(problem.quantiles)
     start = jax.random.uniform(jax.random.key(seed), (num_particles, dim), minval=-2, maxval=2)
     if sampler == "paper":
@@ -181,7 +184,7 @@ def figures(particles: np.ndarray, problem: Problem) -> dict[str, float]:
 
 
 def independent_w1(problem: Problem, num_particles: int, seed: int, repeats: int = 5) -> float:
-    """W1 of as many independent exact draws, averaged over coordinates and repeats."""
+    """W1 of the same number of independent exact draws, averaged over coordinates and repeats."""
     rng = np.random.default_rng(seed)
     quantiles = problem.quantiles
     values = []
@@ -193,7 +196,7 @@ def independent_w1(problem: Problem, num_particles: int, seed: int, repeats: int
 
 
 def measure(dims: list[int], numbers: list[int], seed: int) -> list[dict[str, Any]]:
-    """One row a target, dimension, number of particles and sampler."""
+    """One row per target, dimension, number of particles and sampler."""
     rows = []
     for name, make in PROBLEMS.items():
         for dim in dims:
@@ -215,7 +218,7 @@ def measure(dims: list[int], numbers: list[int], seed: int) -> list[dict[str, An
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """One table a target: dimension and number of particles down, samplers across."""
+    """One table per target: rows by dimension and number of particles, columns by sampler."""
     lines = []
     for target in PROBLEMS:
         chosen = [row for row in rows if row["target"] == target]
@@ -244,7 +247,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def insert(page: Path, result: dict[str, Any]) -> None:
-    """Replace what stands between the page's markers by the tables and their settings."""
+    """Replace the text between the markers of the page by the tables and their settings."""
     settings = result["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     origin = (

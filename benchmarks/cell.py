@@ -1,32 +1,31 @@
 """One cell of the benchmark: one sampler on one problem with one seed, in a process of its own.
 
-Started by :mod:`benchmarks.runner`; by hand::
+It is started by :mod:`benchmarks.runner`, or by hand::
 
     python -m benchmarks.cell PROBLEM SAMPLER SEED FILE [--budget SECONDS] [--runs N]
 
 **What is timed.** The clock starts when Python, JAX, NumPyro and the data are loaded. The sampler
-is prepared and run (*cold*: tracing and compilation included), then run again from a new start with
-a new key by the same compiled program (*warm*). NumPyro's ``MCMC`` would compile its loop anew on
-the second run, so all samplers are driven segment by segment by this package's own loop
-(:mod:`benchmarks.samplers.protocol`); ``benchmarks.mcmc_times`` times ``MCMC.run`` itself.
+is prepared and run (*cold*: including tracing and compilation), then run again from a new starting
+point with a new key by the same compiled program (*warm*). NumPyro's ``MCMC`` would compile its
+loop anew on the second run, so all samplers are driven segment by segment by this package's own
+loop (:mod:`benchmarks.samplers.protocol`); ``benchmarks.mcmc_times`` times ``MCMC.run`` itself.
 
-- Cold seconds are everything of the first run: preparation, start, warm-up, sampling.
-- Warm seconds are warm-up and sampling of the second run. Its start (tracing the model and finding
-  valid initial values, which is Python and not the sampler) is reported apart and counted for no
-  sampler. No program is compiled in these phases: JAX's own compile events are recorded, and
-  ``compile_seconds`` of the warm run says so.
+- Cold seconds cover the whole first run: preparation, initialization, warm-up and sampling.
+- Warm seconds cover warm-up and sampling of the second run. Its initialization (tracing the model
+  and finding valid initial values, which is Python code outside the sampler) is reported separately
+  and counted for no sampler. No program is compiled in these phases: JAX's own compile events are
+  recorded, and ``compile_seconds`` of the warm run confirms it.
 - Draws are copied to the host within the time of their segment; statistics are not timed.
+- With ``--runs N`` the same program then runs N - 1 more times with other keys, each judged like
+  the second run, because errors need many seeds while compilation does not.
 
-- With ``--runs N`` the same program then runs N - 1 times more with other keys, each judged like
-  the second run: errors need many seeds, compilation does not.
+JAX's persistent compilation cache is off, and the precision is single.
 
-JAX's persistent compilation cache is off, precision is single.
-
-**The budget** covers all runs. A run is stopped between two segments (they aim at a few seconds)
-when the budget is spent, and what was drawn until then is judged. The second run is skipped when it
-would not fit; the warm seconds are then those of the first run less tracing and compilation and
-marked as estimated. A process that does not stop is ended by the runner, which records what the
-process last wrote beside its result file.
+**The budget** covers all runs. A run is stopped between two segments, which aim to last a few
+seconds, when the budget is spent, and the draws made until then are judged. The second run is
+skipped if there is no time for it; the warm seconds are then those of the first run less tracing
+and compilation, and are marked as estimated. A process that does not stop is terminated by the
+runner, which records what the process last wrote next to its result file.
 """
 
 import argparse
@@ -53,7 +52,7 @@ COMPILE_EVENTS = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
 )
-MIN_DRAWS = 4  # of a chain: R-hat compares the variances of its halves
+MIN_DRAWS = 4  # per chain, because R-hat compares the variances of its halves
 
 
 class Timed(NamedTuple):
@@ -68,20 +67,20 @@ class Run(NamedTuple):
     """One run of a program.
 
     Attributes:
-        segments: What came until it ended or was stopped.
-        is_complete: Whether it ended.
+        segments: All segments until it ended or was stopped.
+        is_complete: Whether it ended by itself.
     """
 
     segments: list[Timed]
     is_complete: bool
 
     def total(self, field: str, *phases: str) -> float:
-        """Sum of a field of the timed segments of some phases, of all if none is named."""
+        """Sum of a field of the timed segments over some phases, or over all if none is named."""
         chosen = [t for t in self.segments if not phases or t.segment.phase in phases]
         return sum(getattr(t, field) for t in chosen)
 
     def draws(self) -> Draws | None:
-        """All draws by site, or those of the last segment where each replaces those before."""
+        """All draws by site, or only the last segment's where each replaces the previous ones."""
         parts = [t.segment for t in self.segments if t.segment.draws is not None]
         if not parts:
             return None
@@ -95,8 +94,8 @@ class Run(NamedTuple):
 class CompileClock:
     """Seconds that JAX has spent tracing and compiling, from its own monitoring events.
 
-    Events nest (tracing a function traces those that it calls), so the union of their spans counts
-    and not the sum of their durations.
+    Events are nested (tracing a function traces the functions it calls), so the union of their
+    spans is measured, not the sum of their durations.
     """
 
     def __init__(self) -> None:
@@ -109,7 +108,7 @@ class CompileClock:
         return sum(end - start for start, end in self._spans)
 
     def add(self, event: str, start: float, end: float, **_: Any) -> None:
-        """Take in a span; JAX reports them in the order of their ends."""
+        """Add a span; JAX reports them in the order in which they end."""
         if event not in COMPILE_EVENTS:
             return
         while self._spans and self._spans[-1][1] > start:
@@ -127,7 +126,7 @@ def drive(
         rng_key: Key of the run.
         deadline: In seconds of ``time.perf_counter``.
         clock: The process's compile clock.
-        note: Called with the timed segments so far after each.
+        note: Called after each segment with all timed segments so far.
 
     Returns:
         The run.
@@ -149,7 +148,7 @@ def run_summary(run: Run, rate: float | None) -> dict[str, Any]:
 
     Args:
         run: The run.
-        rate: Evaluations of an iteration, for programs that do not count them.
+        rate: Evaluations per iteration, for programs that do not count them.
 
     Returns:
         A record for JSON.
@@ -176,11 +175,11 @@ def error_curve(name: str, run: Run, rate: float | None, is_warm: bool) -> list[
     Args:
         name: The problem.
         run: The run.
-        rate: Evaluations of an iteration, for programs that do not count them.
-        is_warm: If not, compile events are taken off the seconds.
+        rate: Evaluations per iteration, for programs that do not count them.
+        is_warm: If false, the time of compile events is subtracted from the seconds.
 
     Returns:
-        For each segment the seconds and evaluations since the start, warm-up included, the draws
+        For each segment: the seconds and evaluations so far, including warm-up, the number of draws
         over all chains, and the root mean squared error of the means in reference sds.
     """
     curve = []
@@ -223,7 +222,7 @@ def judge(name: str, draws: Draws) -> dict[str, Any]:
     """
     columns: Scalars = scalars(name, draws)
     figures: dict[str, Any] = accuracy_of(name, draws)._asdict()
-    del figures["min_ess"]  # the same by another implementation
+    del figures["min_ess"]  # the same quantity from another implementation
     figures["min_bulk_ess"] = smallest_ess(columns.draws, "bulk")
     figures["min_tail_ess"] = smallest_ess(columns.draws, "tail")
     errors = (columns.draws.mean((1, 2)) - columns.mean) / columns.sd
@@ -249,16 +248,16 @@ def measure(
     Args:
         problem_name: Key of ``PROBLEMS`` or ``POSTERIORS``.
         sampler_name: Key of ``SAMPLERS``.
-        seed: Seed of all runs' keys.
-        budget: Seconds for all runs.
-        num_runs: Warm runs, as many as the budget has room for.
-        num_warmup: Instead of the sampler's own number.
-        num_samples: Instead of the sampler's own number.
-        progress: File to keep notes in, for when the process has to be ended.
+        seed: Seed of the keys of all runs.
+        budget: Seconds for all runs together.
+        num_runs: Number of warm runs; fewer are made if the budget runs out.
+        num_warmup: Replaces the sampler's own number.
+        num_samples: Replaces the sampler's own number.
+        progress: File for notes on progress, in case the process has to be terminated.
 
     Returns:
         The cell's record; its ``status`` is ``"complete"``, ``"over budget"`` (some draws),
-        ``"too few draws"`` to be judged, or ``"no draws"`` (over budget in warm-up).
+        ``"too few draws"`` (to be judged), or ``"no draws"`` (over budget in warm-up).
     """
     sampler = SAMPLERS[sampler_name]
     settings = sampler.settings
@@ -277,7 +276,7 @@ def measure(
     }
     problem = load_problem(problem_name)
     clock = CompileClock()
-    jax.block_until_ready(jax.numpy.zeros(()) + 1)  # the backend is up before the clock starts
+    jax.block_until_ready(jax.numpy.zeros(()) + 1)  # start the backend before the clock starts
     key_cold, *keys_warm = jax.random.split(jax.random.key(seed), 1 + num_runs)
     begin = time.perf_counter()
     deadline = begin + budget
@@ -317,13 +316,13 @@ def measure(
 
 
 def judged_run(problem_name: str, run: Run, rate: float | None, *, is_warm: bool) -> dict[str, Any]:
-    """What one run took and how good its draws are.
+    """The costs of one run and the quality of its draws.
 
     Args:
         problem_name: The problem.
         run: The run.
-        rate: Evaluations of an iteration, for programs that do not count them.
-        is_warm: If not, compile events are taken off the seconds.
+        rate: Evaluations per iteration, for programs that do not count them.
+        is_warm: If false, the time of compile events is subtracted from the seconds.
 
     Returns:
         The part of a cell's record that differs from run to run.
@@ -351,7 +350,7 @@ def judged_run(problem_name: str, run: Run, rate: float | None, *, is_warm: bool
 
 
 def replace_nan(value: Any) -> Any:
-    """Numbers that are not finite as ``None``, which JSON can hold."""
+    """Replace numbers that are not finite by ``None``, which JSON can represent."""
     if isinstance(value, dict):
         return {key: replace_nan(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
@@ -362,14 +361,14 @@ def replace_nan(value: Any) -> Any:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record in one go: a file that is there is whole."""
+    """Write a record atomically: a file that exists is complete."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(replace_nan(record)) + "\n")
     temporary.replace(path)
 
 
 def main() -> None:
-    """Measure one cell and write its file, also where it fails."""
+    """Measure one cell and write its file, even if it fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("problem", choices=[*PROBLEMS, *POSTERIORS], metavar="problem")
     parser.add_argument("sampler", choices=list(SAMPLERS), metavar="sampler")
@@ -391,7 +390,7 @@ def main() -> None:
             num_samples=args.num_samples,
             progress=args.file.with_suffix(".progress"),
         )
-    except Exception as error:  # a sampler that fails is a result
+    except Exception as error:  # the failure of a sampler is a result, too
         record = {
             "problem": args.problem,
             "sampler": args.sampler,

@@ -1,8 +1,8 @@
-"""What a compiled program sends between devices, counted from its text.
+"""Counts what a compiled program sends between devices, from the text of the program.
 
-Loops count as often as they run, where the compiler knows how often that is (a loop over the
-devices of a ring, for example), else once. Branches that run only where a particle has to be
-replaced are counted apart.
+The contents of a loop are counted as often as it runs, if the compiler knows how often that is (as
+for a loop over the devices of a ring), and otherwise once. Branches that run only where a particle
+has to be replaced are counted separately.
 """
 
 import re
@@ -36,8 +36,8 @@ class Traffic(NamedTuple):
     """Collectives of one device.
 
     Attributes:
-        always: bytes of their results, by kind of collective.
-        branches: those inside branches, which may or may not run.
+        always: bytes of the results of those outside branches, by kind of collective.
+        branches: bytes of the results of those inside branches, which may or may not run.
         rounds: number of collectives outside branches, by kind.
     """
 

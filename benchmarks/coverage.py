@@ -1,9 +1,9 @@
-"""Does a fitted density cover the posterior? k-hat by what it is fitted to and how it is judged.
+"""Measures whether a fitted density covers the posterior, by what the density is fitted to.
 
 From the repository root::
 
     python -m benchmarks.coverage [--draws FOLDER]
-    python -m benchmarks.coverage --render  # the page again, from stored figures
+    python -m benchmarks.coverage --render  # rewrite the page from stored figures
 
 For three posteriors, each with several independent runs of ``RWPO`` with default settings, the
 copula density is fitted to
@@ -11,12 +11,12 @@ copula density is fitted to
 - ``ensemble``: the last draws of one chain, as many as an ensemble has particles;
 - ``draws``: half of the draws of all chains, 2000;
 
-and judged by 4,000, 16,000 and 64,000 proposals from it: Pareto k-hat and share of effective
-proposals. ``diagnose`` is what the report shows: 2000 proposals from each of the four chains'
-ensembles, pooled.
+and judged by 4,000, 16,000 and 64,000 proposals from it: Pareto k-hat and the share of effective
+proposals. The rows ``diagnose`` are computed as in the report: 2000 proposals from the ensemble of
+each of the four chains, pooled.
 
-Writes ``coverage.json`` and puts the table into ``docs/diagnostics.md``. ``--draws`` keeps the
-draws of the runs in a folder, and takes them from there if they are already in it.
+The script writes ``coverage.json`` and puts the table into ``docs/diagnostics.md``. ``--draws``
+stores the draws of the runs in a folder, and reads them from there if they already exist.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def measure(name: str, draws: np.ndarray, num_particles: int) -> list[dict[str, 
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Smallest and largest over runs, a line for each fit and number of proposals."""
+    """Smallest and largest values over runs, one line for each fit and number of proposals."""
     lines = ["| posterior | fitted to | proposals | k-hat | effective |", "| --- " * 5 + "|"]
     groups: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
@@ -125,7 +125,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def insert(page: Path, result: dict[str, Any]) -> None:
-    """Replace what stands between the page's markers."""
+    """Replace the text between the markers of the page."""
     settings = result["settings"]
     origin = (
         f"Smallest and largest of {settings['num_seeds']} runs; numpyro_rwpo "

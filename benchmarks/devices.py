@@ -1,4 +1,4 @@
-"""What devices that share the particles of an ensemble compute and send, counted.
+"""Counts what devices that share the particles of an ensemble compute and send to each other.
 
 From the repository root::
 
@@ -6,11 +6,12 @@ From the repository root::
 
 Three pieces of a run on the 50-dimensional L1 logistic regression are compiled for up to 1,024
 virtual devices, and not run: a *step* of transport (moments, metric, attention, flow, gradients),
-an *update* of warm-up's adaptation (a pair of Hamiltonian sweeps of one leapfrog step, and what is
-learnt from it), and a *refresh* in sampling (one such sweep). Operations of a device and bytes that
-it gets from others are read off the compiled programs (:mod:`benchmarks.communication`). They are
-those of real devices; times of virtual ones, which share the cores of one machine, would say
-nothing. Seconds are a model on paper, :func:`seconds`.
+an *update* of the adaptation in warm-up (a pair of Hamiltonian sweeps of one leapfrog step, and
+what is learned from it), and a *refresh* in sampling (one such sweep). The operations of a device
+and the bytes that it receives from others are taken from the compiled programs
+(:mod:`benchmarks.communication`). These counts are the same for real devices, whereas the timings
+of virtual ones, which share the cores of one machine, would be meaningless. Seconds are calculated
+from a simple model, :func:`seconds`.
 """
 
 import argparse
@@ -52,18 +53,18 @@ from numpyro_rwpo.support.sharding import check_mesh
 
 PROBLEM = "l1_logistic_d50"
 DEVICES = (1, 8, 64, 1024)
-STRONG = {"copula": 2**20, "joint": 2**17}  # particles in all
-WEAK = {"copula": 2**12, "joint": 2**10}  # particles a device
-# The heads differ in the step alone.
+STRONG = {"copula": 2**20, "joint": 2**17}  # particles in total
+WEAK = {"copula": 2**12, "joint": 2**10}  # particles per device
+# The heads differ only in the step.
 PIECES = {"copula": ("step", "update", "refresh"), "joint": ("step",)}
 
-# The model on paper: a device in round numbers, and what joins it to others.
-OPERATIONS = 20e12  # single-precision operations a second that a loop over array elements reaches
-MEMORY = 2e12  # bytes a second
-LINK = 50e9  # bytes a second that a device gets from the others
-LATENCY = 10e-6  # seconds of sending to one other device; a sum takes the logarithm of their number
-EIGENVALUES = 1e-3  # seconds of one decomposition of a 50 x 50 matrix, on every device the same
-# Of the metric twice; of the copula once more.
+# The model of the time: a device and its connection to the others, in round numbers.
+OPERATIONS = 20e12  # single-precision operations per second in a loop over array elements
+MEMORY = 2e12  # bytes per second
+LINK = 50e9  # bytes per second that a device receives from the others
+LATENCY = 10e-6  # seconds per message; a sum takes log2(number of devices) messages
+EIGENVALUES = 1e-3  # seconds per decomposition of a 50 x 50 matrix, repeated on every device
+# Number of decompositions: two for the metric, and one more for the copula.
 NUM_EIGENVALUES = {
     ("copula", "step"): 3,
     ("joint", "step"): 2,
@@ -73,7 +74,7 @@ NUM_EIGENVALUES = {
 
 
 class Program(NamedTuple):
-    """The posterior on its devices, and how the kernel would sample it."""
+    """The posterior on its devices, and the settings with which the kernel would sample it."""
 
     target: Target
     candidates: Candidates
@@ -116,8 +117,8 @@ def count(
 
     Args:
         source: The model with its data.
-        num_devices: That share the particles.
-        num_particles: In all.
+        num_devices: Number of devices that share the particles.
+        num_particles: Number of particles in total.
         attention: Name of the head.
         dim: Number of parameters.
 
@@ -165,12 +166,13 @@ def count(
 
 
 def seconds(record: dict[str, Any], piece: str) -> float:
-    """Seconds of a piece on paper: computing, then sending, nothing at the same time.
+    """Calculated seconds of a piece: computing, then sending, without any overlap.
 
-    Operations and memory traffic are the counted ones, whichever takes longer. The joint head's
-    pairs of particles are in loops that the compiler counts once and are added: a distance, an
-    exponential (10) and a weighted sum for each. A collective takes its bytes over the link's
-    bandwidth and a latency; those that end in a sum, its logarithmic number of stages.
+    Computing takes the time of the counted operations or of the counted memory traffic, whichever
+    is longer. The pairs of particles of the joint head are in loops that the compiler counts only
+    once, so they are added: a distance, an exponential (10) and a weighted sum for each. A
+    collective takes its bytes over the bandwidth of the link plus a latency, and a sum takes a
+    latency for each of its logarithmic number of stages.
     """
     counted, number = record[piece], record["num_devices"]
     operations = counted["operations"]
@@ -181,14 +183,14 @@ def seconds(record: dict[str, Any], piece: str) -> float:
     compute += NUM_EIGENVALUES[record["attention"], piece] * EIGENVALUES
     if number == 1:
         return compute
-    neighbours = counted["rounds"].get("collective-permute", 0)
-    sums = sum(counted["rounds"].values()) - neighbours
-    latency = LATENCY * (sums * math.log2(number) + neighbours)
+    neighbors = counted["rounds"].get("collective-permute", 0)
+    sums = sum(counted["rounds"].values()) - neighbors
+    latency = LATENCY * (sums * math.log2(number) + neighbors)
     return compute + sum(counted["bytes"].values()) / LINK + latency
 
 
 def table(records: list[dict[str, Any]], weak: bool) -> str:
-    """One row for each piece, head and number of devices, as Markdown."""
+    """The Markdown table, with one row for each piece, head and number of devices."""
     rows = []
     for attention, names in PIECES.items():
         for piece in names:
@@ -212,17 +214,18 @@ def table(records: list[dict[str, Any]], weak: bool) -> str:
                         f"{alone / now / (1 if weak else number):.0%}",
                     ]
                 )
-    header = ["piece", "devices", "particles", "10⁶ operations a device", "bytes a device gets"]
-    return markdown_table([*header, "collectives", "ms on paper", "efficiency"], rows)
+    header = ["piece", "devices", "particles", "10⁶ operations per device"]
+    header += ["bytes received per device", "collectives", "ms (calculated)", "efficiency"]
+    return markdown_table(header, rows)
 
 
 def page(records: list[dict[str, Any]]) -> str:
     """Both tables."""
     return "\n\n".join(
         [
-            "Strong scaling: the same particles on more devices.",
+            "Strong scaling: the same number of particles on more devices.",
             table(records, weak=False),
-            "Weak scaling: as many particles on every device.",
+            "Weak scaling: the same number of particles on every device.",
             table(records, weak=True),
         ]
     )

@@ -1,21 +1,22 @@
-r"""Effective sample sizes: ArviZ's, and the one that the errors of the means have.
+r"""Effective sample sizes: those of ArviZ, and one computed from the errors of the means.
 
-ArviZ estimates from the draws alone how many independent ones they are worth. Chains that move by
-looking at each other, or particles that never move, can look independent and be wrong together. The
-size by error uses the reference instead: the mean of n independent draws is off by
+ArviZ estimates from the draws alone how many independent draws they are worth. Chains whose moves
+depend on each other, or particles that never move, can look independent and be wrong together. The
+size by error uses the reference instead: the mean of n independent draws has an error of
 :math:`1/\sqrt n` posterior standard deviations, so
 
 .. math:: n_\text{error} = 1 \Big/ \operatorname{mean}_{k, s}
     \Bigl[ \Bigl(\frac{\bar x_{ks} - \mu_k}{\sigma_k}\Bigr)^2 - \frac{m_k^2}{\sigma_k^2} \Bigr]
 
-over coordinates k and independent runs s (at least five for a figure to rely on), with the
-reference's mean :math:`\mu_k`, sd :math:`\sigma_k` and the standard error :math:`m_k` of that mean,
-whose square is what the reference adds to the squared error in expectation. A bias counts as error,
-which is the point.
+over coordinates k and independent runs s (at least five for a reliable figure), with the mean
+:math:`\mu_k` and sd :math:`\sigma_k` of the reference and the standard error :math:`m_k` of that
+mean, whose square is what the reference adds to the squared error in expectation. Bias counts as
+error, as it should.
 
-Coordinates of one run are correlated, runs are not: the standard error comes from the runs'
-averages over coordinates. The reference is the same in all runs, so its error does not average out:
-sizes above about :math:`1 / \operatorname{mean} (m_k/\sigma_k)^2` cannot be told apart.
+The coordinates of one run are correlated but the runs are independent, so the standard error is
+computed from the averages of each run over coordinates. The reference is the same in all runs, so
+its error does not average out, and sizes above about
+:math:`1 / \operatorname{mean} (m_k/\sigma_k)^2` cannot be distinguished.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ import arviz as az
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_TAILS = (0.05, 0.95)  # quantiles; what ArviZ takes before 1.0
+_TAILS = (0.05, 0.95)  # the quantiles that ArviZ before 1.0 uses for the tail ESS
 
 
 class SizeByError(NamedTuple):
@@ -32,9 +33,9 @@ class SizeByError(NamedTuple):
 
     Attributes:
         size: Point estimate; infinite where the error is below that of the reference.
-        low: Two standard errors of the mean squared error below; 0 with a single run.
-        high: Two above.
-        resolvable: Largest size that the reference can tell.
+        low: Size at two standard errors above the mean squared error; 0 with a single run.
+        high: Size at two standard errors below it.
+        resolvable: Largest size that the reference can resolve.
     """
 
     size: float
@@ -61,7 +62,7 @@ def size_by_error(errors: ArrayLike, mcse: ArrayLike) -> SizeByError:
 
     def size(mean_square: float) -> float:
         if np.isnan(mean_square):
-            return 0.0  # draws that are not finite
+            return 0.0  # some draws are not finite
         return float(1.0 / mean_square) if mean_square > 0 else np.inf
 
     return SizeByError(size(mean), size(mean + margin), size(mean - margin), size(noise))
@@ -75,8 +76,8 @@ def smallest_ess(draws: NDArray[Any], method: str) -> float:
         method: ``"bulk"`` or ``"tail"``.
 
     Returns:
-        The smallest size; not a number where draws are not finite or do not move, or are fewer
-        than ArviZ needs.
+        The smallest size; NaN if draws are not finite or do not move, or if there are fewer than
+        ArviZ needs.
     """
     if draws.shape[2] < 4 or not np.all(np.isfinite(draws)) or np.any(np.ptp(draws, (1, 2)) == 0):
         return float("nan")

@@ -1,14 +1,14 @@
-"""How far a run is from the least that its gradients could cost.
+"""Measures how far a run is from the smallest possible cost of its gradients.
 
 From the repository root, after ``python -m benchmarks``::
 
     python -m benchmarks.floor [--out FOLDER]
 
 The likelihoods here are functions of ``X @ beta``, so a gradient for a batch of particles takes two
-matrix products: particles times covariates transposed, and back. The *floor* is the time of these
-two products alone, as XLA does them here, for the batch of all particles of all chains. *Gradient*
-is the whole gradient of NumPyro's model for the same batch, and *run* what RWPO's benchmark cell
-took over all its evaluations, warm-up, attention, metric and draws included.
+matrix products: the particles times the transposed covariates, and back. The *floor* is the time of
+these two products alone, as XLA computes them here, for the batch of all particles of all chains.
+*Gradient* is the whole gradient of NumPyro's model for the same batch. *Run* is the time of RWPO's
+benchmark cell over its number of evaluations, including warm-up, attention, metric and draws.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def _median_seconds(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Microseconds a gradient of the two products and of the whole gradient, and their GFLOP/s.
+    """Microseconds per gradient of the two products and of the whole gradient, and their GFLOP/s.
 
     Args:
         name: Key of ``benchmarks.problems.PROBLEMS``; the model has an argument ``X``.
@@ -84,7 +84,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def run_us(name: str, cells: Path) -> float:
-    """Microseconds a gradient of RWPO's warm runs in the benchmark, not a number without any."""
+    """Microseconds per gradient of RWPO's warm runs in the benchmark; NaN if there are none."""
     records = [json.loads(path.read_text()) for path in cells.glob(f"{name}--rwpo--seed*.json")]
     runs = [run for record in records for run in (record, *record.get("repeats", ()))]
     costs = [
@@ -98,7 +98,7 @@ def run_us(name: str, cells: Path) -> float:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One row for each problem, as Markdown."""
+    """The Markdown table, with one row for each problem."""
     rows = []
     for record in records:
         floor, gradient, run = (record[f"{key}_us"] for key in ("floor", "gradient", "run"))
@@ -113,7 +113,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, write and print the table."""
+    """Run the measurements, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()

@@ -1,14 +1,14 @@
-"""The learned flows side by side on images: scikit-learn's digits, eight by eight pixels.
+"""Compares the learned flows on images: scikit-learn's digits, eight by eight pixels.
 
 From the repository root::
 
     python -m benchmarks.flow_digits [--seeds 3] [--out FOLDER]
-    python -m benchmarks.flow_digits --report    # table and figure from what is there
+    python -m benchmarks.flow_digits --report    # table and figure from stored results
 
-Flows, training and measures are those of ``benchmarks.flow_samples``, settings included: nothing
-was tuned here. About half of all pixels are 0. Grey levels are integers from 0 to 16: to have a
-density, each gets uniform noise of one level around it, and all are divided by 16. There is no
-known density, so the negative log likelihood of held-out images replaces the KL divergence.
+Flows, training, measures and settings are those of ``benchmarks.flow_samples``: nothing was tuned
+here. About half of all pixels are 0. Gray levels are integers from 0 to 16. So that there is a
+density, uniform noise of one level is added around each, and all are divided by 16. The true
+density is not known, so the negative log likelihood of held-out images replaces the KL divergence.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from benchmarks.machine import versions
 from benchmarks.report import markdown_table
 
 LEVEL = 1 / 16
-NEAR_ZERO = 0.5 * LEVEL  # what a pixel of level 0 becomes
+NEAR_ZERO = 0.5 * LEVEL  # pixels of level 0 are within this distance of 0
 NUM_TEST, NUM_HELD = 600, 200
-NUM_COPIES = 8  # of every training image, each with noise of its own
+NUM_COPIES = 8  # copies of every training image, each with different noise
 NUM_SHOWN = 8
 
 
-def dequantised(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
-    """Levels 0 to 16 (n, 64) with uniform noise of one level, over 16; float32."""
+def dequantized(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
+    """Levels 0 to 16 (n, 64) with uniform noise of one level, divided by 16; float32."""
     return ((images + rng.uniform(-0.5, 0.5, images.shape)) * LEVEL).astype(np.float32)
 
 
@@ -43,14 +43,14 @@ def run(seed: int, kinds: list[str]) -> list[dict[str, Any]]:
     """Train and judge flows on one split of the images."""
     rng = np.random.default_rng(1000 + seed)
     images = rng.permutation(load_digits().data)
-    test, held, learnt = np.split(images, [NUM_TEST, NUM_TEST + NUM_HELD])
-    data = dequantised(rng, np.tile(learnt, (NUM_COPIES, 1)))
-    held, test = dequantised(rng, held), dequantised(rng, test)
+    test, held, learned = np.split(images, [NUM_TEST, NUM_TEST + NUM_HELD])
+    data = dequantized(rng, np.tile(learned, (NUM_COPIES, 1)))
+    held, test = dequantized(rng, held), dequantized(rng, test)
     rows = []
     for kind in kinds:
         result = train_on(kind, data, held, seed)
         measures, x = judge(result.flow, test, np.zeros(NUM_TEST), seed)
-        measures["nll"] = measures.pop("kl")  # above a log density of 0
+        measures["nll"] = measures.pop("kl")  # relative to a log density of 0
         row = {
             "flow": kind,
             "seed": seed,
@@ -76,7 +76,7 @@ MEASURES = {
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Mean and standard deviation over seeds of both flows, beside images of the training set."""
+    """Mean and standard deviation over seeds of both flows, and of images of the training set."""
     lines = []
     for kind in KINDS:
         cell = [row for row in rows if row["flow"] == kind]
@@ -85,11 +85,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append([kind, *line, f"{speed:.0f}"])
     floor, share = (spread([row[key] for row in cell]) for key in ("floor_w2", "true_near_zero"))
     lines.append(["other images", "–", floor, "–", share, "–"])
-    return markdown_table(["digits, d = 64", *MEASURES.values(), "ms a step"], lines)
+    return markdown_table(["digits, d = 64", *MEASURES.values(), "ms per step"], lines)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Images, and draws from both flows."""
+    """Draw images and draws from both flows."""
     draws = {row["flow"]: np.asarray(row["draws"]) for row in rows if "draws" in row}
     shown = {"images": load_digits().data[:NUM_SHOWN] * LEVEL} | {k: draws[k] for k in KINDS}
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
@@ -104,7 +104,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def report(folder: Path) -> None:
-    """Write the table and the figure of what has been measured."""
+    """Write the table and the figure from the stored results."""
     rows = json.loads((folder / "flow_digits.json").read_text())["rows"]
     (folder / "flow_digits.md").write_text(table(rows) + "\n")
     draw(rows, folder / "flow_digits.png")

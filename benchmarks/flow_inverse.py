@@ -1,23 +1,24 @@
-"""The learned flows side by side on Bayesian inverse problems, trained from the density.
+"""Compares the learned flows on Bayesian inverse problems, trained from the density.
 
 From the repository root::
 
     python -m benchmarks.flow_inverse [--problems NAMES] [--flows NAMES] [--seeds 3] [--out FOLDER]
-    python -m benchmarks.flow_inverse --report    # table and figure from what is there
+    python -m benchmarks.flow_inverse --report    # table and figure from stored results
 
-Both flows get the same drift network, start, optimiser, draws and number of gradient steps: first
-on the reverse Kullback-Leibler divergence, then on the forward one, by importance sampling. The ODE
-makes eight times as many evaluations of the drift: with fewer, training finds the solver's error.
-They start from the same normal distribution, at the optimum of a smoothed posterior and with the
-curvature there. Learning rates are those of pilot runs, for each flow and problem. What is measured
-goes to one file, a record for each problem, flow, seed and loss; runs that are there are not made
-again.
+Both flows get the same drift network, initialization, optimizer, draws and number of gradient
+steps: first on the reverse Kullback-Leibler divergence, then on the forward one, by importance
+sampling. The ODE makes eight times as many evaluations of the drift, because with fewer, training
+exploits the error of the solver. Both start from the same normal distribution, at the optimum of a
+smoothed posterior and with the curvature there. Learning rates were chosen in pilot runs, for each
+flow and problem. The results go to one file, with a record for each problem, flow, seed and loss;
+runs with a record are not repeated.
 
-Judged against a long exact run of RWPO, which itself is judged by R-hat and by NUTS: largest error
-of a mean in posterior sds, sds, sliced W2, energy distance, share of coordinates near zero; and by
-importance sampling, efficiency and Pareto k-hat. The loss is reported as KL divergence: above minus
-the evidence, that comes from importance sampling with a density fitted to the exact run. The ODE's
-density is judged with a finer solver and the exact trace.
+The flows are judged against a long exact run of RWPO, which itself is judged by R-hat and by NUTS:
+largest error of a mean in posterior sds, sds, sliced W2, energy distance and share of coordinates
+near zero; and by importance sampling: efficiency and Pareto k-hat. The loss is reported as a KL
+divergence: its difference from minus the log evidence, which is computed by importance sampling
+with a density fitted to the exact run. The density of the ODE is judged with a finer solver and the
+exact trace.
 """
 
 import argparse
@@ -63,17 +64,17 @@ from numpyro_rwpo.priors.laplace import laplace_prior
 
 NUM_LAYERS, NUM_ODE_STEPS = 2, 8
 LOSSES = {"reverse KL": ReverseKL, "then forward KL": ForwardKL}
-NUM_STEPS, NUM_SAMPLES = 1000, 1024  # of each loss
+NUM_STEPS, NUM_SAMPLES = 1000, 1024  # gradient steps on each loss, and draws per step
 RELATIVE_TIME = 0.1
 
 
 class Setting(NamedTuple):
-    """What suits one problem.
+    """Settings for one problem.
 
     Attributes:
-        width: Units of the network; more than there are unknowns can make any linear map.
-        num_particles: Points that the transformer's density is fitted to.
-        learning_rates: By flow, for the two losses.
+        width: Units of the network; with more units than unknowns it can represent any linear map.
+        num_particles: Number of points to which the transformer's density is fitted.
+        learning_rates: Learning rates for the two losses, by flow.
     """
 
     width: int
@@ -92,12 +93,12 @@ SETTINGS = {
 FINE_STEPS = 16
 EXACT_DRAWS = Path("benchmarks/results/cells")  # not under version control
 NUM_DRAWS, NUM_DENSITY, NUM_ENERGY = 16_000, 2000, 2000
-_CHUNK = 250  # points of which the exact trace is taken at a time
+_CHUNK = 250  # points at which the exact trace is computed at a time
 NUM_CHAINS, NUM_WARMUP = 4, 500
 
 
 def near_zero(problem: InverseProblem, theta: np.ndarray) -> float:
-    """Share of unknowns (n, dim) within a tenth of their prior's scale of 0."""
+    """Share of unknowns (n, dim) whose distance from 0 is within a tenth of their prior's scale."""
     return float((np.abs(theta) < 0.1 * problem.scale).mean())
 
 
@@ -105,7 +106,7 @@ def near_zero(problem: InverseProblem, theta: np.ndarray) -> float:
 def exact_draws(name: str) -> np.ndarray:
     """RWPO's draws of the unknowns by chain, (NUM_CHAINS, NUM_DRAWS / NUM_CHAINS, dim).
 
-    They are kept in a file, so that flows can be trained on another machine.
+    They are stored in a file, so that flows can be trained on another machine.
     """
     path = EXACT_DRAWS / f"exact_draws_{name}.npy"
     if not path.exists():
@@ -129,7 +130,7 @@ def _run(kernel: Any, num_samples: int) -> np.ndarray:
 
 
 def moment_errors(draws: np.ndarray, exact: np.ndarray) -> dict[str, float]:
-    """Largest error of a mean in sds, and the extreme ratios of sds, of (n, dim) and (m, dim)."""
+    """Largest error of a mean in sds and extreme ratios of sds, for (n, dim) and (m, dim)."""
     sd = exact.std(0)
     ratio = draws.std(0) / sd
     return {
@@ -140,7 +141,7 @@ def moment_errors(draws: np.ndarray, exact: np.ndarray) -> dict[str, float]:
 
 
 def judge_reference(name: str) -> dict[str, Any]:
-    """R-hat of the exact run, its moments against NUTS's, its distance from itself, evidence."""
+    """R-hat of the exact run, errors relative to NUTS, distance between its halves, evidence."""
     problem, chains = PROBLEMS[name](), exact_draws(name)
     draws = chains.reshape(-1, problem.dim)
     half = len(draws) // 2
@@ -173,14 +174,14 @@ def judge_reference(name: str) -> dict[str, Any]:
 def starting_normal(problem: InverseProblem) -> tuple[np.ndarray, np.ndarray]:
     """Mean (dim,) and covariance (dim, dim) of a normal distribution near the posterior.
 
-    The optimum of a smoothed posterior, the prior's |x| replaced by the root of x^2 + b^2, and the
-    Gauss-Newton curvature there beside the prior's variance.
+    The mean is the optimum of a smoothed posterior, in which the root of x^2 + b^2 replaces the |x|
+    of the prior. The covariance is from the Gauss-Newton curvature there and the prior's variance.
     """
 
     def residual(theta: jax.Array) -> jax.Array:
         return (problem.y - problem.forward(theta)) / problem.noise
 
-    def objective(unit: jax.Array) -> jax.Array:  # in units of the prior's scales
+    def objective(unit: jax.Array) -> jax.Array:  # takes positions in units of the prior's scales
         prior = jnp.sum(jnp.sqrt(unit**2 + 1))
         return 0.5 * jnp.sum(residual(problem.scale * unit) ** 2) + prior
 
@@ -194,7 +195,7 @@ def starting_normal(problem: InverseProblem) -> tuple[np.ndarray, np.ndarray]:
 def new_flow(kind: str, name: str, seed: int) -> Any:
     """A flow that starts at the normal distribution of :func:`starting_normal`.
 
-    Its base has the marginal scales; the quadratic part of its potential makes the correlations.
+    Its base has the marginal scales; the quadratic part of its potential gives the correlations.
     """
     problem, setting = PROBLEMS[name](), SETTINGS[name]
     mean, covariance = starting_normal(problem)
@@ -289,7 +290,7 @@ def run(name: str, kind: str, seed: int, log_evidence: float) -> list[dict[str, 
 
 
 def time_steps(name: str, kind: str) -> dict[str, Any]:
-    """Milliseconds of a gradient step on each loss, compilation aside."""
+    """Milliseconds per gradient step on each loss, without compilation."""
     problem, times = PROBLEMS[name](), {}
     for loss, make in LOSSES.items():
         step = make(problem.log_density, NUM_SAMPLES)
@@ -313,8 +314,8 @@ MEASURES = {
 
 
 def table(content: dict[str, Any]) -> str:
-    """Mean and standard deviation over seeds of both flows, beside the exact run."""
-    header = ["problem, flow, loss", *MEASURES.values(), "ms a step"]
+    """Mean and standard deviation over seeds of both flows, and the exact run."""
+    header = ["problem, flow, loss", *MEASURES.values(), "ms per step"]
     lines, times = [], step_times(content)
     for reference in content["references"]:
         name = reference["problem"]
@@ -334,12 +335,12 @@ def table(content: dict[str, Any]) -> str:
 
 
 def step_times(content: dict[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
-    """Milliseconds of a step by loss, for each problem and flow that was timed."""
+    """Milliseconds per step by loss, for each problem and flow that was timed."""
     return {(t["problem"], t["flow"]): t["milliseconds"] for t in content["times"]}
 
 
 def _reference_cells(reference: dict[str, Any]) -> list[str]:
-    """The exact run against NUTS, and a density fitted to its draws as a proposal."""
+    """The exact run compared with NUTS, and a density fitted to its draws as a proposal."""
     known = reference["against_nuts"] | {
         "efficiency": reference["fitted_efficiency"],
         "k_hat": reference["fitted_k_hat"],
@@ -350,13 +351,13 @@ def _reference_cells(reference: dict[str, Any]) -> list[str]:
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
-    """Reverse KL against gradient steps and seconds, a row a problem."""
+    """Plot reverse KL against gradient steps and seconds, with one row per problem."""
     names = [reference["problem"] for reference in content["references"]]
     times, first = step_times(content), next(iter(LOSSES))
     figure = Figure(figsize=(8, 2.9 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     for line, name in zip(figure.subplots(len(names), 2, squeeze=False), names, strict=True):
-        for kind, colour in zip(KINDS, COLOURS[:2], strict=True):
+        for kind, color in zip(KINDS, COLOURS[:2], strict=True):
             for row in content["rows"]:
                 # The other loss has no known minimum.
                 if (row["problem"], row["flow"], row["loss"]) == (name, kind, first):
@@ -364,9 +365,9 @@ def draw(content: dict[str, Any], path: Path) -> None:
                     seconds = times.get((name, kind), {first: np.nan})[first] / 1e3
                     for axes, unit in zip(line, (1.0, seconds), strict=True):
                         axes.plot(
-                            steps * unit, row["monitored"], color=colour, alpha=0.5, linewidth=1
+                            steps * unit, row["monitored"], color=color, alpha=0.5, linewidth=1
                         )
-            line[0].plot([], [], color=colour, label=kind)
+            line[0].plot([], [], color=color, label=kind)
         for axes, label in zip(line, ("gradient steps", "seconds, compilation aside"), strict=True):
             axes.set(yscale="log", title=name, xlabel=label)
             axes.spines[["top", "right"]].set_visible(False)
@@ -376,7 +377,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
 
 
 def report(folder: Path) -> None:
-    """Write the table and the figure of what has been measured."""
+    """Write the table and the figure from the stored results."""
     content = json.loads((folder / "flow_inverse.json").read_text())
     (folder / "flow_inverse.md").write_text(table(content) + "\n")
     draw(content, folder / "flow_inverse.png")
@@ -398,7 +399,7 @@ def main() -> None:
 
 
 def measure(path: Path, names: list[str], kinds: list[str], num_seeds: int) -> None:
-    """Add to a file what it lacks of some problems, flows and seeds."""
+    """Add the missing records of some problems, flows and seeds to a file."""
     content: dict[str, Any] = {"references": [], "rows": [], "times": [], "minutes": 0.0}
     if path.exists():
         content = json.loads(path.read_text())

@@ -1,22 +1,23 @@
-"""The learned flows side by side, trained from samples: sparse transformer and neural ODE.
+"""Compares the learned flows, trained from samples: sparse transformer and neural ODE.
 
 From the repository root::
 
     python -m benchmarks.flow_samples [--dims 2 10 50] [--targets NAMES] [--seeds 3] [--out FOLDER]
-    python -m benchmarks.flow_samples --report    # table and figures from what is there
+    python -m benchmarks.flow_samples --report    # table and figures from stored results
 
-Both get the same network, data, batches, loss, optimiser, learning rate and number of gradient
-steps; rates and prox times start from each coordinate's moments alone, by one rule for all. The
-loss is minus the log likelihood, in the plane plus an energy distance: likelihood alone hardly
-moves mass from one mode to another, once no kernel reaches both. The ODE is solved with three times
-the evaluations of the drift that the transformer makes: with as few, training finds the solver's
-error and its likelihood is no density's. What a file of results holds is not measured again. The
-learning rate, the weight of the energy distance and the rule for prox times were chosen on pilot
-runs (seed 0, eight normals, rings and pinwheel).
+Both flows get the same network, data, batches, loss, optimizer, learning rate and number of
+gradient steps. Rates and prox times are initialized from the moments of each coordinate alone, by
+the same rule for all targets. The loss is minus the log likelihood, plus an energy distance in the
+plane, because the likelihood alone moves hardly any mass from one mode to another once no kernel
+reaches both. The ODE is solved with three times as many evaluations of the drift as the transformer
+makes: with the same number, training exploits the error of the solver and its likelihood is not
+that of a density. Results that are stored in the file are not measured again. The learning rate,
+the weight of the energy distance and the rule for prox times were chosen in pilot runs (seed 0,
+eight normals, rings and pinwheel).
 
-Judged on fresh samples: KL divergence (the targets' densities are known), sliced W2 and energy
-distance, the share of sparse coordinates that are close to zero. The ODE's density is judged with a
-finer solver, in d > 2 by Hutchinson's trace.
+The flows are judged on fresh samples: KL divergence (the densities of the targets are known),
+sliced W2, energy distance and the share of sparse coordinates that are close to zero. The density
+of the ODE is judged with a finer solver, and in d > 2 by Hutchinson's trace.
 """
 
 import argparse
@@ -52,17 +53,18 @@ from numpyro_rwpo.flow import (
 NUM_LAYERS, NUM_ODE_STEPS, WIDTH = 4, 6, 32
 NUM_STEPS, BATCH = 800, 256
 LEARNING_RATE = 0.01
-# In the plane. It doubles the cost of a step, and among many coordinates it hardly sees two.
+# Used in the plane only: it doubles the cost of a step, and with many coordinates it is hardly
+# sensitive to the two that have structure.
 ENERGY_WEIGHT = 3.0
 NUM_TRAIN, NUM_TEST, NUM_DENSITY = 8000, 10_000, 2000
-NUM_PARTICLES, NUM_KEYS = 512, 8192  # of the mixture in training, and when it is judged
+NUM_PARTICLES, NUM_KEYS = 512, 8192  # keys of the mixture in training, and when it is judged
 FINE_STEPS = 24
 NEAR_ZERO = 0.1 * SPARSE_SCALE
 
 
 @dataclass(frozen=True)
 class LikelihoodAndEnergy:
-    """Maximum likelihood with its regularisers, plus a multiple of the energy distance."""
+    """Maximum likelihood with its regularizers, plus a multiple of the energy distance."""
 
     weight: float
 
@@ -93,14 +95,15 @@ _log_prob_random = eqx.filter_jit(lambda flow, x, key: flow.log_prob(x, key))
 def prox_times(data: np.ndarray) -> np.ndarray:
     """Initial T of every coordinate of data (n, dim), (dim,).
 
-    A Laplace variable is all kernel, and one with heavier tails than a normal is taken for one: its
-    T is its variance. Any other has structure, for which kernels must be narrower.
+    A single kernel can represent a Laplace variable. A coordinate with heavier tails than a normal
+    is assumed to be one, so its T is its variance. Any other coordinate is assumed to have
+    structure, for which kernels must be narrower.
     """
     return np.where(kurtosis(data) > 0, 1.0, 0.1) * data.var(0)
 
 
 def train_on(kind: str, data: np.ndarray, held: np.ndarray, seed: int) -> TrainingResult:
-    """A flow trained on data (n, dim), of the best loss on held-out data."""
+    """Train a flow on data (n, dim) and keep the one with the best loss on held-out data."""
     return train(
         jax.random.key(seed),
         new_flow(kind, data, seed),
@@ -114,11 +117,11 @@ def train_on(kind: str, data: np.ndarray, held: np.ndarray, seed: int) -> Traini
 
 
 def new_flow(kind: str, data: np.ndarray, seed: int) -> Any:
-    """An untrained flow, its base and layers scaled to data (n, dim)."""
+    """An untrained flow whose base and layers are scaled to data (n, dim)."""
     dim, key = data.shape[1], jax.random.key(seed)
     base = {"location": data.mean(0), "scale": data.std(0), "rng_key": key}
     if kind == "sparse transformer":
-        rate = 2 / np.abs(data).mean(0)  # only half of the prior is in a kernel
+        rate = 2 / np.abs(data).mean(0)  # a kernel contains only half of the prior
         return SparseTransformerFlow(
             dim,
             NUM_LAYERS,
@@ -135,13 +138,13 @@ def new_flow(kind: str, data: np.ndarray, seed: int) -> Any:
 def judge(
     flow: Any, test: np.ndarray, truth: np.ndarray, seed: int
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Distances of a trained flow to the target, and as many draws as test points.
+    """Distances of a trained flow to the target, and the same number of draws as test points.
 
     Args:
         flow: A flow.
         test: Held-out samples, (n, dim).
         truth: Log density of the target at the first NUM_DENSITY of them.
-        seed: Of draws and directions.
+        seed: Seed of draws and directions.
     """
     rng, key = np.random.default_rng(seed), jax.random.key(100 + seed)
     few = test[:NUM_DENSITY]
@@ -204,7 +207,7 @@ MEASURES = {"kl": "KL", "sliced_w2": "sliced W2", "energy": "energy distance"}
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation in words; a single value alone."""
+    """Mean ± standard deviation as text; a single value is shown alone."""
     mean = f"{np.mean(values):.3f}"
     return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean
 
@@ -213,7 +216,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds of both flows, and the ratio of the means."""
     header = ["dim, target", *(f"{m}: {k}" for m in MEASURES.values() for k in (*KINDS, "ratio"))]
     header.append("sliced W2: fresh draws of the target")
-    header += [f"near zero: {k}" for k in (*KINDS, "truth")] + [f"ms a step: {k}" for k in KINDS]
+    header += [f"near zero: {k}" for k in (*KINDS, "truth")] + [f"ms per step: {k}" for k in KINDS]
     lines = []
     for dim, name in dict.fromkeys((row["dim"], row["target"]) for row in rows):
         cell = [row for row in rows if (row["dim"], row["target"]) == (dim, name)]
@@ -222,7 +225,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for measure in MEASURES:
             values = [[row[measure] for row in both[kind]] for kind in KINDS]
             ratio = np.mean(values[0]) / np.mean(values[1])
-            # An unbiased distance of two near equals is noise around 0, which has no ratio.
+            # An unbiased distance between two nearly equal samples is noise around 0: no ratio.
             is_noise = measure == "energy" and np.min(np.mean(values, 1)) < 1e-3
             line += [*map(spread, values), "–" if is_noise else f"{ratio:.2f}"]
         line.append(spread([row["floor_w2"] for row in both[KINDS[0]]]))
@@ -236,17 +239,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
-    """Held-out loss above the target's entropy against gradient steps, a panel for each dim."""
+    """Plot held-out loss above the target's entropy against gradient steps, one panel per dim."""
     dims = sorted({row["dim"] for row in rows})
     figure = Figure(figsize=(4 * len(dims), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, dim in zip(np.ravel(figure.subplots(1, len(dims))), dims, strict=True):
-        for kind, colour in zip(KINDS, COLOURS[:2], strict=True):
+        for kind, color in zip(KINDS, COLOURS[:2], strict=True):
             for row in rows:
                 if (row["dim"], row["flow"]) == (dim, kind):
                     steps = 50 * np.arange(1, len(row["monitored"]) + 1)
-                    axes.plot(steps, row["monitored"], color=colour, alpha=0.5, linewidth=1)
-            axes.plot([], [], color=colour, label=kind)
+                    axes.plot(steps, row["monitored"], color=color, alpha=0.5, linewidth=1)
+            axes.plot([], [], color=color, label=kind)
         axes.set_yscale("log")
         axes.set_title(f"d = {dim}", fontsize="medium")
         axes.set_xlabel("gradient steps")
@@ -257,7 +260,7 @@ def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_samples(rows: list[dict[str, Any]], path: Path) -> None:
-    """The first two coordinates: of the target and of draws from both flows, three lines a dim."""
+    """Plot the first two coordinates of the target and of both flows, three rows per dim."""
     draws = {(r["dim"], r["target"], r["flow"]): r["draws"] for r in rows if "draws" in r}
     dims, names = (list(dict.fromkeys(key[k] for key in draws)) for k in (0, 1))
     labels = ("target", *KINDS)
@@ -268,8 +271,8 @@ def draw_samples(rows: list[dict[str, Any]], path: Path) -> None:
         for axes, name in zip(grid[line], names, strict=True):
             truth = sample(name, dim, np.random.default_rng(0), 600)
             x = np.asarray(draws[dim, name, label]) if label in KINDS else truth
-            colour = dict(zip(labels, ("0.2", *COLOURS), strict=False))[label]
-            axes.plot(x[:, 0], x[:, 1], ".", color=colour, ms=1.5)
+            color = dict(zip(labels, ("0.2", *COLOURS), strict=False))[label]
+            axes.plot(x[:, 0], x[:, 1], ".", color=color, ms=1.5)
             axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
         grid[line, 0].set_ylabel(f"{label}, d = {dim}", fontsize="x-small")
     for axes, name in zip(grid[0], names, strict=True):
@@ -278,7 +281,7 @@ def draw_samples(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def report(folder: Path) -> None:
-    """Write the table and figures of all dimensions measured."""
+    """Write the table and figures for all dimensions measured."""
     files = sorted(folder.glob("flow_samples_*.json"), key=lambda path: int(path.stem[13:]))
     rows = [row for path in files for row in json.loads(path.read_text())["rows"]]
     rows.sort(key=lambda row: (row["dim"], list(PLANAR).index(row["target"])))

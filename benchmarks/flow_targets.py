@@ -1,7 +1,7 @@
-"""Distributions that the learned flows are trained on, with densities in closed form.
+"""Distributions on which the learned flows are trained, with densities in closed form.
 
-Five in the plane; and any of them embedded in more dimensions, the other coordinates sparse
-(independent Laplace variables of a small scale).
+There are five in the plane. Any of them can be embedded in more dimensions, where the other
+coordinates are sparse (independent Laplace variables with a small scale).
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Planar(NamedTuple):
 
 
 def _normals(means: np.ndarray, sd: float) -> Planar:
-    """Equal mixture of round normals; a curve thickened by noise is one of many."""
+    """Equal mixture of isotropic normals; with many of them, a curve thickened by noise."""
 
     def sample(rng: np.random.Generator, n: int) -> np.ndarray:
         return means[rng.integers(0, len(means), n)] + sd * rng.normal(size=(n, 2))
@@ -64,7 +64,7 @@ def _checkerboard() -> Planar:
 
 
 def _pinwheel() -> Planar:
-    """Five blades, each a long normal, twisted by an angle that grows with the radius."""
+    """Five blades, each an elongated normal, twisted by an angle that grows with the radius."""
     angles = 2 * np.pi * np.arange(5) / 5
     sds = np.array([0.3, 0.1])
 
@@ -78,7 +78,7 @@ def _pinwheel() -> Planar:
         return turn(x, 1.5 * np.hypot(*x.T))
 
     def log_prob(x: np.ndarray) -> np.ndarray:
-        straight = turn(x, -1.5 * np.hypot(*x.T))  # a rotation at fixed radius: no Jacobian
+        straight = turn(x, -1.5 * np.hypot(*x.T))  # a rotation at fixed radius: the Jacobian is 1
         parts = [
             -0.5 * (((turn(straight, np.full(len(x), -a)) - [1.2, 0.0]) / sds) ** 2).sum(1)
             for a in angles
@@ -98,7 +98,7 @@ PLANAR = {
 
 
 def sample(name: str, dim: int, rng: np.random.Generator, n: int) -> np.ndarray:
-    """Draws (n, dim) of a planar distribution beside dim - 2 sparse coordinates, float32."""
+    """Draws (n, dim) of a planar distribution and dim - 2 sparse coordinates, float32."""
     sparse = rng.laplace(scale=SPARSE_SCALE, size=(n, dim - 2))
     return np.concatenate([PLANAR[name].sample(rng, n), sparse], 1).astype(np.float32)
 

@@ -1,6 +1,6 @@
 r"""Bayesian inverse problems with Laplace priors, on which learned flows are trained.
 
-* ``deconvolution``: a train of few spikes, blurred, with noise of 5 % of the blurred signal's
+* ``deconvolution``: a train of a few spikes, blurred, with noise of 5% of the blurred signal's
   maximum; 100 unknowns, one at each of the 100 measurements.
 * ``elliptic``: the coefficient :math:`e^{a}` of :math:`-(e^{a} u')' = 1, u(0) = u(1) = 0` from
   noisy values of u at points; :math:`a = \sum_k \theta_k \varphi_k` with 16 cosines.
@@ -19,9 +19,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-NUM_CELLS = 200  # of the quadrature
+NUM_CELLS = 200  # number of cells of the quadrature
 NUM_MODES = 16
-_BLUR_SD = 1.5  # in spacings of the measurements
+_BLUR_SD = 1.5  # in units of the spacing of the measurements
 
 
 class InverseProblem(NamedTuple):
@@ -29,9 +29,9 @@ class InverseProblem(NamedTuple):
 
     Attributes:
         forward: F, unknowns (dim,) to noise-free measurements (m,).
-        truth: The unknowns that the measurements were made with, (dim,).
+        truth: The unknowns from which the measurements were simulated, (dim,).
         y: Measurements, (m,).
-        noise: Their standard deviation.
+        noise: Standard deviation of the measurement noise.
         scale: Scales b of the Laplace prior, (dim,).
     """
 
@@ -96,7 +96,7 @@ def _measure(matrix: np.ndarray, x: jax.Array) -> jax.Array:
 
 @cache
 def deconvolution(size: int = 100, num_spikes: int = 5, seed: int = 0) -> InverseProblem:
-    """Few spikes of either sign and size about 1; the prior's scale is their mean size."""
+    """A few spikes of either sign and size about 1; the prior's scale is their mean size."""
     rng = np.random.default_rng(seed)
     truth = np.zeros(size)
     where = rng.choice(size, num_spikes, replace=False)
@@ -124,7 +124,7 @@ def elliptic(num_points: int = 40, seed: int = 0) -> InverseProblem:
 def _measured(
     forward: Any, truth: np.ndarray, scale: np.ndarray, share: float, rng: np.random.Generator
 ) -> InverseProblem:
-    """With normal noise whose sd is a share of the largest noise-free measurement."""
+    """Add normal noise whose sd is a share of the largest noise-free measurement."""
     clean = np.asarray(forward(jnp.asarray(truth, jnp.float32)), np.float64)
     noise = share * float(np.abs(clean).max())
     y = clean + noise * rng.normal(size=clean.shape)

@@ -1,4 +1,4 @@
-"""What the benchmark ran on."""
+"""The machine and the versions of software on which the benchmark ran."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ PACKAGES = ("jax", "jaxlib", "numpyro", "blackjax", "numpyro-rwpo", "numpy", "ar
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter."""
+    """Versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,21 +1,21 @@
-"""More parameters than half the particles: what a few directions in the metric are worth.
+"""Measures the benefit of a few directions in the metric, with more parameters than particles / 2.
 
 From the repository root::
 
     python -m benchmarks.many_parameters [--problems NAME ...] [--out FOLDER]
 
-RWPO with the metric that it takes by itself there, diagonal but for up to 16 directions, beside the
-diagonal one (``dense_mass=False``). A fresh process for each run; peak memory is its resident set's
-maximum less what it held when the model was loaded. Gradients are those of all chains, warm-up
-included; effective sizes and R-hat are the worst coordinate's.
+RWPO with the metric that it uses by default in this case, diagonal except in up to 16 directions,
+is compared with RWPO with the diagonal one (``dense_mass=False``). Each run has a fresh process;
+peak memory is the maximum of its resident set less its size when the model was loaded. Gradients
+are those of all chains, including warm-up; effective sizes and R-hat are for the worst coordinate.
 
-- ``normal``: 400 dimensions, unit precision but for four directions of 100 and four of 0.01;
+- ``normal``: 400 dimensions, unit precision except for four directions of 100 and four of 0.01;
 - ``factors_normal``, ``factors_laplace``: logistic regression of 1000 rows on 300 columns that
   share five factors, with normal and with Laplace priors;
 - ``p_much_larger_n``: the benchmark's lasso, 200 rows and 2000 columns;
 - ``lasso_10000``: the same with 10,000 columns;
 - ``network``: a network of one hidden layer with Laplace weights on the diabetes data, 9,997
-  parameters; one chain of 64 particles, in which no two modes are expected to meet.
+  parameters; one chain of 64 particles, which are not expected to move between modes.
 """
 
 import argparse
@@ -47,7 +47,7 @@ LIMIT_SECONDS = 900.0
 
 
 class Case(NamedTuple):
-    """A model with its data, and how it is run."""
+    """A model with its data and the settings of its run."""
 
     model: Callable[..., None]
     arguments: dict[str, Any]
@@ -147,7 +147,7 @@ def _memory_mb() -> float:
 
 
 def measure(name: str, metric: str) -> dict[str, Any]:
-    """One run in this process: its gradients, seconds, memory and worst coordinate."""
+    """Make one run in this process: its gradients, seconds, memory and worst coordinate."""
     case = CASES[name]()
     kernel = RWPO(
         case.model,
@@ -199,11 +199,11 @@ def measure(name: str, metric: str) -> dict[str, Any]:
 
 
 def _known(value: float | None) -> float:
-    return float("nan") if value is None else value  # JSON has no nan
+    return float("nan") if value is None else value  # JSON cannot represent NaN
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One row for each run, as Markdown."""
+    """The Markdown table, with one row for each run."""
     rows = []
     order = {name: k for k, name in enumerate(CASES)}
     for record in sorted(records, key=lambda r: (order[r["problem"]], r["metric"])):
@@ -219,12 +219,12 @@ def table(records: list[dict[str, Any]]) -> str:
         flows = ", ".join(record["flows"])
         rows.append([label, shape, flows, *(three_digits(_known(record[c])) for c in columns)])
     header = ["problem, metric", "chains x particles x parameters", "flow", "gradients"]
-    header += ["a draw", "bulk ESS", "R-hat", "acceptance", "divergences", "peak memory, MB"]
+    header += ["per draw", "bulk ESS", "R-hat", "acceptance", "divergences", "peak memory, MB"]
     return markdown_table(header, rows)
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Make the runs that are missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", default=list(CASES), choices=CASES, metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))

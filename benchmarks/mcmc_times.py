@@ -1,18 +1,18 @@
-"""Wall time of ``MCMC.run`` as a user has it: RWPO against NUTS, cold and warm.
+"""Measures the wall time of ``MCMC.run`` as a user calls it, for RWPO and NUTS, cold and warm.
 
 From the repository root::
 
     python -m benchmarks.mcmc_times [NAME ...] [--seeds N] [--out FOLDER]
 
 For every posterior of posteriordb (or the named problems) and both kernels, a fresh process runs
-4 vectorised chains of 1000 draws twice, after 200 (RWPO) and 1000 (NUTS) draws of warm-up. *Cold*
-is the first run, everything but imports. NumPyro compiles its loop anew on every run without a
-progress bar, so the second run as a user has it (*again*) compiles, too; NUTS needs a new ``MCMC``
-object for it, since its second vectorised run on one object fails (NumPyro 0.22). *Warm* is the
-second run less the seconds in which JAX's own events say that it traced or compiled, the same rule
-for both.
+4 vectorized chains of 1000 draws twice, after 200 (RWPO) and 1000 (NUTS) iterations of warm-up.
+*Cold* is the first run, everything but imports. NumPyro compiles its loop anew on every run without
+a progress bar, so the second run as a user calls it (*again*) compiles, too; NUTS needs a new
+``MCMC`` object for it, since its second vectorized run on one object fails (NumPyro 0.22). *Warm*
+is the second run less the seconds in which, according to JAX's own events, it traced or compiled.
+The same rule applies to both samplers.
 
-Results are one file for each kernel, problem and seed; those that exist are not run again.
+There is one result file for each kernel, problem and seed; runs with a file are not repeated.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def measure(problem_name: str, kernel_name: str, seed: int) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Medians over seeds and their ratios, as Markdown."""
+    """The Markdown table of medians over seeds and their ratios."""
     rows = []
     for problem in dict.fromkeys(r["problem"] for r in records):
         row, medians = [problem], {}
@@ -112,7 +112,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Make the runs that are missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
@@ -136,7 +136,7 @@ def main() -> None:
                 path = folder / f"{name}--{kernel}--seed{seed}.json"
                 if path.exists():
                     continue
-                # Seeds far apart: each run uses two in a row.
+                # Seeds are far apart because each run uses two consecutive ones.
                 arguments = ["benchmarks.mcmc_times", name, "--worker", kernel, str(path)]
                 arguments += ["--seed", str(10 * seed)]
                 record = {"problem": name, "kernel": kernel, "seed": seed}

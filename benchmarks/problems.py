@@ -1,8 +1,8 @@
 """Problems of the benchmark, most of them regressions with L1 priors: NumPyro models and data.
 
-Every factory in :data:`PROBLEMS` takes no argument and gives the same :class:`Problem` each time:
+Every factory in :data:`PROBLEMS` takes no argument and returns the same :class:`Problem` each time:
 data come from scikit-learn or from a NumPy generator with a fixed seed. Covariates and responses
-are rounded to single precision once, so runs in either precision see the same numbers.
+are rounded to single precision once, so that runs in either precision see the same numbers.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,10 @@ class Problem(NamedTuple):
     Attributes:
         name: Key in :data:`PROBLEMS`, and stem of the file with its reference posterior.
         model: NumPyro model.
-        kwargs: Keyword arguments of the model, data included.
+        kwargs: Keyword arguments of the model, including the data.
         sites: Sites whose posterior is compared with the reference.
-        laplace_rates: Rate of the Laplace prior centred at 0 of each site that has one with a fixed
-            scale: the nonsmooth part for samplers that have to be told.
+        laplace_rates: Rate of the Laplace prior centered at 0, for each site that has one with a
+            fixed scale: the nonsmooth part, for samplers that do not find it themselves.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Problem(NamedTuple):
 def lasso(X: ArrayLike, y: ArrayLike | None = None, *, scale: float) -> None:
     """Bayesian lasso with a fixed Laplace scale and a latent noise scale.
 
-    Source: Park and Casella (2008), *The Bayesian Lasso*, with the prior scale not tied to the
-    noise, so that the posterior is the lasso's objective exponentiated.
+    Source: Park and Casella (2008), *The Bayesian Lasso*, except that the prior scale is not tied
+    to the noise, so that the posterior is the exponential of minus the objective of the lasso.
 
     Args:
-        X: Standardised covariates, shape (rows, columns).
-        y: Standardised response, shape (rows,).
+        X: Standardized covariates, shape (rows, columns).
+        y: Standardized response, shape (rows,).
         scale: Scale of the Laplace prior, in units of the coefficients.
     """
     beta = numpyro.sample("beta", dist.Laplace(0.0, scale).expand([np.shape(X)[1]]).to_event(1))
@@ -57,11 +57,11 @@ def lasso(X: ArrayLike, y: ArrayLike | None = None, *, scale: float) -> None:
 
 
 def lasso_latent_scale(X: ArrayLike, y: ArrayLike | None = None) -> None:
-    """Bayesian lasso whose Laplace scale is itself latent, half-Cauchy.
+    """Bayesian lasso whose Laplace scale is itself latent, with a half-Cauchy prior.
 
     Args:
-        X: Standardised covariates, shape (rows, columns).
-        y: Standardised response, shape (rows,).
+        X: Standardized covariates, shape (rows, columns).
+        y: Standardized response, shape (rows,).
     """
     scale = numpyro.sample("scale", dist.HalfCauchy(1.0))
     sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
@@ -88,7 +88,7 @@ def logistic(X: ArrayLike, y: ArrayLike | None = None, *, scale: float) -> None:
     """Logistic regression with Laplace coefficients, in a plate, and a normal intercept.
 
     Args:
-        X: Standardised covariates, shape (rows, columns).
+        X: Standardized covariates, shape (rows, columns).
         y: Classes 0 and 1, shape (rows,).
         scale: Scale of the Laplace prior, in units of the coefficients.
     """
@@ -126,7 +126,7 @@ def horseshoe_logistic_model(
     global_scale: float,
     slab_scale: float,
 ) -> None:
-    r"""Logistic regression with the regularised horseshoe prior, non-centred.
+    r"""Logistic regression with the regularized horseshoe prior, non-centered.
 
     .. math:: \beta_j = z_j \tau \tilde\lambda_j, \quad
         \tilde\lambda_j^2 = \frac{c^2 \lambda_j^2}{c^2 + \tau^2 \lambda_j^2}, \quad
@@ -134,11 +134,11 @@ def horseshoe_logistic_model(
 
     Source: Piironen and Vehtari (2017), *Sparsity information and regularization in the horseshoe
     and other shrinkage priors*, section 2.3. Their slab scale c may be latent; here it is fixed,
-    which makes the slab normal: where classes are separable the likelihood bounds no coefficient,
-    and with a heavier slab the posterior sds to compare would hardly exist.
+    which makes the slab normal. The reason is that where classes are separable the likelihood does
+    not bound the coefficients, so with a heavier slab the posterior sds would hardly exist.
 
     Args:
-        X: Standardised covariates, shape (rows, columns).
+        X: Standardized covariates, shape (rows, columns).
         y: Classes 0 and 1, shape (rows,).
         global_scale: :math:`\tau_0`.
         slab_scale: c, in units of the coefficients.
@@ -148,7 +148,7 @@ def horseshoe_logistic_model(
     with numpyro.plate("column", np.shape(X)[1]):
         z = numpyro.sample("z", dist.Normal())
         local = numpyro.sample("lambda", dist.HalfCauchy(1.0))
-        # The same as the formula above, written so that a huge scale does not overflow.
+        # This is the formula above, written so that a huge scale does not overflow.
         scale = tau * local / jnp.sqrt(1.0 + (tau * local / slab_scale) ** 2)
         beta = numpyro.deterministic("beta", z * scale)
     numpyro.sample("y", dist.Bernoulli(logits=intercept + X @ beta), obs=y)
@@ -158,21 +158,21 @@ def normal_mixture(weights: ArrayLike, means: ArrayLike) -> None:
     """Mixture of normals with unit variances: no data, exact moments.
 
     Args:
-        weights: Shares of the components, shape (components,).
-        means: Their centres, shape (components, dim).
+        weights: Weights of the components, shape (components,).
+        means: Centers of the components, shape (components, dim).
     """
     component = dist.Normal(jnp.asarray(means), 1.0).to_event(1)
     numpyro.sample("x", dist.MixtureSameFamily(dist.Categorical(jnp.asarray(weights)), component))
 
 
-def _standardise(x: NDArray[np.float64]) -> Vector:
+def _standardize(x: NDArray[np.float64]) -> Vector:
     return ((x - x.mean(0)) / x.std(0)).astype(np.float32)
 
 
 def diabetes_lasso() -> Problem:
     """Diabetes data of Efron et al. (2004), 442 x 10: strongly correlated, data-dominated."""
     X, y = load_diabetes(return_X_y=True)
-    kwargs = {"X": _standardise(X), "y": _standardise(y), "scale": 0.2}
+    kwargs = {"X": _standardize(X), "y": _standardize(y), "scale": 0.2}
     rates = {"beta": 1.0 / kwargs["scale"]}
     return Problem("diabetes_lasso", lasso, kwargs, ("beta", "sigma"), rates)
 
@@ -180,7 +180,7 @@ def diabetes_lasso() -> Problem:
 def diabetes_lasso_latent_scale() -> Problem:
     """The diabetes data with a latent Laplace scale: the usual hierarchical lasso."""
     X, y = load_diabetes(return_X_y=True)
-    kwargs = {"X": _standardise(X), "y": _standardise(y)}
+    kwargs = {"X": _standardize(X), "y": _standardize(y)}
     return Problem(
         "diabetes_lasso_latent_scale", lasso_latent_scale, kwargs, ("beta", "sigma", "scale")
     )
@@ -189,7 +189,7 @@ def diabetes_lasso_latent_scale() -> Problem:
 def breast_cancer_logistic() -> Problem:
     """Wisconsin diagnostic breast-cancer data, 569 x 30: nearly separable and collinear."""
     X, y = load_breast_cancer(return_X_y=True)
-    kwargs = {"X": _standardise(X), "y": y.astype(np.int32), "scale": 1.0}
+    kwargs = {"X": _standardize(X), "y": y.astype(np.int32), "scale": 1.0}
     sites = ("beta", "intercept")
     return Problem("breast_cancer_logistic", logistic, kwargs, sites, {"beta": 1.0})
 
@@ -199,9 +199,9 @@ def l1_logistic_d50() -> Problem:
 
     Settings are those of the authors' published script: 10 d rows of independent signs, the first
     floor(d / 4) true coefficients 1 and the others 0, :math:`\lambda = 3d/\pi^2` and
-    :math:`\alpha = 3d/(2\pi^2)`. Differs from it in the random numbers, and in the g-prior's
-    energy, where the script's potential and its gradient disagree by a factor 2: this is the
-    potential whose gradient the script uses.
+    :math:`\alpha = 3d/(2\pi^2)`. It differs from the script in the random numbers, and in the
+    energy of the g-prior, where the script's potential and its gradient disagree by a factor of 2:
+    the potential used here is the one whose gradient the script uses.
     """
     dim = 50
     rng = np.random.default_rng(10)
@@ -214,7 +214,7 @@ def l1_logistic_d50() -> Problem:
 
 
 def p_much_larger_n() -> Problem:
-    """Linear regression with 200 rows, 2000 columns and three non-zero coefficients."""
+    """Linear regression with 200 rows, 2000 columns and three nonzero coefficients."""
     num_rows, num_columns, noise = 200, 2000, 6.0
     rng = np.random.default_rng(2000)
     X = rng.standard_normal((num_rows, num_columns)).astype(np.float32)
@@ -230,12 +230,12 @@ def horseshoe_logistic() -> Problem:
     """Breast-cancer data with all pairwise products: 569 x 465, more latent values than rows.
 
     The global scale is the one that Piironen and Vehtari derive (section 3.3) for ten relevant
-    coefficients: p0 / (p - p0) * 2 / sqrt(n), 2 being the pseudo-scale of balanced classes.
+    coefficients: p0 / (p - p0) * 2 / sqrt(n), where 2 is the pseudo-scale for balanced classes.
     """
     X, y = load_breast_cancer(return_X_y=True)
     single = (X - X.mean(0)) / X.std(0)
     first, second = np.triu_indices(single.shape[1], 1)
-    X = _standardise(np.concatenate([single, single[:, first] * single[:, second]], 1))
+    X = _standardize(np.concatenate([single, single[:, first] * single[:, second]], 1))
     num_rows, num_columns = X.shape
     num_relevant = 10
     global_scale = num_relevant / (num_columns - num_relevant) * 2.0 / np.sqrt(num_rows)
@@ -249,9 +249,9 @@ def horseshoe_logistic() -> Problem:
 
 
 def logistic_n100k() -> Problem:
-    """Logistic regression with 100,000 simulated rows, 50 columns, half of them without effect.
+    """Logistic regression with 100,000 simulated rows and 50 columns, half of which have no effect.
 
-    Neighbouring covariates have a correlation of 0.5, so that no coordinate is on its own.
+    Neighboring covariates have a correlation of 0.5, so that no coordinate is independent.
     """
     num_rows, num_columns, correlation, scale = 100_000, 50, 0.5, 0.05
     rng = np.random.default_rng(100_000)
@@ -268,7 +268,7 @@ def logistic_n100k() -> Problem:
 
 
 def four_modes() -> Problem:
-    """Four normal modes in two dimensions with unequal shares, six standard deviations apart."""
+    """Four normal modes in two dimensions with unequal weights, six standard deviations apart."""
     kwargs = {
         "weights": np.array([0.4, 0.3, 0.2, 0.1], np.float32),
         "means": np.array([[3, 3], [-3, 3], [-3, -3], [3, -3]], np.float32),
@@ -287,7 +287,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "four_modes": four_modes,
 }
 
-# Those with a Laplace prior on most coordinates.
+# The problems with a Laplace prior on most coordinates.
 LAPLACE_PROBLEMS = (
     "diabetes_lasso",
     "diabetes_lasso_latent_scale",
@@ -305,10 +305,10 @@ def load_problem(name: str) -> Problem:
         name: Key of :data:`PROBLEMS` or of posteriordb's ``POSTERIORS``.
 
     Returns:
-        The problem; a posterior names no sites, its reference is of functions of them.
+        The problem. A posterior names no sites, because its reference is for functions of them.
 
     Raises:
-        KeyError: If there is none of that name.
+        KeyError: If there is no problem or posterior of that name.
     """
     if name in PROBLEMS:
         return PROBLEMS[name]()

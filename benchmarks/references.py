@@ -1,4 +1,4 @@
-"""Reference posteriors of the problems, and how far a set of draws is from them."""
+"""Reference posteriors of the problems, and the errors of a set of draws relative to them."""
 
 import json
 from pathlib import Path
@@ -27,13 +27,13 @@ FOLDER = Path(__file__).parent / "posteriors" / "lasso"
 
 
 class Accuracy(NamedTuple):
-    """Worst figures over all scalar coordinates; not a number where a draw is not finite.
+    """Worst figures over all scalar coordinates; NaN if a draw is not finite.
 
     Attributes:
         max_mean_error: Largest difference of means, in reference standard deviations.
         min_sd_ratio: Smallest standard deviation, in reference standard deviations.
         max_sd_ratio: Largest standard deviation, in reference standard deviations.
-        max_r_hat: Largest rank-normalised split R-hat.
+        max_r_hat: Largest rank-normalized split R-hat.
         min_ess: Smallest bulk effective sample size.
     """
 
@@ -45,14 +45,14 @@ class Accuracy(NamedTuple):
 
 
 def load_reference(name: str) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Posterior means and sds by site, with their Monte-Carlo errors.
+    """Posterior means and sds by site, with their Monte Carlo errors.
 
     Args:
         name: Key of ``benchmarks.problems.PROBLEMS``.
 
     Returns:
-        For each site arrays ``mean``, ``sd``, ``ess``, ``mcse_mean`` and ``mcse_sd``, each of the
-        site's shape.
+        For each site, the arrays ``mean``, ``sd``, ``ess``, ``mcse_mean`` and ``mcse_sd``, each of
+        the shape of the site.
     """
     sites: dict[str, dict[str, Any]] = json.loads((FOLDER / f"{name}.json").read_text())["sites"]
     return {
@@ -62,7 +62,7 @@ def load_reference(name: str) -> dict[str, dict[str, NDArray[np.float64]]]:
 
 
 def compare_with_reference(name: str, samples: dict[str, Any]) -> Accuracy:
-    """Errors of draws against a reference posterior.
+    """Errors of draws relative to a reference posterior.
 
     Args:
         name: Key of ``benchmarks.problems.PROBLEMS``.
@@ -91,7 +91,7 @@ def compare_with_reference(name: str, samples: dict[str, Any]) -> Accuracy:
         r_hats.append([r_hat(x) for x in columns])
         sizes.append([bulk_ess(x) for x in columns])
     ratios = np.concatenate(sd_ratios)
-    return Accuracy(  # np.max and np.min let a nan through
+    return Accuracy(  # np.max and np.min propagate NaN
         float(np.max(np.concatenate(mean_errors))),
         float(np.min(ratios)),
         float(np.max(ratios)),
@@ -101,7 +101,7 @@ def compare_with_reference(name: str, samples: dict[str, Any]) -> Accuracy:
 
 
 def accuracy_of(name: str, samples: dict[str, Any]) -> Accuracy:
-    """Errors of draws against the reference posterior of either collection.
+    """Errors of draws relative to the reference posterior, for either collection.
 
     Args:
         name: Key of ``PROBLEMS`` or of posteriordb's ``POSTERIORS``.
@@ -117,13 +117,13 @@ def accuracy_of(name: str, samples: dict[str, Any]) -> Accuracy:
 
 
 class Scalars(NamedTuple):
-    """Draws of every scalar coordinate beside the moments of its reference.
+    """Draws of every scalar coordinate together with the moments of its reference.
 
     Attributes:
         draws: Shape (coordinates, chains, draws).
         mean: Reference means, shape (coordinates,).
         sd: Reference standard deviations, shape (coordinates,).
-        mcse: Monte-Carlo standard errors of the reference means, shape (coordinates,).
+        mcse: Monte Carlo standard errors of the reference means, shape (coordinates,).
     """
 
     draws: NDArray[np.float64]

@@ -1,8 +1,8 @@
-"""Tables and figures of a folder of results.
+"""Tables and figures for a folder of results.
 
 Writes ``results.json``, ``results.md``, ``error_vs_time.png`` and ``error_vs_gradients.png``. Every
-figure is computed from the cells' records; nothing is typed in. Medians over seeds, but for the
-effective size by error, which is one figure over all seeds
+figure is computed from the records of the cells; nothing is typed in. Figures are medians over
+seeds, except for the effective size by error, which is one figure over all seeds
 (:mod:`benchmarks.effective_size`).
 """
 
@@ -39,22 +39,22 @@ def _ratio(of: float, to: float) -> float:
 
 
 class Summary(NamedTuple):
-    """One sampler on one problem, over seeds. Not a number is what is not known.
+    """One sampler on one problem, over seeds. Figures that are not known are NaN.
 
     Attributes:
         problem: Problem.
         sampler: Sampler.
         statuses: Status of every seed.
-        reason: Of a cell that has no figures.
-        num_seeds: Seeds with figures.
+        reason: Why there are no figures, if there are none.
+        num_seeds: Number of seeds with figures.
         is_estimated: Whether the warm seconds of some seed come from a cold run.
-        cold_seconds: First run, everything.
-        warmup_seconds: Second run, warm-up.
-        sampling_seconds: Second run, sampling.
-        overhead_seconds: First run, everything but sampling, whose compilation counts.
-        evaluations: Gradients (or potentials), warm-up and sampling.
-        bulk_ess: ArviZ's, worst coordinate.
-        tail_ess: ArviZ's, worst coordinate.
+        cold_seconds: Seconds of the whole first run.
+        warmup_seconds: Seconds of warm-up in the second run.
+        sampling_seconds: Seconds of sampling in the second run.
+        overhead_seconds: Seconds of the first run without sampling but with its compilation.
+        evaluations: Gradients (or potentials) in warm-up and sampling.
+        bulk_ess: Bulk ESS of the worst coordinate, by ArviZ.
+        tail_ess: Tail ESS of the worst coordinate, by ArviZ.
         by_error: Effective size by error.
         max_mean_error: Largest error of a mean in reference sds.
         min_sd_ratio: Smallest sd in reference sds.
@@ -90,22 +90,22 @@ class Summary(NamedTuple):
 
     @property
     def warm_seconds(self) -> float:
-        """Warm-up and sampling, compiled."""
+        """Seconds of warm-up and sampling in the second run."""
         return self.warmup_seconds + self.sampling_seconds
 
     @property
     def rate(self) -> float:
-        """Effective draws a second, warm-up included."""
+        """Effective draws per second, including warm-up."""
         return _ratio(self.size, self.warm_seconds)
 
     @property
     def rate_after_warmup(self) -> float:
-        """Effective draws a second of sampling; not known where there is no warm-up to leave."""
+        """Effective draws per second of sampling; NaN if there is no warm-up to leave out."""
         return _ratio(self.size, self.sampling_seconds) if self.warmup_seconds else math.nan
 
     @property
     def seconds_to_effective_draws(self) -> float:
-        """From a cold start to :data:`EFFECTIVE_DRAWS` effective draws."""
+        """Seconds from a cold start to :data:`EFFECTIVE_DRAWS` effective draws."""
         passes = _ratio(EFFECTIVE_DRAWS, self.size)
         return self.overhead_seconds + passes * self.sampling_seconds
 
@@ -118,11 +118,11 @@ def _median(values: Iterable[float | None]) -> float:
     return float(np.median([_number(v) for v in values]))
 
 
-def summarise(records: Iterable[Record]) -> list[Summary]:
-    """Put the seeds of every problem and sampler together, in the order of the registries.
+def summarize(records: Iterable[Record]) -> list[Summary]:
+    """Combine the seeds of every problem and sampler, in the order of the registries.
 
     Args:
-        records: Of the cells.
+        records: Records of the cells.
 
     Returns:
         One summary for each pair that occurs.
@@ -150,7 +150,7 @@ def _summary(problem: str, sampler: str, records: list[Record]) -> Summary:
         sampling = record["cold"]["sampling"]
         return record["cold_seconds"] - sampling["seconds"] + sampling["compile_seconds"]
 
-    # A run that was stopped is shorter than the others: its error is not one of theirs.
+    # A run that was stopped is shorter than the others, so its error is not comparable.
     whole = [r for r in judged if r["status"] == "complete"] or judged
     errors = [[_number(e) for e in r["figures"]["errors"]] for r in whole]
     return Summary(
@@ -177,7 +177,7 @@ def _summary(problem: str, sampler: str, records: list[Record]) -> Summary:
 
 
 def _reason(record: Record) -> str:
-    """Why a cell has no figures, with what it noted before it was stopped."""
+    """Why a cell has no figures, with the progress it had noted before it was stopped."""
     known = record.get("known") or record.get("cold") or {}
     parts = [
         f"{phase} of {known[phase]['iterations']} iterations, "
@@ -189,7 +189,7 @@ def _reason(record: Record) -> str:
 
 
 def three_digits(value: float, unit: str = "") -> str:
-    """A number for a table: three significant digits, thousands marked."""
+    """Format a number for a table: three significant digits, with thousands separators."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -214,7 +214,7 @@ HEADER = [
     "evaluations",
     "bulk ESS",
     "tail ESS",
-    "size by error (95 %)",
+    "size by error (95%)",
     "ESS/s",
     "after warm-up",
     "ESS/1000 eval.",
@@ -258,13 +258,14 @@ def _row(summary: Summary) -> list[str]:
 
 
 NOTES = """\
-Cold: the whole first run in a fresh process, compilation included. Warm: warm-up and sampling of a
-second run by the same compiled program. Evaluations: gradients over all chains, warm-up included.
-Bulk and tail ESS: ArviZ's, worst coordinate. Size by error: from the errors of the posterior means
-against the reference. ESS/s, after warm-up and ESS/1000 evaluations take the smaller of bulk ESS
-and size by error. Mean error: the largest, in reference sds. Medians over seeds.
-ᵃ no acceptance step: a biased answer. ᵇ stopped at the time limit. ᶜ warm seconds are cold ones
-less compilation. ᵖ evaluations of the potential, not of the gradient.
+Cold: the whole first run in a fresh process, including compilation. Warm: warm-up and sampling of a
+second run by the same compiled program. Evaluations: gradients over all chains, including warm-up.
+Bulk and tail ESS: those of ArviZ, for the worst coordinate. Size by error: from the errors of the
+posterior means relative to the reference. ESS/s, after warm-up, and ESS/1000 evaluations use the
+smaller of bulk ESS and size by error. Mean error: the largest, in reference sds. All figures are
+medians over seeds.
+ᵃ no acceptance step, so the answer is biased. ᵇ stopped at the time limit. ᶜ warm seconds are those
+of the cold run less compilation. ᵖ evaluations of the potential, not of the gradient.
 """
 
 
@@ -276,10 +277,10 @@ def _verdict(ratio: float, limit: float, at_least: bool = True) -> str:
 
 
 def targets_table(summaries: list[Summary]) -> str:
-    """RWPO's ratios to NUTS and to BlackJAX beside what they should be.
+    """RWPO's ratios to NUTS and to BlackJAX, together with the goals for them.
 
     Args:
-        summaries: From :func:`summarise`.
+        summaries: From :func:`summarize`.
 
     Returns:
         A Markdown table, empty if there is nothing to compare.
@@ -326,18 +327,18 @@ def targets_table(summaries: list[Summary]) -> str:
     return markdown_table(header, rows)
 
 
-FAMILY_COLOURS = {"rwpo": "Reds", "numpyro": "Blues", "blackjax": "Greens", "approximate": "Greys"}
+FAMILY_COLORS = {"rwpo": "Reds", "numpyro": "Blues", "blackjax": "Greens", "approximate": "Greys"}
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def _line_format(sampler: str) -> dict[str, Any]:
-    """Colour by family, shade and dashes by place in it."""
+    """Line format of a sampler: color by family, shade and dashes by position in the family."""
     family = SAMPLERS[sampler].family
     members = [name for name, s in SAMPLERS.items() if s.family == family]
     place = members.index(sampler)
     shade = 0.85 - 0.45 * place / max(1, len(members) - 1)
     return {
-        "color": matplotlib.colormaps[FAMILY_COLOURS[family]](shade),
+        "color": matplotlib.colormaps[FAMILY_COLORS[family]](shade),
         "linestyle": LINE_STYLES[place % len(LINE_STYLES)],
         "linewidth": 2.4 if family == "rwpo" else 1.5,
         "label": SAMPLERS[sampler].label,
@@ -345,13 +346,14 @@ def _line_format(sampler: str) -> dict[str, Any]:
 
 
 def mean_curve(curves: list[list[dict[str, float]]], key: str) -> tuple[list[float], list[float]]:
-    """Median cost and root mean square error over seeds, where all of them have the same draws.
+    """Median cost and root mean square error over seeds, where all have the same number of draws.
 
-    Particles that move have the same number of draws at every point, so points are matched by
-    their place; for all others place and number say the same unless a run was slowed down.
+    Particles that move have the same number of draws at every point of a curve, so their points are
+    matched by position. For all other samplers, position and number are equivalent unless a run was
+    slowed down.
 
     Args:
-        curves: Of each seed.
+        curves: The curve of each seed.
         key: ``"seconds"`` or ``"evaluations"``.
 
     Returns:
@@ -371,7 +373,7 @@ def mean_curve(curves: list[list[dict[str, float]]], key: str) -> tuple[list[flo
 
 
 def _label_decades(axis: Any) -> None:
-    """Plain numbers at the powers of ten, and between them where the axis is short."""
+    """Label the powers of ten with plain numbers, and also 2 and 5 if the axis is short."""
     low, high = axis.get_view_interval()
     is_short = high < 30 * low
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,)))
@@ -381,13 +383,13 @@ def _label_decades(axis: Any) -> None:
 
 
 def draw_errors(records: list[Record], key: str, label: str, path: Path) -> None:
-    """Error of the means against cost, one panel for each problem.
+    """Plot the error of the means against the cost, with one panel for each problem.
 
     Args:
-        records: Of the cells.
+        records: Records of the cells.
         key: ``"seconds"`` or ``"evaluations"``.
-        label: Of the cost's axis.
-        path: PNG to write.
+        label: Label of the cost axis.
+        path: PNG file to write.
     """
     records = [r for r in records if r.get("curve")]
     names = [p for p in PROBLEMS if any(r["problem"] == p for r in records)]
@@ -428,7 +430,7 @@ def draw_errors(records: list[Record], key: str, label: str, path: Path) -> None
         ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("RMS error of means / sd")
-    for ax in list(axes.flat)[max(0, len(names) - num_columns) : len(names)]:  # lowest of a column
+    for ax in list(axes.flat)[max(0, len(names) - num_columns) : len(names)]:  # lowest in a column
         ax.set_xlabel(label, size=9)
     ordered = {s.label: lines[s.label] for s in SAMPLERS.values() if s.label in lines}
     figure.legend(
@@ -447,12 +449,12 @@ def write_report(records: list[Record], machine: Record, folder: Path) -> None:
     """Write all tables and figures.
 
     Args:
-        records: Of the cells.
+        records: Records of the cells.
         machine: From :func:`benchmarks.machine.describe_machine`.
-        folder: Where to.
+        folder: Folder to write to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    summaries = summarise(records)
+    summaries = summarize(records)
     stripped = [
         {k: v for k, v in r.items() if k not in ("figures", "traceback", "versions")}
         | ({"figures": {k: v for k, v in r["figures"].items() if not k.endswith("errors")}}
@@ -483,11 +485,11 @@ def _page(summaries: list[Summary], machine: Record) -> str:
         "# Benchmark results",
         "Written by `python -m benchmarks`; do not edit.",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-        f"{machine['system']}; {versions}. Seeds of a cell: {', '.join(map(str, seeds))}.",
+        f"{machine['system']}; {versions}. Seeds per cell: {', '.join(map(str, seeds))}.",
     ]
     if seeds and seeds[-1] < SEEDS_TO_RELY_ON:
         parts.append(
-            f"**Preliminary:** the size by error needs {SEEDS_TO_RELY_ON} seeds to be relied on."
+            f"**Preliminary:** the size by error needs {SEEDS_TO_RELY_ON} seeds to be reliable."
         )
     if table := targets_table(summaries):
         parts += ["## RWPO beside the others", table]

@@ -1,4 +1,4 @@
-"""Runs processes one after the other, each with a time limit and a result file of its own."""
+"""Runs processes one after another, each with its own time limit and result file."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from benchmarks.cell import write_json
 from benchmarks.samplers import SAMPLERS
 
-GRACE_SECONDS = 240.0  # for imports, data and statistics, which the budget does not cover
+GRACE_SECONDS = 240.0  # added for imports, data and statistics, which the budget does not cover
 
 
 class Cell(NamedTuple):
@@ -38,13 +38,13 @@ class Cell(NamedTuple):
 
 
 def run_process(arguments: list[str], path: Path, *, limit: float, record: dict[str, Any]) -> None:
-    """Run a module in a fresh process that writes ``path``; record it if it does not.
+    """Run a module in a fresh process that writes ``path``; write a record if it does not.
 
     Args:
         arguments: Module and its arguments.
-        path: File that the process is to write.
-        limit: Seconds after which the process and its children are ended.
-        record: What to write, with a status and what the process noted, if it did not end well.
+        path: File that the process should write.
+        limit: Seconds after which the process and its children are terminated.
+        record: Record to write, with a status and the notes of the process, if it failed.
     """
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     progress = path.with_suffix(".progress")
@@ -85,11 +85,11 @@ def run_cells(
     """Run the cells that have no result yet, one process at a time.
 
     Args:
-        cells: What to run, in this order.
-        folder: Where results are.
+        cells: Cells to run, in this order.
+        folder: Folder of the results.
         budget: Seconds for each cell.
-        num_runs: Warm runs of each cell.
-        no_start_after: In seconds of ``time.perf_counter``; later cells are left for another time.
+        num_runs: Number of warm runs of each cell.
+        no_start_after: Time of ``time.perf_counter`` in seconds after which no cell is started.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = list(cells)
@@ -116,6 +116,6 @@ def run_cells(
 
 
 def load_results(folder: Path) -> list[dict[str, Any]]:
-    """All runs of a folder in the order of their files; those of a cell share its cold run."""
+    """All runs in a folder in the order of their files; the runs of a cell share its cold run."""
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*--*.json"))]
     return [cell | run for cell in cells for run in ({}, *cell.pop("repeats", ()))]

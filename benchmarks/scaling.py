@@ -1,14 +1,14 @@
-"""Time and memory of a transport step against the number of particles.
+"""Measures time and memory of a transport step against the number of particles.
 
 From the repository root::
 
     python -m benchmarks.scaling [--particles N ...] [--out FOLDER]
 
-One ensemble of RWPO with the copula head on the 50-dimensional L1 logistic regression, without
-correction, so that every iteration of warm-up after the first is a step of the flow. A fresh
-process for each number of particles: peak memory is its resident set's maximum less what it held
-when the model was loaded. Time is the median over steps of the compiled loop; gradient, attention
-and preconditioner are in it.
+One ensemble of RWPO with the copula head runs on the 50-dimensional L1 logistic regression, without
+correction, so that every iteration of warm-up after the first is a step of transport. There is a
+fresh process for each number of particles: peak memory is the maximum of its resident set less its
+size when the model was loaded. The time is the median over steps of the compiled loop and includes
+the gradient, attention and preconditioner.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from numpyro_rwpo import RWPO
 
 PARTICLES = (64, 256, 1_000, 4_000, 16_000, 100_000)
 PROBLEM = "l1_logistic_d50"
-NUM_STEPS = 12  # fewer than the flow needs to come to rest
+NUM_STEPS = 12  # fewer than the transport needs to come to rest
 LIMIT_SECONDS = 300.0
 
 
@@ -45,7 +45,7 @@ def measure(num_particles: int) -> dict[str, Any]:
         num_particles: Size of the ensemble.
 
     Returns:
-        Seconds of a step and peak memory.
+        Seconds per step and peak memory.
     """
     problem = load_problem(PROBLEM)
     kwargs = device_kwargs(problem)
@@ -53,12 +53,12 @@ def measure(num_particles: int) -> dict[str, Any]:
     before = _memory_mb()
     state = kernel.init(jax.random.key(0), 40, None, (), kwargs)
     loop = compiled_loop(lambda s, _: kernel.sample(s, (), kwargs), lambda s: s.flow.steps, 1)
-    state, _ = jax.block_until_ready(loop(state, None, 1))  # compiles; this is the start
+    state, _ = jax.block_until_ready(loop(state, None, 1))  # compiles the loop and runs the start
     seconds = []
     for _ in range(NUM_STEPS):
         begin, steps = time.perf_counter(), int(state.flow.steps)
         state, _ = jax.block_until_ready(loop(state, None, 1))
-        if int(state.flow.steps) == steps + 1:  # not at rest
+        if int(state.flow.steps) == steps + 1:  # the ensemble was not yet at rest
             seconds.append(time.perf_counter() - begin)
     return {
         "num_particles": num_particles,
@@ -72,7 +72,7 @@ def measure(num_particles: int) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One row for each number of particles, as Markdown."""
+    """The Markdown table, with one row for each number of particles."""
     rows = []
     for record in sorted(records, key=lambda r: r["num_particles"]):
         n = record["num_particles"]
@@ -83,12 +83,12 @@ def table(records: list[dict[str, Any]]) -> str:
         seconds = float("nan") if seconds is None else seconds
         times = three_digits(1e3 * seconds), three_digits(1e6 * seconds / n)
         rows.append([f"{n:,}", *times, three_digits(record["peak_memory_mb"])])
-    header = ["particles", "ms a step", "µs a step and particle", "peak memory, MB"]
+    header = ["particles", "ms per step", "µs per step and particle", "peak memory, MB"]
     return markdown_table(header, rows)
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Make the runs that are missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--particles", type=int, nargs="+", default=PARTICLES, metavar="N")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))

@@ -1,13 +1,14 @@
-"""Gradient evaluations that transport needs from NumPyro's default start, without correction.
+"""Measures the gradient evaluations that transport needs from NumPyro's default start.
 
 From the repository root::
 
     python -m benchmarks.transport [--particles N] [--ensembles N] [--out FOLDER]
 
-Ensembles start uniformly on (-2, 2) in unconstrained space, as NumPyro's ``init_to_uniform`` does,
-and move by quasi-Newton start and noise-free flow alone. An ensemble has arrived when the mean of
-every coordinate is within 0.25 posterior standard deviations of the reference and its standard
-deviation within 25 %. Evaluations are those of the start and the flow over the number of particles.
+Ensembles start uniformly on (-2, 2) in unconstrained space, like NumPyro's ``init_to_uniform``, and
+move by the quasi-Newton start and noise-free transport alone, without correction. An ensemble has
+arrived when the mean of every coordinate is within 0.25 posterior standard deviations of the
+reference and its standard deviation is within 25%. Evaluations are those of the start and the
+transport, divided by the number of particles.
 """
 
 import argparse
@@ -27,29 +28,29 @@ from benchmarks.samplers.protocol import device_kwargs
 from numpyro_rwpo import RWPO
 
 CLASSIC = ("diabetes_lasso", "breast_cancer_logistic", "l1_logistic_d50")
-MAX_MEAN_ERROR = 0.25  # posterior standard deviations
-MAX_SD_ERROR = 0.25  # relative
+MAX_MEAN_ERROR = 0.25  # in posterior standard deviations
+MAX_SD_ERROR = 0.25  # relative to the posterior standard deviation
 NUM_ITERATIONS = 40
 
 
 def measure(name: str, num_particles: int, num_ensembles: int) -> dict[str, Any]:
-    """Errors of independent ensembles along their flow.
+    """Errors of independent ensembles during transport.
 
     Args:
         name: Key of ``PROBLEMS``.
-        num_particles: Particles of an ensemble.
-        num_ensembles: Ensembles.
+        num_particles: Number of particles per ensemble.
+        num_ensembles: Number of ensembles.
 
     Returns:
-        ``evaluations`` (iterations,) a particle, ``mean_error`` and ``sd_error`` (iterations,
-        ensembles) of the worst coordinate, and ``arrival`` (ensembles,) in evaluations a particle,
-        infinite where an ensemble did not arrive.
+        ``evaluations`` per particle (iterations,), ``mean_error`` and ``sd_error`` of the worst
+        coordinate (iterations, ensembles), and ``arrival`` in evaluations per particle
+        (ensembles,), infinite where an ensemble did not arrive.
     """
     problem, reference = load_problem(name), load_reference(name)
     kwargs = device_kwargs(problem)
     kernel = RWPO(problem.model, num_particles=num_particles, correction=None)
     keys = jax.random.split(jax.random.key(0), num_ensembles)
-    # Twice the iterations: the flow must not run out of them.
+    # Twice the iterations, so that transport does not run out of them.
     state = kernel.init(keys, 2 * NUM_ITERATIONS, None, (), kwargs)
     step = jax.jit(lambda state: kernel.sample(state, (), kwargs))
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], state.z))
@@ -82,7 +83,7 @@ def measure(name: str, num_particles: int, num_ensembles: int) -> dict[str, Any]
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One row for each problem, as Markdown."""
+    """The Markdown table, with one row for each problem."""
     rows = []
     for record in records:
         arrival = np.array([np.inf if x is None else x for x in record["arrival"]])
@@ -100,7 +101,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, write and print the table."""
+    """Run the measurements, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--particles", type=int, nargs="+", default=(256, 512), metavar="N")
     parser.add_argument("--ensembles", type=int, default=8, metavar="N")

@@ -1,11 +1,11 @@
-"""Errors as warm-up shrinks: RWPO and NUTS after 50, 100, 200 and 400 iterations of warm-up.
+"""Measures errors of RWPO and NUTS after 50, 100, 200 and 400 iterations of warm-up.
 
 From the repository root::
 
     python -m benchmarks.warmup_length [--problems NAME ...] [--samplers NAME ...] [--seeds N]
         [--budget SECONDS] [--out FOLDER]
 
-The cells are those of :mod:`benchmarks` with another length of warm-up, their files in
+The cells are those of :mod:`benchmarks` with another length of warm-up, and their files are in
 ``FOLDER/warmup_length``.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.cell import write_json
 from benchmarks.posteriors.posteriordb.models import POSTERIORS
 from benchmarks.problems import PROBLEMS
-from benchmarks.report import markdown_table, summarise, three_digits
+from benchmarks.report import markdown_table, summarize, three_digits
 from benchmarks.runner import Cell, load_results, run_cells
 from benchmarks.samplers import SAMPLERS
 
@@ -30,10 +30,10 @@ DEFAULT_PROBLEMS = (
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One row for each problem, sampler and length, as Markdown."""
+    """The Markdown table, with one row for each problem, sampler and length."""
     rows = []
     by_length = {
-        length: summarise([r for r in records if r["num_warmup"] == length]) for length in LENGTHS
+        length: summarize([r for r in records if r["num_warmup"] == length]) for length in LENGTHS
     }
     pairs = dict.fromkeys((s.problem, s.sampler) for group in by_length.values() for s in group)
     for pair in pairs:
@@ -48,7 +48,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run the cells that are missing and print the table."""
     known = [*PROBLEMS, *POSTERIORS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", default=DEFAULT_PROBLEMS, metavar="NAME")

@@ -1,7 +1,7 @@
 """Check the links and images inside a built site: ``python docs/check_links.py FOLDER``.
 
-Every link to a page, file, image or anchor of the site itself must lead somewhere. Links to other
-sites are not followed. Exits with 1 and a list of what is broken.
+Every link to a page, file, image or anchor of the site itself must have a target. Links to other
+sites are not followed. If links are broken, the script lists them and exits with status 1.
 """
 
 import sys
@@ -31,9 +31,9 @@ class Page(HTMLParser):
 
 
 def broken_links(folder: Path) -> tuple[list[str], int]:
-    """Lines about broken links of all pages of a site, and the number of links looked at.
+    """Messages about the broken links on all pages of a site, and the number of links checked.
 
-    ``_static`` holds what a theme brings, templates of pages among it.
+    ``_static`` is skipped, because it contains files of the theme, including templates of pages.
     """
     folder = folder.resolve()
     paths = (

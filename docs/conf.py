@@ -1,9 +1,9 @@
 """Settings of the documentation.
 
 ``sphinx-build docs docs/_build/html`` runs every example of the gallery at full length (about ten
-minutes on two cores). With ``-t fast`` they draw little and compile without optimisation: that is
-what the continuous integration builds, to see that all of it runs. With ``-t no_gallery`` no
-example is run.
+minutes on two cores). With ``-t fast`` they make few draws and are compiled without optimization;
+the continuous integration builds this version, to check that everything runs. With
+``-t no_gallery`` no example is run.
 """
 
 import os
@@ -15,20 +15,20 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 IS_FAST = tags.has("fast")  # noqa: F821 - Sphinx puts `tags` into this file
-if IS_FAST:  # before JAX starts: most of an example's time is compilation
+if IS_FAST:  # set before JAX starts, because most of an example's time is compilation
     os.environ.setdefault(
         "XLA_FLAGS",
         "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
         "--xla_cpu_parallel_codegen_split_count=1",
     )
-os.environ["CI"] = "true"  # NumPyro: no progress bars
+os.environ["CI"] = "true"  # makes NumPyro show no progress bars
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
 
 from numpyro_rwpo import __version__  # noqa: E402
 
-jax.Array.__module__, jax.Array.__qualname__ = "jax", "Array"  # as users know it
+jax.Array.__module__, jax.Array.__qualname__ = "jax", "Array"  # the name that users know
 
 project = "numpyro-rwpo"
 author = "The numpyro-rwpo developers"
@@ -45,7 +45,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "gallery/*.md5", "gallery/*.py", "gallery/*.ipynb"]
-nitpicky = False  # types of JAX and NumPyro have no inventory here
+nitpicky = False  # no inventory is loaded for the types of JAX and NumPyro
 
 # ---------------------------------------------------------------------------------------- pages
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
@@ -59,7 +59,7 @@ html_css_files = ["custom.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "home_page_in_toc": False,
-    "navbar_persistent": [],  # the side bar has the search already
+    "navbar_persistent": [],  # the sidebar already has the search
 }
 html_show_sourcelink = False
 
@@ -73,7 +73,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
-# What a reader of the pages and docstrings takes for granted.
+# The imports that the examples in pages and docstrings assume.
 doctest_global_setup = """
 import arviz as az
 import jax
@@ -91,7 +91,7 @@ from numpyro_rwpo import *
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"/plot_",  # what is run; the rest is shown as it is
+    "filename_pattern": r"/plot_",  # these are run; the others are shown as they are
     "ignore_pattern": r"/developer/",
     "within_subsection_order": "ExampleTitleSortKey",
     "reset_modules": (),
@@ -114,5 +114,5 @@ if IS_FAST:
     if sphinx_gallery_conf["plot_gallery"]:
         sphinx_gallery_conf["parallel"] = 2
 
-# ArviZ 0.23 says at its first import of the day that 1.0 is different.
+# ArviZ 0.23 warns at its first import of the day that version 1.0 is different.
 warnings.filterwarnings("ignore", message=r"\sArviZ is undergoing", category=FutureWarning)

@@ -4,5 +4,5 @@ from typing import Any
 
 
 def fast(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
-    """Arguments with which the continuous integration runs an example."""
+    """The arguments with which the continuous integration runs an example."""
     return ["--fast"]

@@ -1,7 +1,7 @@
 """Draw the figures of the explanatory pages: ``python docs/make_figures.py``.
 
-They go to ``docs/images``. That of the README and the start page is made by the example,
-``python examples/bayesian_lasso.py --output docs/images/bayesian_lasso.png``.
+They are written to ``docs/images``. The figure of the README and the start page is made by the
+example, ``python examples/bayesian_lasso.py --output docs/images/bayesian_lasso.png``.
 """
 
 import json
@@ -21,7 +21,7 @@ from numpyro_rwpo.diagnostics.plots import plot_attention, plot_transport
 
 HERE = Path(__file__).parent
 BIAS = HERE.parent / "benchmarks" / "results" / "bias.json"
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.5"
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "0.5"
 
 
 def save(figure: Any, name: str) -> None:
@@ -31,13 +31,13 @@ def save(figure: Any, name: str) -> None:
 
 
 def correlated_lasso(y: jax.Array) -> None:
-    """Two coefficients with Laplace priors; the data know their sum better than each."""
+    """Two coefficients with Laplace priors, whose sum the data determine better than either."""
     x = numpyro.sample("x", dist.Laplace(0.0, 1.0).expand([2]).to_event(1))
     numpyro.sample("y", dist.Normal(jnp.stack([x.sum(), x[0]]), jnp.array([0.7, 1.5])), obs=y)
 
 
 def transport() -> None:
-    """An ensemble on its way, the draws after correction, and what one particle attends to."""
+    """Draw an ensemble in transport, the corrected draws, and what one particle attends to."""
     data, num_particles = jnp.array([1.5, 1.0]), 300
     kernel = RWPO(correlated_lasso, num_particles=num_particles, correction=None)
     mcmc = MCMC(kernel, num_warmup=60, num_samples=num_particles)
@@ -62,7 +62,7 @@ def transport() -> None:
     save(figure, "transport")
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    draws = draws[:120]  # more would hide each other
+    draws = draws[:120]  # more particles would hide each other
     query = int(np.argmin(((draws - np.array([1.0, 1.0])) ** 2).sum(1)))
     for axes, attention in ((left, "joint"), (right, "marginal")):
         plot_attention(draws, query, laplace_prior(1.0), attention=attention, axes=axes)
@@ -71,21 +71,21 @@ def transport() -> None:
 
 
 def proximal_kernel() -> None:
-    """Proximal kernels of three points, and the mixture that a small ensemble makes."""
+    """Draw proximal kernels of three points, and the mixture given by a small ensemble."""
     prior, prox_time = laplace_prior(2.0), 0.2
     x = jnp.linspace(-2.5, 3.0, 800)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    for y, colour in ((-1.0, BLUE), (0.1, ORANGE), (1.5, GREEN)):
+    for y, color in ((-1.0, BLUE), (0.1, ORANGE), (1.5, GREEN)):
         kernel = jnp.exp(prior.log_prob(x, jnp.array(y), prox_time))
         gaussian = jnp.exp(dist.Normal(y, (2 * prox_time) ** 0.5).log_prob(x))
-        left.plot(x, kernel, color=colour, label=f"y = {y:g}")
-        left.plot(x, gaussian, color=colour, linestyle=":", linewidth=1)
-    left.axvline(0.0, color=GREY, linewidth=0.8, zorder=0)
+        left.plot(x, kernel, color=color, label=f"y = {y:g}")
+        left.plot(x, gaussian, color=color, linestyle=":", linewidth=1)
+    left.axvline(0.0, color=GRAY, linewidth=0.8, zorder=0)
     left.set_title("proximal kernels; dotted: without the prior", fontsize="medium")
     left.legend(frameon=False, fontsize="small")
     particles = jnp.array([-1.2, -0.5, -0.1, 0.1, 0.2, 0.5, 0.9, 1.6])
     bumps = jnp.exp(prior.log_prob(x[:, None], particles, prox_time)) / particles.size
-    right.plot(x, bumps, color=GREY, linewidth=0.7)
+    right.plot(x, bumps, color=GRAY, linewidth=0.7)
     right.plot(x, bumps.sum(1), color=BLUE, linewidth=2)
     right.plot(particles, jnp.zeros_like(particles), "|", color="black", markersize=12)
     right.set_title("eight particles and the density they make", fontsize="medium")
@@ -96,7 +96,7 @@ def proximal_kernel() -> None:
 
 
 def exact_flow() -> None:
-    """The exact flow in a V-shaped valley beside leapfrog steps of the same length."""
+    """Draw the exact flow in a V-shaped valley and leapfrog steps of the same length."""
     prior, step, num_steps = laplace_prior(2.0), 0.6, 16
 
     def energy(x: Any, p: Any) -> Any:
@@ -133,26 +133,27 @@ def exact_flow() -> None:
 
 
 def heads() -> None:
-    """Spread of noise-free particles by dimension, from the committed measurements of the bias."""
+    """Draw the spread of noise-free particles by dimension, from the stored measurements."""
     rows = json.loads(BIAS.read_text())["rows"]
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
-    # In this order, and marginal in dashes: on independent coordinates it is the copula head.
+    # The marginal head is drawn last and dashed, because on independent coordinates it is the same
+    # as the copula head.
     styles = {
-        "paper": (GREY, "-"),
+        "paper": (GRAY, "-"),
         "joint": (ORANGE, "-"),
         "copula": (BLUE, "-"),
         "marginal": (GREEN, "--"),
     }
     num_particles = 300
     for axes, target in zip(panels, ("normal", "lasso"), strict=True):
-        for sampler, (colour, line) in styles.items():
+        for sampler, (color, line) in styles.items():
             points = sorted(
                 (row["dim"], row["sd_ratio"])
                 for row in rows
                 if (row["target"], row["sampler"], row["num_particles"])
                 == (target, sampler, num_particles)
             )
-            axes.plot(*np.array(points).T, f"o{line}", color=colour, label=sampler, markersize=4)
+            axes.plot(*np.array(points).T, f"o{line}", color=color, label=sampler, markersize=4)
         axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
         axes.set_xticks([2, 10, 30, 100], ["2", "10", "30", "100"])

@@ -1,19 +1,20 @@
 """
-Bayesian lasso on real data, beside NUTS
-========================================
+Bayesian lasso on real data, compared with NUTS
+===============================================
 
-RWPO and NUTS on the same model, side by side.
+This example runs RWPO and NUTS on the same model and compares them.
 
 .. image:: /images/bayesian_lasso.png
    :alt: Posteriors of the ten coefficients: intervals and densities of both samplers agree
 
-The data are scikit-learn's diabetes measurements: 442 patients, ten standardised covariates and
-the progression of the disease after one year. The coefficients have a Laplace prior, the
+The data are scikit-learn's diabetes measurements: 442 patients, ten standardized covariates, and
+the progression of the disease after one year. The coefficients have a Laplace prior, as in the
 Bayesian lasso of Park and Casella (2008).
 
 Run it with ``python examples/bayesian_lasso.py``; ``--help`` lists the settings. It prints ArviZ's
-summary of both posteriors, a table that puts them and their costs side by side, and the file it
-saved the figure to. Each sampler runs in a process of its own, so that its first run is a first.
+summary of both posteriors, a table that compares them and their costs, and the name of the file
+with the figure. Each sampler runs in its own process, so that nothing is compiled before its first
+run.
 """
 
 # sphinx_gallery_thumbnail_path = 'images/bayesian_lasso.png'
@@ -46,20 +47,20 @@ from numpyro_rwpo import RWPO
 NUM_CHAINS = 4
 NUTS_NUM_WARMUP = 1000
 FEATURES = ["age", "sex", "bmi", "bp", "tc", "ldl", "hdl", "tch", "ltg", "glu"]
-COLOURS = {"RWPO": "#0072B2", "NUTS": "#D55E00"}  # Okabe and Ito: safe for colour-blind readers
+COLORS = {"RWPO": "#0072B2", "NUTS": "#D55E00"}  # Okabe and Ito: safe for color-blind readers
 
 
 class Result(NamedTuple):
-    """What one sampler did, and what it cost."""
+    """The posterior and the costs of one sampler."""
 
     posterior: Any  # ArviZ's InferenceData (0.x) or DataTree (1.x)
-    seconds_cold: float  # the first run, compilation included
-    seconds_warm: float  # the same run again, compiled
-    num_gradients: int  # warm-up included, summed over chains and particles
+    seconds_cold: float  # the first run, including compilation
+    seconds_warm: float  # the same run again, already compiled
+    num_gradients: int  # including warm-up, summed over chains and particles
 
 
 def model(covariates: jax.Array, progression: jax.Array | None = None) -> None:
-    """Regress the standardised progression; the prior shrinks small coefficients towards zero."""
+    """Regress the standardized progression; the prior shrinks small coefficients toward zero."""
     noise_scale = numpyro.sample("noise_scale", dist.HalfNormal(1.0))
     with numpyro.plate("features", covariates.shape[1]):
         coefficients = numpyro.sample("coefficients", dist.Laplace(0.0, 0.1))
@@ -70,22 +71,22 @@ def model(covariates: jax.Array, progression: jax.Array | None = None) -> None:
 def load_data() -> tuple[jax.Array, jax.Array]:
     """Covariates (442, 10) and progression (442,), each with mean 0 and standard deviation 1."""
 
-    def standardise(x: np.ndarray) -> jax.Array:
+    def standardize(x: np.ndarray) -> jax.Array:
         return jax.numpy.asarray((x - x.mean(axis=0)) / x.std(axis=0))
 
     covariates, progression = load_diabetes(return_X_y=True)
-    return standardise(covariates), standardise(progression)
+    return standardize(covariates), standardize(progression)
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """Call a function and wait for its arrays; seconds that took."""
+    """Call a function and wait for its arrays; return the result and the seconds it took."""
     start = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
     return result, time.perf_counter() - start
 
 
 def run_sampler(name: str, num_warmup: int, num_samples: int, seed: int) -> Result:
-    """Run one sampler as a user would, then again as one compiled program, for the costs."""
+    """Run one sampler as a user would, then again as one compiled program to measure its costs."""
     data = load_data()
     rng_key = jax.random.key(seed)
 
@@ -121,13 +122,13 @@ def run_sampler(name: str, num_warmup: int, num_samples: int, seed: int) -> Resu
 
 
 def run_in_fresh_process(*arguments: Any) -> Result:
-    """Run a sampler where no other has compiled anything yet, so that its first run is a first."""
+    """Run a sampler in a process where nothing has been compiled yet."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(run_sampler, *arguments).result()
 
 
 def posterior_table(summaries: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Mean, standard deviation and bulk ESS of every parameter, one column per sampler."""
+    """Mean, standard deviation, and bulk ESS of every parameter, one column per sampler."""
     columns = {
         (quantity, name): summary[column]
         for quantity, column in [("mean", "mean"), ("sd", "sd"), ("bulk ESS", "ess_bulk")]
@@ -139,7 +140,7 @@ def posterior_table(summaries: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def cost_table(results: dict[str, Result], summaries: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Seconds, gradients and the smallest ESS that they bought, one column per sampler."""
+    """Seconds, gradients, and the resulting smallest ESS, one column per sampler."""
     table = {}
     for name, result in results.items():
         smallest_ess = summaries[name]["ess_bulk"].min()
@@ -155,20 +156,20 @@ def cost_table(results: dict[str, Result], summaries: dict[str, pd.DataFrame]) -
 
 
 def draw_intervals(axes: Axes, draws: dict[str, np.ndarray], rows: np.ndarray) -> None:
-    """Median, 50 % and 94 % interval of each coefficient, the samplers one above the other."""
+    """Draw the median and the 50% and 94% intervals of each coefficient for both samplers."""
     for name, offset in zip(draws, (0.13, -0.13), strict=True):
         low, lower, median, upper, high = np.quantile(
             draws[name], [0.03, 0.25, 0.5, 0.75, 0.97], axis=0
         )
-        style = {"color": COLOURS[name], "capstyle": "round"}
+        style = {"color": COLORS[name], "capstyle": "round"}
         axes.hlines(rows + offset, low, high, linewidth=1.5, **style)
         axes.hlines(rows + offset, lower, upper, linewidth=4.5, **style)
         axes.plot(median, rows + offset, "o", color="white", markersize=3.0)
-    axes.set_title("median, 50 % and 94 % interval")
+    axes.set_title("median, 50% and 94% interval")
 
 
 def draw_densities(axes: Axes, draws: dict[str, np.ndarray], rows: np.ndarray) -> None:
-    """Posterior density of each coefficient: RWPO filled, NUTS as a line on top of it."""
+    """Draw the posterior density of each coefficient: RWPO filled, NUTS as a line on top."""
     for column, row in enumerate(rows):
         densities = {name: gaussian_kde(values[:, column]) for name, values in draws.items()}
         both = np.concatenate([values[:, column] for values in draws.values()])
@@ -177,14 +178,14 @@ def draw_densities(axes: Axes, draws: dict[str, np.ndarray], rows: np.ndarray) -
         scale = 0.8 / max(height.max() for height in heights.values())
         base = row - 0.35
         axes.fill_between(
-            grid, base, base + scale * heights["RWPO"], color=COLOURS["RWPO"], alpha=0.45, lw=0
+            grid, base, base + scale * heights["RWPO"], color=COLORS["RWPO"], alpha=0.45, lw=0
         )
-        axes.plot(grid, base + scale * heights["NUTS"], color=COLOURS["NUTS"], linewidth=1.4)
-    axes.set_title("density, each row to its own scale")
+        axes.plot(grid, base + scale * heights["NUTS"], color=COLORS["NUTS"], linewidth=1.4)
+    axes.set_title("density, each row on its own scale")
 
 
 def plot_posteriors(draws: dict[str, np.ndarray]) -> Figure:
-    """Draw the posterior of each coefficient, from (num_draws, num_features) a sampler."""
+    """Draw the posterior of each coefficient, from draws (num_draws, num_features) by sampler."""
     rows = np.arange(len(FEATURES))[::-1]
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9.0, 5.2), sharex=True, sharey=True, layout="constrained"
@@ -199,8 +200,8 @@ def plot_posteriors(draws: dict[str, np.ndarray]) -> Figure:
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
     handles = [
-        Patch(color=COLOURS["RWPO"], alpha=0.8, label="RWPO"),
-        Line2D([], [], color=COLOURS["NUTS"], linewidth=2.0, label="NUTS"),
+        Patch(color=COLORS["RWPO"], alpha=0.8, label="RWPO"),
+        Line2D([], [], color=COLORS["NUTS"], linewidth=2.0, label="NUTS"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     return figure
@@ -208,13 +209,13 @@ def plot_posteriors(draws: dict[str, np.ndarray]) -> Figure:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Bayesian lasso on the diabetes data: RWPO and NUTS side by side.",
+        description="Bayesian lasso on the diabetes data: RWPO compared with NUTS.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-samples", type=int, default=1000, help="draws a chain keeps")
+    parser.add_argument("--num-samples", type=int, default=1000, help="draws per chain")
     parser.add_argument(
-        "--num-warmup", type=int, default=200, help=f"of RWPO; NUTS takes {NUTS_NUM_WARMUP}"
+        "--num-warmup", type=int, default=200, help=f"for RWPO; NUTS takes {NUTS_NUM_WARMUP}"
     )
     parser.add_argument("--output", type=Path, default=Path("bayesian_lasso.png"), help="figure")
     return parser.parse_args()
@@ -224,7 +225,7 @@ def main() -> None:
     settings = parse_arguments()
     num_warmup = {"RWPO": settings.num_warmup, "NUTS": NUTS_NUM_WARMUP}
     results, summaries, draws = {}, {}, {}
-    for name in COLOURS:
+    for name in COLORS:
         print(f"{name}: {NUM_CHAINS} chains, {num_warmup[name]} + {settings.num_samples} draws ...")
         results[name] = run_in_fresh_process(
             name, num_warmup[name], settings.num_samples, settings.seed

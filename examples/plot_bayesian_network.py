@@ -2,10 +2,10 @@
 Bayesian neural network with Laplace weights
 ============================================
 
-A small network for the Wine data of the UCI repository: the colour intensity of 178 wines from
-twelve other measurements. Laplace priors on the weights of the first layer ask which measurements
-the network needs. The posterior of the weights has many equivalent modes (hidden units can be
-exchanged), so what is worth looking at is the prediction.
+A small network for the Wine data of the UCI repository predicts the color intensity of 178 wines
+from twelve other measurements. Laplace priors on the weights of the first layer show which
+measurements the network needs. The posterior of the weights has many equivalent modes (hidden units
+can be exchanged), so the quantity of interest is the prediction.
 """
 
 import sys
@@ -21,7 +21,7 @@ from sklearn.datasets import load_wine
 
 from numpyro_rwpo import RWPO, compare, diagnose
 
-FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = (
     {"num_particles": 8, "attention": "marginal", "dense_mass": False}
     if FAST
@@ -56,8 +56,9 @@ train, test = (X[~is_test], y[~is_test]), (X[is_test], y[is_test])
 # %%
 # Sampling
 # --------
-# Everything that ``diagnose`` says about R-hat of single weights is true, and harmless if the
-# predictions agree between chains; ``compare`` is asked about those, the site ``mean``.
+# What ``diagnose`` reports about R-hat of individual weights is true, but harmless if the
+# predictions agree between chains. ``compare`` therefore looks at the predictions, the site
+# ``mean``.
 runs = {}
 for kernel, num_warmup in (
     (RWPO(model, **OPTIONS), 200),
@@ -81,7 +82,7 @@ print(compare(*runs.values(), sites=["mean", "noise"]))
 # Prediction
 # ----------
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
-for (name, mcmc), colour, shift in zip(
+for (name, mcmc), color, shift in zip(
     runs.items(), ("#0072B2", "#D55E00"), (-0.012, 0.012), strict=True
 ):
     predict = Predictive(model, mcmc.get_samples())
@@ -89,13 +90,13 @@ for (name, mcmc), colour, shift in zip(
     low, median, high = np.quantile(predicted, [0.05, 0.5, 0.95], axis=0)
     inside = np.mean((low < test[1]) & (test[1] < high))
     rmse = np.sqrt(np.mean((predicted.mean(0) - test[1]) ** 2))
-    print(f"{name}: RMSE on held-out wines {rmse:.3f}, 90 % intervals hold {inside:.0%}")
-    left.vlines(test[1] + shift, low, high, color=colour, alpha=0.5, linewidth=1)
-    left.plot(test[1] + shift, median, "o", color=colour, markersize=3, label=name)
+    print(f"{name}: RMSE on held-out wines {rmse:.3f}, 90% intervals contain {inside:.0%}")
+    left.vlines(test[1] + shift, low, high, color=color, alpha=0.5, linewidth=1)
+    left.plot(test[1] + shift, median, "o", color=color, markersize=3, label=name)
 limits = [test[1].min() - 0.2, test[1].max() + 0.2]
 left.plot(limits, limits, color="0.6", linewidth=0.8, zorder=0)
-left.set_xlabel("measured colour intensity (standardised)")
-left.set_ylabel("predicted: median, 90 % interval")
+left.set_xlabel("measured color intensity (standardized)")
+left.set_ylabel("predicted: median, 90% interval")
 left.legend(frameon=False, loc="upper left")
 
 weights = np.abs(np.asarray(runs["RWPO"].get_samples()["first"])).sum(-1)

@@ -2,9 +2,9 @@
 Change points in a time series
 ==============================
 
-The annual flow of the Nile at Aswan, 1871 to 1970. If the level changes rarely and abruptly, its
-increments are sparse: a Laplace prior on each of them. The posterior says when the level changed,
-and by how much.
+The data are the annual flow of the Nile at Aswan from 1871 to 1970. If the level changes rarely and
+abruptly, its increments are sparse, so each of them gets a Laplace prior. The posterior shows when
+the level changed, and by how much.
 """
 
 import sys
@@ -19,15 +19,15 @@ from numpyro.infer import MCMC, NUTS
 
 from numpyro_rwpo import RWPO, compare, diagnose
 
-FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
-SCALE = 0.1  # of the increments, in standard deviations of the flow
+SCALE = 0.1  # scale of the increments, in standard deviations of the flow
 
 # %%
 # Data
 # ----
-# 10^8 cubic metres a year: Cobb (1978), "The problem of the Nile", Biometrika 65; also R's
-# ``datasets::Nile``.
+# In 10^8 cubic meters per year, from Cobb (1978), "The problem of the Nile", Biometrika 65; also
+# available as R's ``datasets::Nile``.
 
 # fmt: off
 flow = np.array([
@@ -78,7 +78,8 @@ print(compare(*runs.values(), sites=["level", "noise"]))
 # %%
 # When did it change?
 # -------------------
-# The probability that the level fell by more than 50 (10^8 cubic metres) from one year to the next.
+# We compute the probability that the level fell by more than 50 (10^8 cubic meters) from one year
+# to the next.
 draws = runs["RWPO"].get_samples()
 level = np.asarray(draws["level"]) * flow.std() + flow.mean()
 fell = (np.diff(level, axis=1) < -50).mean(0)
@@ -89,10 +90,10 @@ figure, (top, bottom) = plt.subplots(
     2, 1, figsize=(9, 5), sharex=True, layout="constrained", height_ratios=[2, 1]
 )
 low, median, high = np.quantile(level, [0.05, 0.5, 0.95], axis=0)
-top.fill_between(years, low, high, color="#0072B2", alpha=0.3, linewidth=0, label="90 % band")
+top.fill_between(years, low, high, color="#0072B2", alpha=0.3, linewidth=0, label="90% band")
 top.plot(years, median, color="#0072B2", label="median of the level")
 top.plot(years, flow, ".", color="0.3", markersize=4, label="flow")
-top.set_ylabel("10^8 m³ a year")
+top.set_ylabel("10^8 m³ per year")
 top.legend(frameon=False, fontsize="small", ncols=3)
 bottom.bar(years[1:], fell, color="#0072B2")
 bottom.set_ylabel("P(fall > 50)")

@@ -2,9 +2,9 @@
 Comparing models by their evidence
 ==================================
 
-How many powers of x does a curve need? ``diagnose`` estimates the evidence of each model, the
-integral of likelihood times prior, from the same draws. With normal priors and known noise the
-evidence has a closed form, so that the estimates can be checked.
+How many powers of x does a curve need? From the draws of each model, ``diagnose`` estimates its
+evidence, the integral of likelihood times prior. With normal priors and known noise the evidence
+has a closed form, so the estimates can be checked.
 """
 
 import sys
@@ -20,7 +20,7 @@ from scipy.stats import multivariate_normal
 
 from numpyro_rwpo import RWPO, diagnose
 
-FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 NOISE = 0.3
 PRIORS = {"normal": dist.Normal(0.0, 1.0), "Laplace": dist.Laplace(0.0, 2**-0.5)}  # equal variances
@@ -51,8 +51,9 @@ def make_mcmc(prior):
 # %%
 # One program for all degrees
 # ---------------------------
-# Powers beyond a degree are columns of zeros. Their coefficients keep their prior, so the evidence
-# is that of the smaller model, and as the shapes are the same, nothing is compiled again.
+# Powers above the degree are replaced by columns of zeros. Their coefficients keep their prior, so
+# the evidence is that of the smaller model; and since the shapes are the same, nothing is compiled
+# again.
 degrees = [1] if FAST else [1, 2, 3, 4]
 
 
@@ -65,9 +66,9 @@ def run(mcmc, degree, prior):
 
 
 # %%
-# Polynomials of growing degree
-# -----------------------------
-# The same for a Laplace prior, for which there is no closed form of the evidence.
+# Polynomials of increasing degree
+# --------------------------------
+# Besides the normal prior we use a Laplace prior, for which the evidence has no closed form.
 results = {}
 for prior in PRIORS:
     mcmc = make_mcmc(prior)
@@ -82,12 +83,12 @@ for prior in PRIORS:
         )
 
 # %%
-# The report of the last model, evidence included:
+# The report for the last model includes the evidence:
 print(report)
 
 # %%
-# Curves of degree 2 pay for a coefficient that they do not need, cubic ones get it back. Degree 4
-# fits as well as degree 3, and has less evidence.
+# Quadratic curves pay for a coefficient that they do not need, whereas for cubic curves the extra
+# coefficient is worth its cost. Degree 4 fits as well as degree 3, but has less evidence.
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for prior, marker, shift in (("normal", "o", -0.05), ("Laplace", "s", 0.05)):
     values, errors, exact = np.array([results[prior, degree] for degree in degrees]).T

@@ -2,9 +2,9 @@
 Hierarchical lasso: how much shrinkage?
 =======================================
 
-The diabetes data with all squares and products. The scale of the Laplace prior is
-latent, so the data decide how much the coefficients are shrunk. Nothing has to be reparametrised by
-hand: RWPO tries both parametrisations of such a site and keeps the better one.
+We regress on the diabetes data with all squares and products. The scale of the Laplace prior is
+latent, so the data determine how much the coefficients are shrunk. Nothing has to be
+reparameterized by hand: RWPO tries both parameterizations of such a site and keeps the better one.
 """
 
 import sys
@@ -20,7 +20,7 @@ from sklearn.preprocessing import PolynomialFeatures
 
 from numpyro_rwpo import RWPO, compare, diagnose
 
-FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 
 
@@ -32,21 +32,21 @@ def model(X, y):
     numpyro.sample("y", dist.Normal(X @ beta, noise), obs=y)
 
 
-def standardise(x):
+def standardize(x):
     return ((x - x.mean(0)) / x.std(0)).astype(np.float32)
 
 
 # %%
 # Data
 # ----
-# The ten measurements are scaled first, so that products are interactions. The square of a binary
-# column is that column again, and is left out.
+# The ten measurements are standardized first, so that products are interactions. The square of a
+# binary column carries no new information and is left out.
 diabetes = load_diabetes()
 expand = PolynomialFeatures(2, include_bias=False)
-X = expand.fit_transform(standardise(diabetes.data))
+X = expand.fit_transform(standardize(diabetes.data))
 names = expand.get_feature_names_out(diabetes.feature_names)
-X, names = standardise(X[:, names != "sex^2"]), names[names != "sex^2"]
-y = standardise(diabetes.target)
+X, names = standardize(X[:, names != "sex^2"]), names[names != "sex^2"]
+y = standardize(diabetes.target)
 print(X.shape)
 
 # %%
@@ -72,8 +72,8 @@ print(diagnose(runs["RWPO"]))
 print(compare(runs["RWPO"], runs["NUTS"]))
 
 # %%
-# The scale, and what it does
-# ---------------------------
+# The scale and its effect
+# ------------------------
 draws = runs["RWPO"].get_samples()
 beta, scale = np.asarray(draws["beta"]), np.asarray(draws["scale"])
 largest = np.argsort(-np.abs(np.median(beta, 0)))[:15]
@@ -97,6 +97,6 @@ right.hlines(row, low, high, color="#0072B2")
 right.plot(median, row, "o", color="#0072B2", markersize=4)
 right.axvline(0.0, color="0.6", linewidth=0.8, zorder=0)
 right.set_yticks(row, names[largest])
-right.set_xlabel("coefficient: median and 90 % interval")
+right.set_xlabel("coefficient: median and 90% interval")
 right.set_title(f"the largest of {X.shape[1]}", fontsize="medium")
 plt.show()

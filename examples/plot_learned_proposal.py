@@ -2,15 +2,16 @@ r"""
 Modes far apart: a learned proposal
 ===================================
 
-A frequency :math:`\omega` is observed through :math:`\cos(\omega t)` at six times, about one
-apart. Sampled so, a frequency and its aliases :math:`2\pi k \pm \omega` look nearly the same: the
-posterior has many narrow modes, and the Laplace prior alone prefers the low ones. No gradient leads
-from one mode to another. Each particle stays in the mode where it starts, so the modes' shares are
-those of the start, for ``RWPO`` as for NUTS.
+A frequency :math:`\omega` is observed through :math:`\cos(\omega t)` at six times, about one unit
+apart. At these times a frequency and its aliases :math:`2\pi k \pm \omega` look nearly the same, so
+the posterior has many narrow modes, and only the Laplace prior favors the low frequencies. No
+gradient leads from one mode to another. Each particle stays in the mode in which it starts, so the
+weights of the modes are determined by the initialization, for ``RWPO`` as well as for NUTS.
 
-The *sparse transformer*, a learned flow with the attention layers of this package, is fitted to the
-posterior. Its density then is a proposal: particles start as draws of it and jump to draws of it.
-It need not be right, as long as it covers the posterior: a Metropolis step makes up for the rest.
+Here the *sparse transformer*, a learned flow with the attention layers of this package, is fitted
+to the posterior. Its density then serves as a proposal: particles are initialized from its draws
+and jump to further draws. The density need not be exact as long as it covers the posterior, because
+a Metropolis step corrects the difference.
 """
 
 import sys
@@ -27,7 +28,7 @@ from numpyro.infer.util import potential_energy
 from numpyro_rwpo import RWPO, diagnose
 from numpyro_rwpo.flow import ForwardKL, ProximalDistribution, SparseTransformerFlow, train
 
-FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 NUM_SAMPLES = 100 if FAST else 1000
 NUM_STEPS = 50 if FAST else 600
 NOISE, PRIOR_SCALE = 0.5, 3.0
@@ -51,8 +52,8 @@ def model(times, y):
 # The flow
 # --------
 # Its base is as wide as the prior, and it is trained by the forward KL divergence, which covers the
-# posterior. Reverse KL, what SVI minimises, ends in a single mode here, and no particle would find
-# what a proposal has never heard of.
+# posterior. The reverse KL divergence, which SVI minimizes, ends in a single mode here, and
+# particles would not find modes that the proposal does not cover.
 
 
 def log_density(x):
@@ -77,8 +78,8 @@ result = train(
 proposal = ProximalDistribution(result.flow.density(), 1)
 
 # %%
-# Sampling, without and with it
-# -----------------------------
+# Sampling without and with the proposal
+# --------------------------------------
 
 
 def sample(kernel):
@@ -99,9 +100,9 @@ helped = sample(RWPO(model, proposal=proposal))
 print(diagnose(helped))
 
 # %%
-# Against quadrature
-# ------------------
-# Shares of the modes within half a unit of 2.5 and of its aliases.
+# Comparison with quadrature
+# --------------------------
+# The table shows the weights of the modes, within half a unit of 2.5 and of its aliases.
 
 grid = np.linspace(-15, 15, 30_001)
 residual = (y[:, None] - np.cos(grid * times[:, None])) / NOISE

@@ -2,9 +2,9 @@
 L1 logistic regression with variable selection
 ==============================================
 
-Thirty measurements of cell nuclei, most of them strongly correlated; is the tumour benign? With a
-Laplace prior the posterior says which measurements matter, how sure that is, and what a choice of
-variables would get wrong.
+Given thirty measurements of cell nuclei, most of them strongly correlated, is the tumor benign?
+With a Laplace prior, the posterior shows which measurements matter, how certain this is, and what
+error rate to expect when selecting variables.
 """
 
 import sys
@@ -21,7 +21,7 @@ from numpyro_rwpo import RWPO, compare, diagnose
 from numpyro_rwpo.diagnostics.plots import plot_selection
 from numpyro_rwpo.diagnostics.selection import select_variables
 
-FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 
 
@@ -56,16 +56,16 @@ for kernel, num_warmup in (
 print(diagnose(runs["RWPO"]))
 
 # %%
-# k-hat is far above its limit here: nearly separable data and collinear columns make a posterior
-# that no Gaussian copula covers. The draws do not depend on it, as the comparison shows.
+# k-hat is far above its limit here: nearly separable data and collinear columns give a posterior
+# that no Gaussian copula covers. The draws do not depend on the copula, as the comparison shows.
 print(compare(runs["RWPO"], runs["NUTS"]))
 
 # %%
 # Selection
 # ---------
-# A measurement counts as negligible when one standard deviation of it changes the log odds by less
-# than 0.1. The selected set has an expected share of negligible ones, its Bayesian false-discovery
-# rate, of at most 5 %.
+# A measurement counts as negligible if a change by one standard deviation changes the log odds by
+# less than 0.1. In the selected set, the expected share of negligible measurements, its Bayesian
+# false-discovery rate, is at most 5%.
 draws = np.asarray(runs["RWPO"].get_samples()["beta"])
 selection = select_variables(draws, epsilon=0.1, max_fdr=0.05)
 print("selected:", ", ".join(data.feature_names[selection.selected]) or "none")

@@ -2,10 +2,11 @@
 Resuming a long run
 ===================
 
-A run that takes hours should survive the end of a job, a power cut, a closed laptop.
-``run_in_pieces`` takes the place of ``mcmc.run``: it draws piece by piece and has the draws and the
-state of the sampler on the disk after each. Started again, the same script goes on where it was; a
-run that was killed loses the piece it was in. The draws are those of a run that nobody disturbed.
+A run that takes hours should survive the end of a job, a power cut, or a closed laptop.
+``run_in_pieces`` takes the place of ``mcmc.run``: it draws piece by piece and writes the draws and
+the state of the sampler to disk after each. When the same script is started again, it continues
+where it was; a run that was killed loses only the piece it was working on. The draws are those of
+an uninterrupted run.
 """
 
 import sys
@@ -23,7 +24,7 @@ from sklearn.datasets import load_diabetes
 
 from numpyro_rwpo import RWPO, diagnose, load, run_in_pieces, save
 
-FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
 NUM_SAMPLES = 24 if FAST else 4000
 DRAWS_PER_PIECE = 8 if FAST else 500
@@ -31,7 +32,7 @@ DRAWS_PER_PIECE = 8 if FAST else 500
 # %%
 # The model
 # ---------
-# The Bayesian lasso on scikit-learn's diabetes data.
+# The model is the Bayesian lasso on scikit-learn's diabetes data.
 
 FEATURES = ["age", "sex", "bmi", "bp", "tc", "ldl", "hdl", "tch", "ltg", "glu"]
 
@@ -44,11 +45,11 @@ def model(covariates, progression=None):
     numpyro.sample("progression", dist.Normal(mean, noise_scale), obs=progression)
 
 
-def standardise(x):
+def standardize(x):
     return jnp.asarray((x - x.mean(axis=0)) / x.std(axis=0))
 
 
-data = [standardise(x) for x in load_diabetes(return_X_y=True)]
+data = [standardize(x) for x in load_diabetes(return_X_y=True)]
 
 
 def make_mcmc(num_samples):
@@ -64,9 +65,9 @@ def make_mcmc(num_samples):
 # %%
 # First session
 # -------------
-# The script asks for ``run_in_pieces(mcmc, folder, ...)`` instead of ``mcmc.run(...)``. Here the
-# job ends after a few pieces. What is left of it is a folder: the state, and the draws of each
-# piece. JAX can keep compiled programs on the disk, too: later sessions then start at once.
+# The script calls ``run_in_pieces(mcmc, folder, ...)`` instead of ``mcmc.run(...)``. Here the job
+# ends after a few pieces. It leaves a folder with the state and the draws of each piece. JAX can
+# keep compiled programs on disk, too, so that later sessions start immediately.
 
 folder = Path(tempfile.mkdtemp())
 jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
@@ -82,17 +83,18 @@ for path in sorted(folder.iterdir()):
 # %%
 # Second session
 # --------------
-# A new process would run the same lines: nothing of the first session is used but its folder.
+# A new process would run the same lines: only the folder of the first session is used.
 
 resumed = make_mcmc(NUM_SAMPLES)
 run_in_pieces(resumed, folder, key, *data, **pieces)
 print(diagnose(resumed))
 
 # %%
-# The same without a break
-# ------------------------
-# One call of ``mcmc.run`` with the same key. The draws agree bit for bit as long as both run the
-# same compiled program on the same machine; another processor may round differently.
+# The same run without interruption
+# ---------------------------------
+# For comparison, call ``mcmc.run`` once with the same key. The draws agree bit for bit as long as
+# both runs use the same compiled program on the same machine; another processor may round
+# differently.
 
 whole = make_mcmc(NUM_SAMPLES)
 whole.run(key, *data)
@@ -102,8 +104,8 @@ print(f"Largest difference of a coefficient in {difference.shape[0]} draws: {dif
 # %%
 # By hand
 # -------
-# NumPyro's own convention works, too: save the state, load it into ``post_warmup_state``, run.
-# Settings that do not fit the file are refused.
+# NumPyro's own convention works, too: save the state, load it into ``post_warmup_state``, and run.
+# Settings that do not match those in the file are refused.
 
 save(resumed, folder / "by_hand.npz")
 mcmc = make_mcmc(DRAWS_PER_PIECE)
@@ -113,8 +115,8 @@ mcmc.run(mcmc.post_warmup_state.rng_key, *data)
 # %%
 # What the second session added
 # -----------------------------
-# Monte Carlo error of the posterior means falls as the pieces come in: running means of chain 0,
-# less the final mean of both chains, in posterior standard deviations.
+# The Monte Carlo error of the posterior means falls as pieces are added. The figure shows running
+# means of chain 0, less the final mean of both chains, in posterior standard deviations.
 
 draws = np.asarray(resumed.get_samples(group_by_chain=True)["coefficients"])
 number = np.arange(1, draws.shape[1] + 1)
@@ -131,7 +133,7 @@ axes.fill_between(
     2 / np.sqrt(number),
     color="0.8",
     lw=0,
-    label="two Monte Carlo errors",
+    label="two Monte Carlo standard errors",
 )
 axes.set_xlim(1, draws.shape[1])
 axes.set_ylim(-0.4, 0.4)

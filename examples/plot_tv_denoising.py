@@ -2,10 +2,11 @@
 Denoising with a total-variation prior
 ======================================
 
-A total-variation prior is a Laplace prior on the differences of neighbours. In one dimension the
-differences are the parameters, and RWPO follows the whole prior exactly. In two dimensions an image
-has about twice as many differences as pixels, so only those along rows can be parameters; those
-along columns stay with the likelihood, kinks and all. The draws are exact all the same.
+A total-variation prior is a Laplace prior on the differences between neighbors. In one dimension
+the differences are the parameters, and RWPO follows the whole prior exactly. In two dimensions an
+image has about twice as many differences as pixels, so only those along rows can be parameters;
+those along columns are treated as part of the likelihood, including their kinks. The draws are
+exact nevertheless.
 """
 
 import sys
@@ -20,10 +21,10 @@ from numpyro.infer import MCMC
 
 from numpyro_rwpo import RWPO, diagnose
 
-FAST = "--fast" in sys.argv  # draw little, only to see that the script runs
+FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 LIGHT = {"num_particles": 8, "attention": "marginal", "dense_mass": False}
 NOISE = 0.25
-LINE_SCALE, IMAGE_SCALE = 0.05, 0.4  # of neighbouring differences; an image has more of them
+LINE_SCALE, IMAGE_SCALE = 0.05, 0.4  # scales of the differences; an image has more of them
 
 
 def run(model, data, **options):
@@ -41,7 +42,8 @@ def run(model, data, **options):
 # %%
 # One dimension
 # -------------
-# The prior is improper for the level: a wide normal on the first value, Laplace on each increment.
+# A prior on the differences alone would be improper for the level, so the first value has a wide
+# normal prior; each increment has a Laplace prior.
 def line_model(data):
     first = numpyro.sample("first", dist.Normal(0.0, 1.0))
     with numpyro.plate("increments", data.shape[0] - 1):
@@ -61,8 +63,8 @@ print(diagnose(line_run))
 # %%
 # Two dimensions
 # --------------
-# ``factor`` adds the differences along columns to the log density. Their kinks cost steps, hundreds
-# of gradients a draw, so that fewer particles are quicker.
+# ``factor`` adds the differences along columns to the log density. Their kinks require short steps,
+# hundreds of gradients per draw, so fewer particles are quicker.
 def image_model(data):
     rows, columns = data.shape
     first = numpyro.sample("first", dist.Normal(0.0, 1.0).expand([rows, 1]).to_event(2))
@@ -87,8 +89,8 @@ print(diagnose(image_run))
 
 
 # %%
-# The posterior mean takes away most of the noise, and the standard deviation shows where it could
-# not: at the edges.
+# The posterior mean removes most of the noise, and the standard deviation shows where it could not:
+# at the edges.
 def rmse(estimate, truth):
     return np.sqrt(np.mean((estimate - truth) ** 2))
 
@@ -103,7 +105,7 @@ grid = figure.add_gridspec(2, 4)
 axes = figure.add_subplot(grid[0, :])
 low, median, high = np.quantile(line, [0.05, 0.5, 0.95], axis=0)
 axes.fill_between(np.arange(len(low)), low, high, color="#0072B2", alpha=0.3, linewidth=0)
-axes.plot(median, color="#0072B2", label="median, 90 % band")
+axes.plot(median, color="#0072B2", label="median, 90% band")
 axes.plot(line_data, ".", color="0.4", markersize=4, label="data")
 axes.plot(true_line, color="black", linewidth=0.8, label="truth")
 axes.legend(frameon=False, fontsize="small", ncols=3, loc="lower left")

@@ -6,8 +6,9 @@ For a target exp(-beta (f + g)) with g the L1 norm times a rate, one step of siz
     x_i^+ = y_i + \tfrac12 \Bigl( S_{\lambda h}(y_i) - \sum_j w_{ij} y_j \Bigr),
 
 with the soft threshold S and the attention weights of the regularized Wasserstein proximal operator
-at prox time T = h: a gradient step on f, then one on g and the entropy together. It is here for
-comparison with the paper; :mod:`numpyro_rwpo.dynamics.transport` is what the sampler uses.
+at prox time T = h. This is a gradient step on f, followed by a step on g and the entropy together.
+The update is provided for comparison with the paper; the sampler itself uses
+:mod:`numpyro_rwpo.dynamics.transport`.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def splitting_step(
 ) -> jax.Array:
     """Move every particle by one noise-free step of BRWP-splitting.
 
-    Attention is exact, O(num_particles^2 dim) time, and streamed, so that memory is linear.
+    Attention is exact and takes O(num_particles^2 dim) time. It is streamed, so memory is linear.
 
     Args:
         particles: x, (num_particles, dim).
@@ -44,8 +45,8 @@ def splitting_step(
         rate: lambda >= 0, scalar or (dim,), one over position units; the kink is at 0.
         step_size: h > 0, position units squared; also the prox time.
         inverse_temperature: beta > 0.
-        attention: ``"joint"`` for one softmax over d-dimensional distances, as the paper states it;
-            ``"marginal"`` for one per coordinate, as the authors' MATLAB code has it.
+        attention: ``"joint"`` for one softmax over d-dimensional distances, as in the paper;
+            ``"marginal"`` for one softmax per coordinate, as in the authors' MATLAB code.
         normalizer: ``"exact"``, or ``"laplace"`` for the authors' Laplace approximation of Z.
 
     Returns:

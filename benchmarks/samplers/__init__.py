@@ -10,17 +10,17 @@ from benchmarks.samplers.protocol import Program, Settings
 
 
 class Sampler(NamedTuple):
-    """A sampler and how it is run.
+    """A sampler and its settings.
 
     Attributes:
         label: Its name in tables and figures.
-        prepare: From problem and settings to a program. Modules are imported when it is called: no
-            sampler pays for the imports of another.
+        prepare: Function from problem and settings to a program. Modules are imported when it is
+            called, so that no sampler pays for the imports of another.
         settings: Chains and iterations.
-        family: ``"rwpo"``, ``"numpyro"``, ``"blackjax"`` or ``"approximate"``: those without an
-            acceptance step, whose answers stay biased.
+        family: ``"rwpo"``, ``"numpyro"``, ``"blackjax"`` or ``"approximate"``; the last are those
+            without an acceptance step, whose answers stay biased.
         evaluates: ``"gradient"`` or ``"potential"``.
-        left_out: Problems that it cannot be run on, and why.
+        left_out: Problems on which it cannot be run, with the reasons.
     """
 
     label: str

@@ -1,16 +1,18 @@
 """BlackJAX: NUTS with window adaptation, ChEES-HMC, MEADS and adjusted MCLMC.
 
-All work on the flat unconstrained vector of NumPyro's ``initialize_model``, from the same start as
-NumPyro's kernels. Settings are those of BlackJAX's documentation, and where it leaves a choice:
+All of them work on the flat unconstrained vector of NumPyro's ``initialize_model`` and are
+initialized like NumPyro's kernels. Settings are those of BlackJAX's documentation; where it leaves
+a choice:
 
 - ChEES: 64 chains, Adam with rate 0.025 as in Hoffman, Radul and Sountsov (2021), and the diagonal
   mass matrix, which BlackJAX recommends for dispersed starts.
 - MEADS: 64 chains in 4 folds, as in Hoffman and Sountsov (2022).
 - Adjusted MCLMC: ``adjusted_mclmc_dynamic``, which its documentation prefers, with random
-  trajectory lengths, its tuner's defaults and a target acceptance of 0.9. Its steps are short, so
-  that draws are thinned.
+  trajectory lengths, its tuner's defaults and a target acceptance probability of 0.9. Its steps are
+  short, so its draws are thinned.
 
-Chains of ChEES and MEADS share what they adapt, in warm-up only: the draws' R-hat is honest.
+Chains of ChEES and MEADS share their adaptation, but only in warm-up, so the R-hat of their draws
+is meaningful.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +35,7 @@ from benchmarks.samplers.protocol import (
     paced,
 )
 
-SEGMENT_SIZE = 50  # kept draws
+SEGMENT_SIZE = 50  # in kept draws
 
 
 class Algorithm(NamedTuple):
@@ -41,7 +43,7 @@ class Algorithm(NamedTuple):
 
     Attributes:
         warm_up: ``(key, positions) -> (states, parameters, integration steps)``, compiled; the last
-            an array of any shape, to be summed.
+            is an array of any shape, to be summed.
         transition: ``(key, states, parameters) -> (states, info)`` for all chains.
         gradients_per_step: Gradients of one integration step.
     """
@@ -56,7 +58,7 @@ def _logdensity(target: FlatTarget) -> Callable[[jax.Array], jax.Array]:
 
 
 def _only_steps(state: Any, info: Any, adaptation_state: Any) -> jax.Array:
-    """What to keep of warm-up: all else would fill the memory."""
+    """The part of the warm-up to keep; the rest would fill the memory."""
     return info.num_integration_steps
 
 
@@ -92,7 +94,7 @@ def chees(target: FlatTarget, settings: Settings) -> Algorithm:
         adaptation_info_fn=_only_steps,
         mass_matrix_estimation="diagonal",
     )
-    functions: dict[str, Callable[..., Any]] = {}  # what the tuner returns besides numbers
+    functions: dict[str, Callable[..., Any]] = {}  # the functions among the tuner's results
 
     def warm_up(rng_key: jax.Array, positions: jax.Array):
         (states, parameters), info = adaptation.run(
@@ -116,7 +118,7 @@ def chees(target: FlatTarget, settings: Settings) -> Algorithm:
 
 
 def meads(target: FlatTarget, settings: Settings) -> Algorithm:
-    """MEADS: generalised HMC with parameters from the other folds of chains."""
+    """MEADS: generalized HMC with parameters from the other folds of chains."""
     logdensity = _logdensity(target)
     adaptation = blackjax.meads_adaptation(
         logdensity, settings.num_chains, adaptation_info_fn=_only_steps
@@ -135,9 +137,9 @@ def meads(target: FlatTarget, settings: Settings) -> Algorithm:
 
 
 def adjusted_mclmc(target: FlatTarget, settings: Settings) -> Algorithm:
-    """Metropolis-adjusted microcanonical sampler, each chain tuned on its own.
+    """Metropolis-adjusted microcanonical sampler, with each chain tuned separately.
 
-    The tuner wants the number of steps that will follow, and takes three tenths of it.
+    The tuner needs the number of steps that will follow, and itself takes three tenths of it.
     """
     logdensity = _logdensity(target)
     kernel = adjusted_mclmc_dynamic.build_kernel(
@@ -174,14 +176,14 @@ def adjusted_mclmc(target: FlatTarget, settings: Settings) -> Algorithm:
         keys = jax.random.split(rng_key, settings.num_chains)
         return jax.vmap(move)(keys, states, parameters)
 
-    # McLachlan's integrator evaluates the gradient twice a step.
+    # McLachlan's integrator evaluates the gradient twice per step.
     return Algorithm(jax.jit(warm_up), transition, gradients_per_step=2)
 
 
 class BlackjaxProgram:
     """An algorithm bound to a problem; see :class:`benchmarks.samplers.protocol.Program`.
 
-    Warm-up is one segment: BlackJAX's adaptations are one call each.
+    Warm-up is one segment, because each of BlackJAX's adaptations is a single call.
     """
 
     def __init__(
@@ -212,7 +214,7 @@ class BlackjaxProgram:
         self._constrain = jax.jit(jax.vmap(jax.vmap(self._target.constrain)))
 
     def run(self, rng_key: jax.Array) -> Iterator[Segment]:
-        """Warm-up in one segment, then draws."""
+        """Yield warm-up as one segment, then the segments of draws."""
         num_chains, num_warmup, num_samples, thinning = self._settings
         per_step = self._algorithm.gradients_per_step
         key_start, key_warmup, key_sample = jax.random.split(rng_key, 3)

@@ -1,18 +1,18 @@
 r"""MYULA: the unadjusted Langevin algorithm on a potential with a smoothed nonsmooth part.
 
-From its definition in Durmus, Moulines and Pereyra (2018), *Efficient Bayesian computation by
+The algorithm is defined in Durmus, Moulines and Pereyra (2018), *Efficient Bayesian computation by
 proximal Markov chain Monte Carlo: when Langevin meets Moreau*, equation 9. For a target
-exp(-f - g), with g replaced by its Moreau envelope of parameter :math:`\lambda`,
+exp(-f - g), with g replaced by its Moreau envelope with parameter :math:`\lambda`,
 
 .. math:: x^+ = x - \gamma \nabla f(x)
     - \frac{\gamma}{\lambda} \bigl(x - \mathrm{prox}_{\lambda g}(x)\bigr) + \sqrt{2\gamma}\, \xi.
 
-No acceptance step: its stationary distribution is not the posterior, by the smoothing and by the
-discretisation. The settings are theirs (section 4): :math:`\lambda = 1 / L_f`, with :math:`L_f` the
-Lipschitz constant of :math:`\nabla f`, and :math:`\gamma` at most
-:math:`\lambda / (2 (\lambda L_f + 1)) = 1 / (4 L_f)`. A potential that is not quadratic has no
-global :math:`L_f`; it is estimated where the chains are, at the beginning of every stage of
-warm-up, and then frozen.
+There is no acceptance step, so because of the smoothing and the discretization the stationary
+distribution is not the posterior. The settings are those of the paper (section 4):
+:math:`\lambda = 1 / L_f`, with :math:`L_f` the Lipschitz constant of :math:`\nabla f`, and
+:math:`\gamma` at most :math:`\lambda / (2 (\lambda L_f + 1)) = 1 / (4 L_f)`. A potential that is
+not quadratic has no global :math:`L_f`. It is estimated at the positions of the chains at the
+beginning of every stage of warm-up, and then frozen.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ from benchmarks.samplers.protocol import (
 )
 
 WARMUP_STAGES = 20
-SEGMENT_SIZE = 50  # kept draws
+SEGMENT_SIZE = 50  # in kept draws
 
 
 def soft_threshold(x: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ def soft_threshold(x: jax.Array, threshold: jax.Array) -> jax.Array:
 def myula_step(
     rng_key: jax.Array, x: jax.Array, target: FlatTarget, smoothing: jax.Array, step_size: jax.Array
 ) -> jax.Array:
-    """One step of one chain, the formula above.
+    """One step of one chain, by the formula above.
 
     Args:
         rng_key: Key of the noise.
@@ -87,7 +87,7 @@ class Myula:
         self._constrain = jax.jit(jax.vmap(jax.vmap(target.constrain)))
 
     def run(self, rng_key: jax.Array) -> Iterator[Segment]:
-        """Stages of warm-up with a step size each, then draws with the last one."""
+        """Yield stages of warm-up, each with its own step size, then draws with the last one."""
         num_chains, num_warmup, num_samples, thinning = self._settings
         key_start, key_power, key_noise = jax.random.split(rng_key, 3)
         state = key_noise, self._target.start(key_start, num_chains)

@@ -1,10 +1,10 @@
 """The paper's noise-free update, ``numpyro_rwpo.splitting_step``, run on its own.
 
-Han, Osher and Li (2025), arXiv:2502.16773: particles move by the step of size h, which is also the
-prox time, and where they are after the last step is the answer. No Metropolis correction: the
-answer is biased by the bandwidth and by the finite number of particles, and is reported as it is.
-The step size is the longest that the smooth part allows, 1 / L with L the largest curvature where
-the particles are, estimated anew for every stage of the run.
+Han, Osher and Li (2025), arXiv:2502.16773: particles move by steps of size h, which is also the
+prox time, and their positions after the last step are the answer. There is no Metropolis
+correction: the answer is biased by the bandwidth and by the finite number of particles, and is
+reported as it is. The step size is the longest that the smooth part allows, 1 / L, where L is the
+largest curvature at the particles, estimated anew for every stage of the run.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class NoiseFree:
         self._constrain = jax.jit(jax.vmap(target.constrain))
 
     def run(self, rng_key: jax.Array) -> Iterator[Segment]:
-        """Stages with a step size each; every one ends with the particles as draws."""
+        """Yield stages, each with its own step size and with its final particles as draws."""
         num_particles, num_steps = self._settings.num_samples, self._settings.num_warmup
         key_start, key_power = jax.random.split(rng_key)
         x = jax.block_until_ready(self._target.start(key_start, num_particles))

@@ -1,8 +1,8 @@
 """RWPO and NumPyro's own kernels, driven as ``numpyro.infer.MCMC`` drives them.
 
-``MCMC.run`` compiles its loop anew on every call without a progress bar, so it cannot show what a
-run costs without compilation. Here the kernels' ``init`` and ``sample`` run in a loop of the same
-build (one compiled program for warm-up and sampling), which a second run uses again.
+``MCMC.run`` compiles its loop anew on every call without a progress bar, so it cannot show the cost
+of a run without compilation. Here the ``init`` and ``sample`` of the kernels run in a loop of the
+same construction (one compiled program for warm-up and sampling), which a second run reuses.
 ``benchmarks.mcmc_times`` measures ``MCMC.run`` itself.
 """
 
@@ -24,8 +24,8 @@ from benchmarks.samplers.protocol import (
     wanted,
 )
 
-SEGMENT_SIZE = 50  # iterations
-# Over which evaluations of samplers that do not count them are counted, and when to stop at less.
+SEGMENT_SIZE = 50  # in iterations
+# For samplers that do not count evaluations: iterations over which to count, and a time limit.
 COUNTED_ITERATIONS, COUNTED_SECONDS = 20, 20.0
 
 
@@ -35,7 +35,7 @@ class KernelProgram:
     Args:
         problem: The problem.
         settings: Chains and iterations.
-        make_kernel: From a model to a kernel.
+        make_kernel: Function from a model to a kernel.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class KernelProgram:
         self._last_state: Any = None
 
     def _compile(self, kernel: MCMCKernel, state: Any) -> None:
-        """Build the loop around the first run's kernel; later runs only bring their state."""
+        """Build the loop around the kernel of the first run; later runs only pass their state."""
         self._kernel = kernel
         fields = [name for name in ("num_steps", "diverging") if hasattr(state, name)]
         postprocess = kernel.postprocess_fn((), self._kwargs)
@@ -90,10 +90,10 @@ class KernelProgram:
                 yield Segment(phase, chunk.num_iterations, count, draws, num_divergences)
 
     def evaluations_per_iteration(self) -> float:
-        """Evaluations of the potential, of kernels that do not count them.
+        """Evaluations of the potential per iteration, for kernels that do not count them.
 
-        Counted on a few more iterations of the last run, outside all timing, by a callback in the
-        function that the ensemble kernels call for a batch of walkers.
+        They are counted on a few more iterations of the last run, outside all timing, by a callback
+        in the function that the ensemble kernels call for a batch of walkers.
         """
         kernel, counts = self._kernel, []
         inner = kernel._batch_log_density

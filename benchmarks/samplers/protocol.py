@@ -1,10 +1,10 @@
-"""What every sampler of the benchmark offers, and what they share.
+"""The interface of the benchmark's samplers, and the functions they share.
 
-A sampler is a function ``prepare(problem, settings) -> Program``. A program's ``run(key)`` yields
-:class:`Segment` after :class:`Segment`: one when its start is ready, then those of warm-up, then
-those of sampling. Whoever iterates measures the time between them, may stop at any of them, and
-knows what was drawn until then. The compiled functions belong to the program, so a second ``run``
-compiles nothing.
+A sampler is a function ``prepare(problem, settings) -> Program``. The ``run(key)`` of a program
+yields one :class:`Segment` after another: one when it is initialized, then those of warm-up, then
+those of sampling. The caller measures the time between them, may stop at any of them, and then has
+the draws made so far. The compiled functions belong to the program, so a second ``run`` compiles
+nothing.
 """
 
 import time
@@ -22,18 +22,18 @@ from benchmarks.problems import Problem
 
 Draws = dict[str, np.ndarray]
 
-SEGMENT_SECONDS = 5.0  # aim for segments no longer than this, so that a run can stop in time
+SEGMENT_SECONDS = 5.0  # longest segment to aim for, so that a run can stop in time
 START_RADIUS = 2.0  # NumPyro's default start: uniform(-2, 2) in unconstrained space
 
 
 class Settings(NamedTuple):
-    """How long a sampler runs.
+    """The length of a sampler's run.
 
     Attributes:
-        num_chains: Chains; walkers, for ensemble samplers.
-        num_warmup: Iterations of warm-up, per chain.
-        num_samples: Draws kept, per chain.
-        thinning: Iterations for each kept draw.
+        num_chains: Number of chains; of walkers, for ensemble samplers.
+        num_warmup: Iterations of warm-up per chain.
+        num_samples: Draws kept per chain.
+        thinning: Iterations per kept draw.
     """
 
     num_chains: int
@@ -43,7 +43,7 @@ class Settings(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stretch of a run.
+    """A part of a run.
 
     Attributes:
         phase: ``"start"``, ``"warmup"`` or ``"sampling"``.
@@ -52,7 +52,7 @@ class Segment(NamedTuple):
             samplers without gradients; ``None`` if the program only knows their rate.
         draws: New draws by site, arrays (chains, draws, ...), or ``None``.
         num_divergences: Divergent transitions.
-        replaces: Whether ``draws`` take the place of all earlier ones: particles that move.
+        replaces: Whether ``draws`` replace all earlier ones, as for particles that move.
     """
 
     phase: str
@@ -67,29 +67,30 @@ class Program(Protocol):
     """A sampler bound to a problem."""
 
     def run(self, rng_key: jax.Array) -> Iterator[Segment]:
-        """Run from a fresh start."""
+        """Run from a new initialization."""
 
 
 class Chunk(NamedTuple):
     """Iterations done by one call of a compiled loop.
 
     Attributes:
-        num_iterations: How many.
-        outputs: Arrays on the device whose first ``num_iterations`` rows are of these iterations.
+        num_iterations: Number of iterations.
+        outputs: Arrays on the device whose first ``num_iterations`` rows are from these iterations.
     """
 
     num_iterations: int
     outputs: Any
 
     def rows(self, x: Any) -> np.ndarray:
-        """The rows of an array that are of these iterations.
+        """The rows of an array that are from these iterations.
 
-        Cut on the host: on the device every new number of rows would be a new program.
+        The array is sliced on the host, because on the device every new number of rows would need a
+        new program.
         """
         return np.asarray(x)[: self.num_iterations]
 
     def by_chain(self, draws: dict[str, jax.Array]) -> Draws:
-        """Arrays (rows, chains, ...) of the device as (chains, draws, ...) of NumPy."""
+        """Convert arrays (rows, chains, ...) on the device to NumPy arrays (chains, draws, ...)."""
         return {site: np.swapaxes(self.rows(x), 0, 1) for site, x in draws.items()}
 
 
@@ -98,8 +99,8 @@ class FlatTarget(NamedTuple):
 
     Attributes:
         dim: Number of unconstrained scalars.
-        potential: (dim,) -> (), minus the log density, Laplace priors included.
-        constrain: (dim,) -> values of the wanted sites.
+        potential: (dim,) -> (), minus the log density, including Laplace priors.
+        constrain: (dim,) -> values of the requested sites.
         rates: Rates of the Laplace priors at 0 that the problem names, 0 elsewhere, (dim,).
     """
 
@@ -111,13 +112,13 @@ class FlatTarget(NamedTuple):
     def smooth_potential(self, position: jax.Array) -> jax.Array:
         """The potential without the named Laplace priors, (dim,) -> ().
 
-        The difference of two nonsmooth functions: its automatic gradient is right away from kinks,
-        and at kinks too, where JAX's subgradients of both are 0.
+        This is the difference of two nonsmooth functions. Its automatic gradient is correct away
+        from the kinks, and also at the kinks, where JAX's subgradients of both are 0.
         """
         return self.potential(position) - jnp.sum(self.rates * jnp.abs(position))
 
     def start(self, rng_key: jax.Array, num_chains: int) -> jax.Array:
-        """NumPyro's default start, (num_chains, dim)."""
+        """NumPyro's default initial positions, (num_chains, dim)."""
         shape = (num_chains, self.dim)
         return jax.random.uniform(rng_key, shape, minval=-START_RADIUS, maxval=START_RADIUS)
 
@@ -128,7 +129,7 @@ def device_kwargs(problem: Problem) -> dict[str, Any]:
 
 
 def wanted(problem: Problem, values: dict[str, Any]) -> dict[str, Any]:
-    """The sites that are compared with the reference, all if the problem names none."""
+    """The sites that are compared with the reference: all of them if the problem names none."""
     return {site: values[site] for site in problem.sites or values}
 
 
@@ -141,7 +142,7 @@ def flat_target(problem: Problem) -> FlatTarget:
     Returns:
         Its functions of flat vectors.
     """
-    # A batch of one key: NumPyro searches a single start operation by operation.
+    # A batch of one key is used because NumPyro does not compile the search for a single start.
     keys = jax.random.split(jax.random.key(0), 1)
     kwargs = device_kwargs(problem)
     info = initialize_model(keys, problem.model, model_kwargs=kwargs, validate_grad=False)
@@ -161,13 +162,14 @@ def compiled_loop(
 ) -> Callable[[Any, Any, int], tuple[Any, Any]]:
     """Compile ``(state, constants, count) -> (state, outputs)``, at most ``size`` steps.
 
-    The number of steps is an argument, so warm-up and sampling, whole segments and short ones are
-    one program, as in NumPyro's own loop. Rows of the outputs from ``count`` on are meaningless.
+    The number of steps is an argument, so that warm-up and sampling, and full and short segments,
+    are the same program, as in NumPyro's own loop. Rows of the outputs from ``count`` on are
+    meaningless.
 
     Args:
         step: ``(state, constants) -> state``.
-        extract: What to keep of a state.
-        size: Rows of the outputs.
+        extract: Function from a state to the part of it to keep.
+        size: Number of rows of the outputs.
     """
 
     @jax.jit
@@ -193,19 +195,19 @@ def paced(
     total: int,
     size: int,
 ) -> Iterator[tuple[Chunk, Any]]:
-    """Run a compiled loop in chunks of at most ``size`` steps and about a few seconds.
+    """Run a compiled loop in chunks of at most ``size`` steps and of about a few seconds.
 
     Args:
         loop: From :func:`compiled_loop`.
         state: First state.
         constants: Passed on to the steps.
         total: Steps to run.
-        size: As given to :func:`compiled_loop`.
+        size: The ``size`` given to :func:`compiled_loop`.
 
     Yields:
         Each chunk with the state after it.
     """
-    done, count = 0, 1  # nobody knows yet how long an iteration takes
+    done, count = 0, 1  # the time of an iteration is not yet known
     while done < total:
         count = min(count, total - done)
         begin = time.perf_counter()
@@ -221,11 +223,11 @@ def top_curvature(target: FlatTarget, positions: jax.Array, rng_key: jax.Array) 
 
     Args:
         target: The problem.
-        positions: Where to look, (n, dim).
-        rng_key: Key of the first directions.
+        positions: Positions at which to evaluate the Hessian, (n, dim).
+        rng_key: Key of the initial directions.
 
     Returns:
-        A scalar; costs :data:`POWER_ITERATIONS` Hessian-vector products a position.
+        A scalar. It costs :data:`POWER_ITERATIONS` Hessian-vector products per position.
     """
     gradient = jax.grad(target.smooth_potential)
 

@@ -1,8 +1,8 @@
 """Stein variational gradient descent, NumPyro's ``SVGD`` (its ``SteinVI`` with point masses).
 
-Liu and Wang (2016). Particles repel each other by an RBF kernel (median bandwidth) and follow its
-average of their gradients; where they are after the last step is the answer, biased as any
-variational one. Adagrad, as NumPyro recommends.
+Liu and Wang (2016). Particles repel each other through an RBF kernel (median bandwidth) and follow
+the average of their gradients under this kernel. Their positions after the last step are the
+answer, which is biased like any variational one. The optimizer is Adagrad, as NumPyro recommends.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class Svgd:
         return wanted(self._problem, values)
 
     def run(self, rng_key: jax.Array) -> Iterator[Segment]:
-        """Stages, every one ending with the particles as draws."""
+        """Yield stages, each with its final particles as draws."""
         num_particles, num_steps = self._settings.num_samples, self._settings.num_warmup
         state = jax.block_until_ready(self._stein.init(rng_key, **self._kwargs))
         yield Segment("start")

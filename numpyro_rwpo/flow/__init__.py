@@ -1,6 +1,7 @@
 """Learned flows: the sparse transformer, its training, and the neural ODE it is compared with.
 
-Needs the extra ``flow``: ``pip install "numpyro-rwpo[flow]"``. Nothing else in the package does.
+This is the only part of the package that needs the extra ``flow``:
+``pip install "numpyro-rwpo[flow]"``.
 """
 
 try:

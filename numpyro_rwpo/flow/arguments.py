@@ -1,4 +1,4 @@
-"""Checks of the flows' arguments."""
+"""Checks of the arguments of flows."""
 
 import math
 import numbers
@@ -38,7 +38,7 @@ def check_layer_choice(attention: Any, learn: Iterable[str], learnable: tuple[st
 
 
 def checked_row(name: str, value: ArrayLike, dim: int, *, is_positive: bool = False) -> np.ndarray:
-    """``value`` as a row of floats (dim,); raise unless finite and, if asked, positive."""
+    """``value`` as a row of floats (dim,); raise unless finite and, if requested, positive."""
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"`{name}` must be a real number or array; got {value!r}.")
@@ -61,7 +61,7 @@ def checked_particles(name: str, value: ArrayLike, dim: int, dtype: Any) -> jax.
 
 
 def checked_points(value: ArrayLike, dim: int) -> jax.Array:
-    """``value`` as an array (..., dim); raise ``ValueError`` if its last axis is another."""
+    """``value`` as an array (..., dim); raise ``ValueError`` if its last axis is not ``dim``."""
     points = jnp.asarray(value)
     if points.ndim == 0 or points.shape[-1] != dim:
         raise ValueError(f"`x` must have shape (..., {dim}); got {points.shape}.")

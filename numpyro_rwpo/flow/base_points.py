@@ -1,9 +1,9 @@
-"""Points of a flow's base ensemble: standard normal, and spread more evenly than at random.
+"""Points of a flow's base ensemble: standard normal, and spread more evenly than random points.
 
-How many of n random points fall in a region is off by the root of n, and so are the shares of modes
-that a flow makes of them, and their correlations. Sobol's sequence (Joe and Kuo 2008, by SciPy) is
-off by little more than one point; shifted at random, modulo 1, each point is uniform and another
-shift gives other points (Cranley and Patterson 1976).
+The number of n random points that fall in a region has an error of about the square root of n, and
+so do the weights of modes that a flow makes of them, and their correlations. The error of Sobol's
+sequence (Joe and Kuo 2008, as in SciPy) is little more than one point. With a random shift modulo
+1, each point is uniform, and another shift gives other points (Cranley and Patterson 1976).
 """
 
 from functools import cache
@@ -21,7 +21,7 @@ def base_points(rng_key: jax.Array, num_particles: int, dim: int) -> jax.Array:
 
 
 def fresh_points(rng_key: jax.Array, points: jax.Array) -> jax.Array:
-    """Other points of the same evenness, shape and type (num_particles, dim)."""
+    """Other points of the same evenness, shape (num_particles, dim) and dtype."""
     return _shifted(rng_key, ndtr(points))
 
 
@@ -33,9 +33,9 @@ def _shifted(rng_key: jax.Array, uniform: jax.Array) -> jax.Array:
 
 @cache
 def _sobol(num_points: int, dim: int) -> np.ndarray:
-    """Points in the unit cube, (num_points, dim); coordinates beyond the table's are random."""
+    """Points in the unit cube, (num_points, dim); coordinates beyond SciPy's table are random."""
     even = min(dim, qmc.Sobol.MAXDIM)
     rng = np.random.default_rng(0)
-    # A whole power of two, as the sequence wants it.
+    # The sequence is balanced for a power of two.
     sequence = qmc.Sobol(even, scramble=True, seed=rng).random_base2((num_points - 1).bit_length())
     return np.concatenate([sequence[:num_points], rng.random((num_points, dim - even))], 1)

@@ -26,7 +26,7 @@ class ProximalDistribution(dist.Distribution):
     """A density of particles as a NumPyro distribution.
 
     Args:
-        density: What an attention head returned, on R^dim.
+        density: A density fitted by an attention head, on R^dim.
         dim: Its dimension.
     """
 
@@ -50,26 +50,28 @@ class ProximalDistribution(dist.Distribution):
 class AutoSparseTransformer(AutoContinuous):
     """Guide whose posterior is the density of a :class:`SparseTransformerFlow`.
 
-    Laplace and AsymmetricLaplace sites with known location and scale give the L1 prior of the
-    layers its rates and kinks (of an asymmetric one the mean of the two rates); every other
-    coordinate has rate 0.
+    Laplace and AsymmetricLaplace sites with known location and scale determine the rates and kinks
+    of the L1 prior of the layers (for an asymmetric site, the rate is the mean of its two rates);
+    every other coordinate has rate 0.
 
     Use it with ``Trace_ELBO(num_particles=...)`` and 32 samples or more: keys are moved and the
-    density is fitted once a step, whatever the number. Let the learning rate fall to 0, e.g. by
-    ``numpyro.optim.Adam(optax.cosine_decay_schedule(0.01, num_steps))``: gradients of the ELBO stay
-    noisy to the end, and steps of constant size keep the posterior's mean moving about.
+    density is fitted only once per step, whatever the number. Let the learning rate decay to 0, for
+    example with ``numpyro.optim.Adam(optax.cosine_decay_schedule(0.01, num_steps))``, because
+    gradients of the ELBO stay noisy to the end, and with steps of constant size the mean of the
+    posterior keeps fluctuating.
 
     Args:
         model: NumPyro model.
-        num_layers: Layers of the flow.
-        width: Units of the network's hidden layers.
+        num_layers: Number of layers of the flow.
+        width: Units of the hidden layers of the network.
         attention: ``"copula"`` for posteriors with one mode, ``"joint"`` for a few dimensions with
-            several, ``"marginal"`` for very many nearly independent coordinates.
-        num_particles: Points of the base ensemble.
-        init_scale: Standard deviation of the base distribution at the start, unconstrained units.
+            several modes, ``"marginal"`` for very many nearly independent coordinates.
+        num_particles: Number of points of the base ensemble.
+        init_scale: Initial standard deviation of the base distribution, in unconstrained units.
         learn: What is trained besides the network, as for the flow.
-        prefix: Of the guide's own sites.
-        init_loc_fn: NumPyro's per-site initialisation: where the base distribution is centred.
+        prefix: Prefix of the names of the guide's own sites.
+        init_loc_fn: NumPyro's per-site initialization, which is the center of the base
+            distribution.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -114,13 +116,13 @@ class AutoSparseTransformer(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        with handlers.block():  # SVI is tracing
+        with handlers.block():  # SVI is tracing the guide
             split = split_laplace_sites(self.model, args, kwargs)
-            # Sites with a latent scale stay in the user's parametrisation.
+            # Sites with a latent scale stay in the user's parameterization.
             sites = split._replace(rewritten={}).prior_parameters(args, kwargs)
 
         def flat(field: Callable[[SiteParameters], jax.Array]) -> jax.Array:
-            """One field of all sites in the order of the latent vector, 0 where none is known."""
+            """One field of all sites in the order of the latent vector, 0 where it is not known."""
             values = [
                 field(sites[name]).ravel() if name in sites else jnp.zeros(jnp.size(value))
                 for name, value in self._init_locs.items()
@@ -138,7 +140,7 @@ class AutoSparseTransformer(AutoContinuous):
         )
 
     def flow(self, params: dict[str, Any]) -> SparseTransformerFlow:
-        """The flow with trained parameters, as ``svi.run(...).params`` holds them.
+        """The flow with the trained parameters in ``svi.run(...).params``.
 
         Raises:
             RuntimeError: If the guide has not been run yet.
@@ -167,12 +169,12 @@ class AutoSparseTransformer(AutoContinuous):
         return ProximalDistribution(flow.density(), flow.dim)
 
     def init_params(self, rng_key: jax.Array, params: dict[str, Any], num_chains: int) -> Any:
-        """Draws in unconstrained space that start ``MCMC.run`` with ``RWPO``, or any kernel.
+        """Draws in unconstrained space as initial values for ``MCMC.run`` with any kernel.
 
         Args:
             rng_key: A random key.
             params: Trained parameters.
-            num_chains: Draws; for a single chain there is no leading axis.
+            num_chains: Number of draws; for a single chain there is no leading axis.
 
         Returns:
             Values by site, (num_chains, ...), for the argument ``init_params``.

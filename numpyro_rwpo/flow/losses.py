@@ -1,9 +1,9 @@
-r"""What a flow is trained to make small: likelihood, energy distance, reverse Kullback-Leibler.
+r"""Losses for training a flow: likelihood, energy distance and Kullback-Leibler divergences.
 
-Each is an object that is called with a flow, a random key and a batch of data, and returns a
-scalar. All add the regularisers of OT-Flow (arXiv:2006.00104), as the sparse transformer's authors
-do (arXiv:2510.16356): the kinetic cost of transport, which makes paths straight, and the residual
-of the Hamilton-Jacobi-Bellman equation that the potentials of such paths solve.
+Each loss is an object that is called with a flow, a random key and a batch of data, and returns a
+scalar. All add the regularizers of OT-Flow (arXiv:2006.00104), like the authors of the sparse
+transformer (arXiv:2510.16356): the kinetic cost of transport, which makes paths straight, and the
+residual of the Hamilton-Jacobi-Bellman equation, which the potentials of such paths solve.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from numpyro_rwpo.flow.sparse_transformer import PathCosts
 
 
 class Flow(Protocol):
-    """What training asks of a flow; both flows of this package offer it."""
+    """The interface that training needs; both flows of this package implement it."""
 
     @property
     def dim(self) -> int:
         """Dimension of the samples."""
 
     def log_prob(self, x: jax.Array, rng_key: jax.Array | None = None) -> jax.Array:
-        """Log density of what is drawn, at points (n, dim), (n,)."""
+        """Log density of the draws at points (n, dim), (n,)."""
 
     def log_prob_and_costs(self, rng_key: jax.Array, x: jax.Array) -> tuple[jax.Array, PathCosts]:
         """Log density at data (n, dim), (n,), and path costs."""
@@ -41,7 +41,7 @@ Loss = Callable[[Any, jax.Array, jax.Array | None], jax.Array]
 
 @dataclass(frozen=True, kw_only=True)
 class Regularised:
-    """The regularisers that all losses add.
+    """The regularizers that all losses add.
 
     Attributes:
         kinetic: Weight of the kinetic cost >= 0.
@@ -61,13 +61,13 @@ class Regularised:
         check_weight("hjb", self.hjb)
 
     def penalty(self, costs: PathCosts) -> jax.Array:
-        """What the costs of a flow's paths add to the loss, scalar."""
+        """The contribution of the costs of a flow's paths to the loss, scalar."""
         return self.kinetic * costs.kinetic + self.hjb * costs.hjb
 
 
 @dataclass(frozen=True)
 class MaximumLikelihood(Regularised):
-    """Minus the mean log density of the batch, plus the regularisers.
+    """Minus the mean log density of the batch, plus the regularizers.
 
     The weights, and the errors they raise, are those of :class:`Regularised`.
     """
@@ -80,11 +80,12 @@ class MaximumLikelihood(Regularised):
 
 @dataclass(frozen=True)
 class EnergyDistance(Regularised):
-    r"""Energy distance between as many draws and the batch, plus the regularisers.
+    r"""Energy distance between the batch and the same number of draws, plus the regularizers.
 
-    :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely and Rizzo 2013), each mean over pairs of
-    different points, so that it is unbiased and may fall below 0. It needs no density, and so also
-    serves data that have none, such as coordinates that are often exactly 0.
+    This is :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely and Rizzo 2013), where each mean is
+    over pairs of different points, so that the estimate is unbiased and may be negative. It needs
+    no density, and is therefore also suitable for data that have none, such as coordinates that are
+    often exactly 0.
 
     The weights, and the errors they raise, are those of :class:`Regularised`.
     """
@@ -98,11 +99,11 @@ class EnergyDistance(Regularised):
 
 @dataclass(frozen=True)
 class DensityLoss(Regularised):
-    """What losses of a density have in common.
+    """Base class of the losses that train a flow from a density.
 
     Attributes:
         log_density: Log of the density up to a constant, (n, dim) to (n,).
-        num_samples: Draws of the flow a step.
+        num_samples: Number of draws of the flow per step.
         kinetic: Weight of the kinetic cost >= 0.
         hjb: Weight of the Hamilton-Jacobi-Bellman residual >= 0.
 
@@ -125,10 +126,10 @@ class DensityLoss(Regularised):
         """The log density at points (n, dim), (n,).
 
         Raises:
-            ValueError: If ``log_density`` returns another shape than (n,).
+            ValueError: If ``log_density`` returns a shape other than (n,).
         """
         value = self.log_density(x)
-        if jnp.shape(value) != x.shape[:1]:  # it would broadcast to a wrong mean
+        if jnp.shape(value) != x.shape[:1]:  # broadcasting would give a wrong mean
             raise ValueError(
                 f"`log_density` must map points {x.shape} to values {x.shape[:1]}; got shape "
                 f"{jnp.shape(value)}. Wrap a log density of one point in jax.vmap."
@@ -138,10 +139,11 @@ class DensityLoss(Regularised):
 
 @dataclass(frozen=True)
 class ReverseKL(DensityLoss):
-    """Kullback-Leibler divergence from the flow to a density, up to its constant: minus an ELBO.
+    """Kullback-Leibler divergence from the flow to a density, up to a constant: minus an ELBO.
 
-    A flow that cannot be the density keeps to the inside of it: its standard deviations are then
-    too small. The attributes, and the errors they raise, are those of :class:`DensityLoss`.
+    A flow that cannot represent the density exactly concentrates inside it, and its standard
+    deviations are then too small. The attributes, and the errors they raise, are those of
+    :class:`DensityLoss`.
     """
 
     def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None = None) -> jax.Array:
@@ -152,13 +154,13 @@ class ReverseKL(DensityLoss):
 
 @dataclass(frozen=True)
 class ForwardKL(DensityLoss):
-    """Kullback-Leibler divergence from a density to the flow, up to its constant.
+    """Kullback-Leibler divergence from a density to the flow, up to a constant.
 
-    Minus the mean log density of the flow over draws of its own, weighted to be draws of the
-    density (the wake phase of Bornschein and Bengio 2015, arXiv:1406.2751, eq. 7). Its minimum
-    covers the density, with the right moments; it takes a flow that overlaps with it already, such
-    as one trained by :class:`ReverseKL`. The attributes, and the errors they raise, are those of
-    :class:`DensityLoss`.
+    This is minus the mean log density of the flow over its own draws, weighted to represent the
+    density (the wake phase of Bornschein and Bengio 2015, arXiv:1406.2751, eq. 7). At its minimum
+    the flow covers the density and has the right moments. It needs a flow that already overlaps
+    with the density, such as one trained by :class:`ReverseKL`. The attributes, and the errors they
+    raise, are those of :class:`DensityLoss`.
     """
 
     def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None = None) -> jax.Array:
@@ -179,7 +181,7 @@ def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:
         y: (n, dim), n at least 2.
 
     Returns:
-        Scalar, in position units; of mean 0 where the distributions are equal.
+        Scalar, in position units; its mean is 0 if the distributions are equal.
 
     Raises:
         ValueError: If a sample has fewer than 2 points.
@@ -192,7 +194,7 @@ def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
-    """(m, dim) and (n, dim) to (m, n), with a derivative of 0 where points coincide."""
+    """Distances of (m, dim) and (n, dim), (m, n), with a derivative of 0 where points coincide."""
     square = jnp.sum((x[:, None] - y) ** 2, -1)
     return jnp.sqrt(square + float(jnp.finfo(square.dtype).tiny))
 

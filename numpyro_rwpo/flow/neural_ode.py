@@ -1,4 +1,4 @@
-r"""The baseline: the same drift without RWPO layers, a continuous normalising flow.
+r"""The baseline: the same drift without RWPO layers, a continuous normalizing flow.
 
 From standard normal z at time 0, :math:`x = m + \sigma z`,
 
@@ -6,9 +6,10 @@ From standard normal z at time 0, :math:`x = m + \sigma z`,
     \frac{d}{dt} \log\rho = \Delta\phi(z, t), \qquad 0 \le t \le 1,
 
 solved by Diffrax with fixed steps (Chen, Rubanova, Bettencourt and Duvenaud 2018, arXiv:1806.07366;
-with this potential OT-Flow, Onken et al. 2021, arXiv:2006.00104). The log density follows points
-back in time. It is that of the exact flow up to the solver's error, and with Hutchinson's trace
-(Grathwohl et al. 2019, arXiv:1810.01367) an unbiased estimate of it.
+with this potential, it is OT-Flow, Onken et al. 2021, arXiv:2006.00104). The log density is
+computed by following points back in time. It is that of the exact flow up to the error of the
+solver, and with Hutchinson's trace (Grathwohl et al. 2019, arXiv:1810.01367) it is an unbiased
+estimate.
 """
 
 import copy
@@ -34,21 +35,21 @@ from numpyro_rwpo.support.checks import check_choice
 
 
 class NeuralODEFlow(eqx.Module):
-    """A continuous normalising flow with the drift of :class:`SparseTransformerFlow`.
+    """A continuous normalizing flow with the drift of :class:`SparseTransformerFlow`.
 
     All methods may be jitted and vmapped, and differentiated with respect to the flow.
 
     Args:
         dim: Dimension of the samples.
-        num_steps: Steps of Heun's second-order method, two evaluations of the drift each.
-        width: Units of the potential network's hidden layers.
-        trace: ``"exact"``, or ``"hutchinson"`` for one random probe a point in training:
+        num_steps: Steps of Heun's second-order method, with two evaluations of the drift each.
+        width: Units of the hidden layers of the potential network.
+        trace: ``"exact"``, or ``"hutchinson"`` for one random probe per point in training;
             ``log_prob`` and ``log_prob_and_costs`` then need a key.
-        depth: Residual layers of the network.
+        depth: Number of residual layers of the network.
         location: Mean of the base distribution, scalar or (dim,).
-        scale: Its standard deviation > 0, scalar or (dim,).
-        learn_base: Whether these two are trained.
-        rng_key: Random key of the network's weights.
+        scale: Standard deviation of the base distribution, > 0, scalar or (dim,).
+        learn_base: Whether ``location`` and ``scale`` are trained.
+        rng_key: Random key for the weights of the network.
 
     Attributes:
         potential: The network.
@@ -109,10 +110,10 @@ class NeuralODEFlow(eqx.Module):
         return scale if self.learn_base else lax.stop_gradient(scale)
 
     def with_solver(self, *, num_steps: int, trace: str = "exact") -> "NeuralODEFlow":
-        """The same flow, solved otherwise; arguments and errors as for the constructor.
+        """The same flow with other solver settings; arguments and errors as for the constructor.
 
-        Trained with few steps, a flow may have learnt the solver's error: its density then is none,
-        and only more steps tell.
+        A flow trained with few steps may have learned the error of the solver. What it returns is
+        then not a density, which is only revealed by more steps.
         """
         check_count("num_steps", num_steps)
         check_choice("trace", trace, ("exact", "hutchinson"))
@@ -125,7 +126,7 @@ class NeuralODEFlow(eqx.Module):
         """Move standard normal points (num_particles, dim) from time 0 to 1, same shape.
 
         Raises:
-            ValueError: If ``particles`` has another shape.
+            ValueError: If ``particles`` does not have this shape.
         """
         particles = checked_particles("particles", particles, self.dim, self._location.dtype)
         end = self._solve(lambda t, z, _: velocity(self.potential, z, t), particles, 0.0, 1.0)
@@ -140,12 +141,11 @@ class NeuralODEFlow(eqx.Module):
         """Log density at points (..., dim), (...).
 
         Args:
-            x: Where.
-            rng_key: Random key of Hutchinson's probes; not used with the exact trace.
+            x: Points.
+            rng_key: Random key for Hutchinson's probes; not used with the exact trace.
 
         Raises:
-            ValueError: If the last axis of ``x`` is not ``dim``, or there is no key where one is
-                needed.
+            ValueError: If the last axis of ``x`` is not ``dim``, or a key is needed but missing.
         """
         x = checked_points(x, self.dim)
         if rng_key is None and self.trace == "hutchinson":
@@ -175,7 +175,7 @@ class NeuralODEFlow(eqx.Module):
 
         Args:
             rng_key: A random key.
-            num_samples: How many.
+            num_samples: Number of draws.
 
         Returns:
             Draws (num_samples, dim), log densities (num_samples,), and the costs.
@@ -216,6 +216,6 @@ class NeuralODEFlow(eqx.Module):
             t1=end,
             dt0=(end - start) / self.num_steps,
             y0=state,
-            max_steps=self.num_steps + 1,  # one spare, should rounding leave a sliver of time
+            max_steps=self.num_steps + 1,  # one spare step, in case rounding leaves some time
         )
         return jax.tree.map(lambda x: x[0], solution.ys)

@@ -1,8 +1,8 @@
 r"""Draws from densities of particles that can be differentiated with respect to the density.
 
-A draw x of a density with parameters :math:`\theta` and distribution function F stays on the same
-quantile as :math:`\theta` changes, so that :math:`dx = -\partial_\theta F(x)\,d\theta / F'(x)`
-("implicit reparametrisation", Figurnov, Mohamed and Mnih 2018, arXiv:1805.08498). The draws
+A draw x from a density with parameters :math:`\theta` and distribution function F stays at the same
+quantile as :math:`\theta` changes, so :math:`dx = -\partial_\theta F(x)\,d\theta / F'(x)`
+("implicit reparameterization", Figurnov, Mohamed and Mnih 2018, arXiv:1805.08498). The draws
 themselves are those of the density's own ``sample``.
 """
 
@@ -19,18 +19,18 @@ from numpyro_rwpo.heads.marginal import MarginalDensity
 
 
 def pathwise_sample(rng_key: jax.Array, density: ProximalDensity, num_samples: int) -> jax.Array:
-    """Independent draws (num_samples, dim) with derivatives in the density's arrays.
+    """Independent draws (num_samples, dim), differentiable with respect to the density's arrays.
 
     Args:
         rng_key: A random key.
-        density: What :func:`numpyro_rwpo.fit_joint`, ``fit_marginal`` or ``fit_copula`` returned.
-        num_samples: How many.
+        density: A density from :func:`numpyro_rwpo.fit_joint`, ``fit_marginal`` or ``fit_copula``.
+        num_samples: Number of draws.
 
     Returns:
         The draws. Averages of smooth functions of them have unbiased derivatives.
 
     Raises:
-        TypeError: If ``density`` is another than these three.
+        TypeError: If ``density`` is of another kind.
     """
     if isinstance(density, JointDensity):
         return _joint(rng_key, density, num_samples)
@@ -51,7 +51,7 @@ def _joint(rng_key: jax.Array, density: JointDensity, num_samples: int) -> jax.A
     log_prob = prior.log_prob(x, *fixed)
     log_cdf = density.prior.log_cdf(x, *parameters)
     log_survival = density.prior.log_survival(x, *parameters)
-    # The smaller of the two tails, which has its digits.
+    # Use the smaller of the two tails, which is accurate.
     is_left = log_cdf < log_survival
     log_tail = jnp.where(is_left, log_cdf, log_survival)
     spacing = jnp.exp(lax.stop_gradient(log_tail) - log_prob)
@@ -70,7 +70,7 @@ def _glued(
 
 
 def _normal_change(density: MarginalDensity | CopulaDensity, normal: jax.Array) -> jax.Array:
-    """How normal scores follow their correlation R: by dR R^-1 / 2, as their covariance asks."""
+    """Change dR R^-1 / 2 of normal scores with R, so that R stays their covariance."""
     if isinstance(density, MarginalDensity):
         return jnp.zeros_like(normal)
     whitened = normal + lax.stop_gradient(density.correlation).pull(normal)

@@ -6,8 +6,8 @@ As in OT-Flow (Onken, Wu Fung, Li and Ruthotto 2021, arXiv:2006.00104, eqs. 10 t
 .. math:: \phi(s) = w^\top N(s) + \tfrac12 (A s)^\top (B s) + b^\top s,
 
 where N is a residual network with the activation :math:`\log(e^a + e^{-a})`, the antiderivative of
-tanh. Unlike there the quadratic part may be indefinite (there B = A), so that a linear drift can
-widen a density as well as narrow it.
+tanh. In OT-Flow B = A; here the quadratic part may be indefinite, so that a linear drift can widen
+a density as well as narrow it.
 """
 
 import math
@@ -21,19 +21,19 @@ from jax.typing import ArrayLike
 
 
 class Potential(eqx.Module):
-    """Scalar network whose negative gradient is a velocity; zero drift when new.
+    """Scalar network whose negative gradient is a velocity; its initial drift is zero.
 
     Args:
         dim: Dimension of space.
         width: Units of every hidden layer.
-        depth: Residual layers after the first layer, at least 1.
-        rng_key: Random key of the initial weights.
+        depth: Number of residual layers after the first layer, at least 1.
+        rng_key: Random key for the initial weights.
 
     Attributes:
-        opening: First layer's weights, (width, dim + 1).
-        opening_bias: Its biases, (width,).
+        opening: Weights of the first layer, (width, dim + 1).
+        opening_bias: Biases of the first layer, (width,).
         residual: Weights of the residual layers, (depth, width, width).
-        residual_bias: Their biases, (depth, width).
+        residual_bias: Biases of the residual layers, (depth, width).
         readout: w, (width,).
         left: A, (rank, dim + 1) with rank the smaller of width and dim + 1.
         right: B, the same shape.
@@ -66,13 +66,13 @@ class Potential(eqx.Module):
 
 
 class Drift(eqx.Module):
-    """What a potential says of particles at one time.
+    """The velocity and costs that a potential gives for particles at one time.
 
     Attributes:
-        velocity: Minus its gradient in space, (num_particles, dim).
+        velocity: Minus the gradient of the potential in space, (num_particles, dim).
         kinetic: Half the squared velocity, the cost of optimal transport, (num_particles,).
-        hjb: Size of the residual of the Hamilton-Jacobi-Bellman equation, which potentials of
-            optimal transport solve, |half the squared velocity - time derivative|, the same shape.
+        hjb: Absolute residual of the Hamilton-Jacobi-Bellman equation, which potentials of optimal
+            transport solve, |half the squared velocity - time derivative|, (num_particles,).
     """
 
     velocity: jax.Array
@@ -81,7 +81,7 @@ class Drift(eqx.Module):
 
 
 def drift(potential: Potential, particles: jax.Array, time: ArrayLike) -> Drift:
-    """Velocity of particles (num_particles, dim) at a time, and what it costs."""
+    """Velocity of particles (num_particles, dim) at a time, and its costs."""
     gradient = jax.vmap(jax.grad(potential, argnums=(0, 1)), in_axes=(0, None))
     slope, rate = gradient(particles, jnp.asarray(time, particles.dtype))
     kinetic = 0.5 * jnp.sum(slope**2, -1)
@@ -101,10 +101,10 @@ def divergence(
 
     Args:
         potential: The network.
-        particles: Where.
-        time: When.
+        particles: Positions.
+        time: Time.
         probe: Directions :math:`\varepsilon` of Hutchinson's estimate
-            :math:`\varepsilon^\top J \varepsilon`, in the shape of ``particles``, of mean 0 and
+            :math:`\varepsilon^\top J \varepsilon`, in the shape of ``particles``, with mean 0 and
             unit covariance; ``None`` for the exact trace, which takes dim times as long.
     """
 
@@ -120,7 +120,10 @@ def divergence(
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def _initial_weights(rng_key: jax.Array, dim: int, width: int, depth: int) -> dict[str, jax.Array]:
-    """Random weights of unit gain; readout, right and linear zero: no drift, but gradients."""
+    """Random weights of unit gain, with zero ``readout``, ``right`` and ``linear``.
+
+    The drift is then zero, but its gradients with respect to the weights are not.
+    """
     inputs = dim + 1
     rank = min(width, inputs)
     shapes = {
@@ -130,7 +133,8 @@ def _initial_weights(rng_key: jax.Array, dim: int, width: int, depth: int) -> di
         "residual_bias": (depth, width),
         "left": (rank, inputs),
     }
-    # From one vector: a program for random numbers of each shape takes long to compile.
+    # All weights are cut from one vector, because a program that draws random numbers of each shape
+    # separately takes long to compile.
     sizes = [math.prod(shape) for shape in shapes.values()]
     numbers = jnp.split(jax.random.normal(rng_key, (sum(sizes),)), np.cumsum(sizes)[:-1])
     weights = {}

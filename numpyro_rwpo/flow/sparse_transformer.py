@@ -1,4 +1,4 @@
-r"""The sparse transformer: a learned drift, and after each of its steps an L1-RWPO layer.
+r"""The sparse transformer: a learned drift in which each step is followed by an L1-RWPO layer.
 
 From standard normal points :math:`z_i`, scaled to :math:`x_i = m + \sigma z_i`, layer k takes the
 step of Han, Osher and Li (2025), arXiv:2510.16356,
@@ -13,13 +13,13 @@ operator. In terms of the attention heads of :mod:`numpyro_rwpo.heads.density` t
 fitted density's heat score. With the joint head that is the formula above; the others have other
 weights.
 
-**The density.** The operator itself is no map: it turns the points y, the *keys*, into the mixture
-of kernels :math:`\rho(x) = \frac1n \sum_j K(x, y_j)` (or its marginal or copula version), of which
-the step above is the noise-free approximation. In the last layer the mixture is taken as it is:
-given the n keys of that layer it is a normalised density that can be sampled exactly. So the
-density of a flow belongs to an ensemble of base points: ``noise``, which the flow holds. Drawing
-and log density agree with each other to rounding, whatever n is, and there is no trace of a
-Jacobian to integrate. More points make a smoother mixture, the same network otherwise.
+**The density.** The operator itself is not a map: it turns the points y, the *keys*, into the
+mixture of kernels :math:`\rho(x) = \frac1n \sum_j K(x, y_j)` (or its marginal or copula version),
+of which the step above is the noise-free approximation. In the last layer the mixture itself is
+used: given the n keys of that layer, it is a normalized density that can be sampled exactly. The
+density of a flow therefore depends on an ensemble of base points, ``noise``, which the flow holds.
+Draws and log density agree up to rounding for any n, and no trace of a Jacobian has to be
+integrated. With more points, the mixture is smoother while the network stays the same.
 """
 
 from collections.abc import Iterable
@@ -47,13 +47,14 @@ from numpyro_rwpo.heads.registry import BUILT_IN_HEADS
 from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior
 
 LEARNABLE = ("rate", "prox_time", "step_size", "base")
-# Rates and prox times are exp(gain * parameter). An optimiser such as Adam moves all parameters
-# about equally far, and these may have decades to go where weights have units.
+# Rates and prox times are exp(gain * parameter). An optimizer such as Adam moves all parameters by
+# about the same distance, but these may have to change by orders of magnitude while weights change
+# by order one.
 _GAIN = 5.0
 
 
 class PathCosts(NamedTuple):
-    """Regularisers of a flow, averaged over particles and integrated over time.
+    """Regularizers of a flow, averaged over particles and integrated over time.
 
     Attributes:
         kinetic: Half the squared velocity, in units of the base scale.
@@ -71,22 +72,22 @@ class SparseTransformerFlow(eqx.Module):
 
     Args:
         dim: Dimension of the samples.
-        num_layers: Layers, each one drift step and one RWPO layer.
-        width: Units of the potential network's hidden layers.
-        rate: Rates of the L1 prior >= 0, scalar or (dim,), one over position units. A rate of 0
-            makes a coordinate's prior flat, for good.
-        prox_time: Initial T of every layer > 0, scalar or (dim,), position units squared; ``None``
-            for a tenth of ``scale`` squared.
-        attention: ``"joint"`` for structure of any shape in a few coordinates, others sparse;
+        num_layers: Number of layers, each with one drift step and one RWPO layer.
+        width: Units of the hidden layers of the potential network.
+        rate: Rates of the L1 prior >= 0, scalar or (dim,), in one over position units. A rate of 0
+            makes the prior of a coordinate flat, and training does not change it.
+        prox_time: Initial T of every layer > 0, scalar or (dim,), in position units squared;
+            ``None`` for a tenth of ``scale`` squared.
+        attention: ``"joint"`` for structure of any shape in a few coordinates, with sparse others;
             ``"copula"`` for a posterior with one mode; ``"marginal"`` for products.
-        num_particles: Points of the base ensemble that the density belongs to.
-        depth: Residual layers of the network.
+        num_particles: Number of points of the base ensemble on which the density depends.
+        depth: Number of residual layers of the network.
         location: Mean of the base distribution, scalar or (dim,).
-        scale: Its standard deviation > 0, scalar or (dim,).
+        scale: Standard deviation of the base distribution, > 0, scalar or (dim,).
         centre: Kink of the L1 prior, scalar or (dim,).
         learn: What is trained besides the network: any of ``"rate"``, ``"prox_time"``,
             ``"step_size"`` and ``"base"`` (location and scale).
-        rng_key: Random key of the network's weights and the base ensemble.
+        rng_key: Random key for the weights of the network and the base ensemble.
 
     Attributes:
         potential: The network.
@@ -152,7 +153,7 @@ class SparseTransformerFlow(eqx.Module):
         self._location = jnp.asarray(checked_row("location", location, dim))
         self._log_scale = jnp.asarray(np.log(scale))
         self._centre = jnp.asarray(checked_row("centre", prior.location, dim))
-        with np.errstate(divide="ignore"):  # of rate 0
+        with np.errstate(divide="ignore"):  # where the rate is 0
             log_rate = np.log(checked_row("rate", prior.rate_right, dim)) / _GAIN
         self._log_rate = jnp.asarray(log_rate)
         log_time = np.log(np.broadcast_to(prox_time, (num_layers, dim))) / _GAIN
@@ -170,34 +171,34 @@ class SparseTransformerFlow(eqx.Module):
     @property
     def location(self) -> jax.Array:
         """Mean of the base distribution, (dim,)."""
-        return self._if_learnt("base", self._location)
+        return self._if_learned("base", self._location)
 
     @property
     def scale(self) -> jax.Array:
         """Standard deviation of the base distribution, (dim,)."""
-        return jnp.exp(self._if_learnt("base", self._log_scale))
+        return jnp.exp(self._if_learned("base", self._log_scale))
 
     @property
     def prior(self) -> LaplacePrior:
         """The L1 prior of the layers, fields (dim,)."""
-        rate = jnp.exp(_GAIN * self._if_learnt("rate", self._log_rate))
+        rate = jnp.exp(_GAIN * self._if_learned("rate", self._log_rate))
         return LaplacePrior(lax.stop_gradient(self._centre), rate, rate)
 
     @property
     def prox_time(self) -> jax.Array:
         """T of every layer, (num_layers, dim)."""
-        return jnp.exp(_GAIN * self._if_learnt("prox_time", self._log_prox_time))
+        return jnp.exp(_GAIN * self._if_learned("prox_time", self._log_prox_time))
 
     @property
     def step_size(self) -> jax.Array:
         """Step h of the drift, ()."""
-        return jnp.exp(self._if_learnt("step_size", self._log_step_size))
+        return jnp.exp(self._if_learned("step_size", self._log_step_size))
 
-    def _if_learnt(self, name: str, value: jax.Array) -> jax.Array:
+    def _if_learned(self, name: str, value: jax.Array) -> jax.Array:
         return value if name in self.learn else lax.stop_gradient(value)
 
     def with_particles(self, rng_key: jax.Array, num_particles: int) -> "SparseTransformerFlow":
-        """The same flow with another base ensemble, and so with another mixture for a density.
+        """The same flow with another base ensemble, and therefore another mixture as its density.
 
         Raises:
             TypeError: If ``num_particles`` is not an integer.
@@ -211,29 +212,29 @@ class SparseTransformerFlow(eqx.Module):
         """Move an ensemble of base points through all layers, noise-free.
 
         Args:
-            particles: Standard normal points, (num_particles, dim). They see each other.
+            particles: Standard normal points, (num_particles, dim). They interact with each other.
 
         Returns:
-            Where they end, same shape.
+            Their final positions, same shape.
 
         Raises:
-            ValueError: If ``particles`` has another shape.
+            ValueError: If ``particles`` does not have this shape.
         """
         noise = checked_particles("particles", particles, self.dim, self.noise.dtype)
         keys, _ = self._keys(noise)
         return self._rwpo_layer(keys, self.prox_time[-1])
 
     def density(self, particles: ArrayLike | None = None) -> ProximalDensity:
-        """The last RWPO layer's density, given the base ensemble.
+        """The density of the last RWPO layer, given the base ensemble.
 
         Args:
-            particles: Standard normal points (num_particles, dim) in place of ``noise``.
+            particles: Standard normal points (num_particles, dim), used instead of ``noise``.
 
         Returns:
             A fitted density with ``log_prob``, ``score``, ``heat_score`` and ``sample``.
 
         Raises:
-            ValueError: If ``particles`` has another shape.
+            ValueError: If ``particles`` does not have this shape.
         """
         if particles is None:
             return self._density(lax.stop_gradient(self.noise))[0]
@@ -241,11 +242,11 @@ class SparseTransformerFlow(eqx.Module):
         return self._density(noise)[0]
 
     def log_prob(self, x: ArrayLike, rng_key: jax.Array | None = None) -> jax.Array:
-        """Normalised log density at points (..., dim), (...).
+        """Normalized log density at points (..., dim), (...).
 
         Args:
-            x: Where.
-            rng_key: Not used: :class:`NeuralODEFlow` needs one.
+            x: Points.
+            rng_key: Not used; accepted because :class:`NeuralODEFlow` needs a key.
 
         Raises:
             ValueError: If the last axis of ``x`` is not ``dim``.
@@ -261,9 +262,9 @@ class SparseTransformerFlow(eqx.Module):
     def log_prob_and_costs(self, rng_key: jax.Array, x: jax.Array) -> tuple[jax.Array, PathCosts]:
         """For training from samples: log density under *fresh* base points, and path costs.
 
-        In expectation over the points this is a lower bound of the log density that infinitely many
-        of them would have (Jensen's inequality; exact but for the layers' attention), and no set
-        of points can be learnt by heart.
+        In expectation over the points, this is a lower bound on the log density for infinitely many
+        of them (by Jensen's inequality, apart from the attention in the layers), and no particular
+        set of points can be memorized.
 
         Args:
             rng_key: A random key.
@@ -281,12 +282,12 @@ class SparseTransformerFlow(eqx.Module):
     ) -> tuple[jax.Array, jax.Array, PathCosts]:
         """For training from a density: draws, their log density, and path costs.
 
-        The log density is differentiated through the draws alone: the rest of its derivative has
-        mean zero and only adds noise (Roeder, Wu and Duvenaud 2017, arXiv:1703.09194).
+        The log density is differentiated only through the draws, because the rest of its derivative
+        has mean zero and only adds noise (Roeder, Wu and Duvenaud 2017, arXiv:1703.09194).
 
         Args:
             rng_key: A random key.
-            num_samples: How many.
+            num_samples: Number of draws.
 
         Returns:
             Draws (num_samples, dim), log densities (num_samples,), and the costs.
@@ -300,7 +301,7 @@ class SparseTransformerFlow(eqx.Module):
         return BUILT_IN_HEADS[self.attention].fit(keys, self.prior, self.prox_time[-1]), costs
 
     def _keys(self, noise: jax.Array) -> tuple[jax.Array, PathCosts]:
-        """Base points after all layers but the last RWPO layer, and the path's costs."""
+        """Base points after all layers except the last RWPO layer, and the costs of their paths."""
 
         def advance(x: jax.Array, time: jax.Array) -> tuple[jax.Array, PathCosts]:
             moves = drift(self.potential, (x - self.location) / self.scale, time)

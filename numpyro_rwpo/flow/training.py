@@ -1,8 +1,9 @@
 """Training of a flow: one compiled program, run a piece at a time.
 
-A piece is a loop of gradient steps (Adam, cosine schedule, clipped) inside one compiled function;
-between pieces there is time to look: progress bar, early stopping, a checkpoint. Step k's random
-numbers depend on the key and k alone, so a run that was cut off goes on as if nothing had happened.
+A piece is a loop of gradient steps (Adam, cosine schedule, clipped gradients) inside one compiled
+function. Between pieces, the progress bar is updated, early stopping is checked, and a checkpoint
+is written. The random numbers of step k depend only on the key and k, so an interrupted run
+continues exactly as if it had not been interrupted.
 """
 
 import dataclasses
@@ -28,21 +29,21 @@ from numpyro_rwpo.support.checks import check_range, check_rng_key
 
 FlowT = TypeVar("FlowT", bound=eqx.Module)
 
-_PIECE = 50  # steps between two looks
-_MAX_NORM = 10.0  # of a gradient; larger ones come from outlying draws
-_VALIDATION_ID = 2**31 - 1  # of the random numbers of validation; those of steps count from 0
+_PIECE = 50  # gradient steps per piece
+_MAX_NORM = 10.0  # gradients are clipped to this norm; larger ones come from outlying draws
+_VALIDATION_ID = 2**31 - 1  # folded into the key for validation; steps fold in 0, 1, ...
 
 
 class TrainingResult(NamedTuple):
-    """A trained flow and how it went.
+    """A trained flow and the history of its training.
 
     Attributes:
-        flow: With validation data the flow of the lowest validation loss, otherwise the last.
+        flow: With validation data, the flow with the lowest validation loss; otherwise the last.
         losses: Training loss of every step taken, (steps,).
         monitored: After every piece of 50 steps, the validation loss or, without validation data,
-            the piece's mean training loss, (pieces,).
-        seconds: Wall time from the start to the end of every piece of this process, compilation
-            included, (pieces,).
+            the mean training loss of the piece, (pieces,).
+        seconds: Wall time from the start to the end of every piece in this process, including
+            compilation, (pieces,).
     """
 
     flow: Any
@@ -52,7 +53,7 @@ class TrainingResult(NamedTuple):
 
 
 class _State(NamedTuple):
-    """All that a run needs to go on; the arrays over steps and pieces are nan where not reached."""
+    """All that a run needs to continue; steps and pieces not yet reached are NaN in the arrays."""
 
     flow: Any
     optimizer: Any
@@ -64,10 +65,10 @@ class _State(NamedTuple):
 
 @cache
 def _optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """The same object for the same arguments: compiled programs are found by it."""
+    """The optimizer; it is cached, because compiled programs are looked up by its identity."""
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
     chain = optax.chain(optax.clip_by_global_norm(_MAX_NORM), optax.adam(schedule))
-    # A step whose gradient is not finite is left out.
+    # A step whose gradient is not finite is skipped.
     return optax.apply_if_finite(chain, max_consecutive_errors=num_steps)
 
 
@@ -82,7 +83,7 @@ def _run_piece(
     validation: jax.Array | None,
     batch_size: int,
 ) -> tuple[_State, jax.Array]:
-    """Take ``num_steps`` steps, at most a piece; the state and the monitored loss."""
+    """Take ``num_steps`` steps, at most one piece; return the state and the monitored loss."""
     flow, static = eqx.partition(state.flow, eqx.is_inexact_array)
 
     def objective(flow: Any, rng_key: jax.Array, batch: jax.Array | None) -> jax.Array:
@@ -110,7 +111,7 @@ def _run_piece(
     piece = state.step // _PIECE
     is_best = monitored <= jnp.nanmin(jnp.append(state.monitored, jnp.inf))
     best = jax.tree.map(lambda new, old: jnp.where(is_best, new, old), flow, state.best_flow)
-    # Steps beyond the last of all write nan where there is no room: these are dropped.
+    # Losses of steps that were not taken get an index out of bounds, so that they are dropped.
     index = jnp.where(jnp.arange(_PIECE) < num_steps, state.step + jnp.arange(_PIECE), 2**30)
     new = state._replace(
         flow=flow,
@@ -141,28 +142,29 @@ def train(
 
     Args:
         rng_key: A random key.
-        flow: :class:`SparseTransformerFlow` or :class:`NeuralODEFlow` to start from; left as it is.
+        flow: :class:`SparseTransformerFlow` or :class:`NeuralODEFlow` to start from; not modified.
         loss: :class:`MaximumLikelihood`, :class:`EnergyDistance`, :class:`ReverseKL`, or any
-            function of a flow, a key and a batch that returns a scalar. Two runs with losses that
-            are equal share their compiled program.
+            function of a flow, a key and a batch that returns a scalar. Two runs with equal losses
+            share their compiled program.
         data: Samples to learn from, (n, dim); ``None`` for a loss that needs none.
-        validation: Samples held out, (n, dim); ``None`` for none.
-        num_steps: Gradient steps; the learning rate falls to 0 over them.
-        batch_size: Samples of a step, drawn with replacement.
-        learning_rate: Adam's, at the start.
+        validation: Held-out samples, (n, dim), or ``None``.
+        num_steps: Number of gradient steps, over which the learning rate decays to 0.
+        batch_size: Number of samples per step, drawn with replacement.
+        learning_rate: Initial learning rate of Adam.
         patience: Stop after this many pieces of 50 steps without a new lowest validation loss (or
             mean training loss); ``None`` for never.
-        checkpoint: File to which the run is saved after every piece, and from which it goes on if
-            it is there; ``None`` for none.
-        progress_bar: Whether to show one; never on continuous integration, as in NumPyro.
+        checkpoint: File to which the run is saved after every piece, and from which it continues if
+            the file exists; ``None`` for no checkpoints.
+        progress_bar: Whether to show a progress bar; as in NumPyro, it is never shown on continuous
+            integration.
 
     Returns:
         The trained flow and the losses.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If one is out of range or of the wrong shape, or ``checkpoint`` is of a run with
-            another key, flow or setting. Data and loss are not compared.
+        ValueError: If one is out of range or of the wrong shape, or ``checkpoint`` is from a run
+            with another key, flow or setting. Data and loss are not compared.
         FloatingPointError: If no step of a piece had a finite loss, or the validation loss is not
             finite.
     """
@@ -218,14 +220,14 @@ def train(
 
 
 def save_flow(path: str | os.PathLike[str], flow: eqx.Module) -> None:
-    """Write a flow to a file, whole or not at all.
+    """Write a flow to a file, which is replaced atomically.
 
     Args:
-        path: File, written over if it is there.
+        path: File, overwritten if it exists.
         flow: The flow.
 
     Raises:
-        OSError: If the file cannot be written; an old one is still there.
+        OSError: If the file cannot be written; an existing file is then unchanged.
     """
     _write(Path(path), _settings(flow), flow)
 
@@ -235,7 +237,7 @@ def load_flow(path: str | os.PathLike[str], like: FlowT) -> FlowT:
 
     Args:
         path: File.
-        like: A flow made with the same arguments; its numbers do not matter.
+        like: A flow made with the same arguments; the values of its arrays do not matter.
 
     Returns:
         The saved flow.
@@ -276,20 +278,20 @@ def _is_stuck(monitored: jax.Array, patience: int | None) -> bool:
 
 
 def _settings(flow: Any) -> dict[str, str]:
-    """Class and static fields of a flow, in words."""
+    """Class and static fields of a flow, as strings."""
     fields = [field for field in dataclasses.fields(flow) if field.metadata.get("static")]
     return {"class": type(flow).__name__} | {f.name: repr(getattr(flow, f.name)) for f in fields}
 
 
 def _write(path: Path, settings: dict[str, str], tree: Any) -> None:
-    """The settings and the arrays of a pytree, by their place in it."""
+    """Write the settings and the arrays of a pytree, numbered in the order of its leaves."""
     leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_array))
     arrays = {str(place): np.asarray(leaf) for place, leaf in enumerate(leaves)}
     write_archive(path, {"flow": settings}, arrays)
 
 
 def _read(name: str, path: Path, settings: dict[str, str], like: Any) -> Any:
-    """What `_write` wrote; raise ``ValueError`` if its settings or the arrays' sizes are others."""
+    """Read what ``_write`` wrote; raise ``ValueError`` if settings or array shapes differ."""
     header, arrays = read_archive(path)
     saved = header.get("flow", {})
     for key, value in settings.items():

@@ -1,1 +1,1 @@
-"""Priors with closed forms."""
+"""Priors that have closed forms."""

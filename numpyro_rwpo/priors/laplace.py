@@ -1,12 +1,13 @@
 r"""Closed forms of the (asymmetric) Laplace prior: proximal map, proximal kernel, Hamiltonian flow.
 
 The prior potential is separable, :math:`g(x) = \sum_k \lambda_{+,k} (x_k - c_k)_+ +
-\lambda_{-,k} (c_k - x_k)_+`, and everything here works one coordinate at a time. Three families:
+\lambda_{-,k} (c_k - x_k)_+`, and everything here works one coordinate at a time. There are three
+families:
 
 * the proximal map (soft threshold) and the gradient of the Moreau envelope;
 * the kernel of the regularized Wasserstein proximal operator (Li, Liu, Osher 2023,
   arXiv:2301.10301; for the L1 prior Han, Osher, Li 2025, arXiv:2502.16773),
-  :math:`K(x, y) = \exp\{-\tfrac\beta2 [g(x) + (x-y)^2/(2T)]\} / Z(y)`: its normaliser, density,
+  :math:`K(x, y) = \exp\{-\tfrac\beta2 [g(x) + (x-y)^2/(2T)]\} / Z(y)`: its normalizer, density,
   distribution function and exact draws;
 * the exact flow of kinetic energy plus prior (Pakman and Paninski 2013, arXiv:1311.2166).
 
@@ -14,7 +15,7 @@ The kernel is computed in units of :math:`s = \sqrt{2T/\beta}` around the kink, 
 :math:`u = (y-c)/s` and :math:`\alpha_\pm = \beta\lambda_\pm s/2`; the special functions are in
 :mod:`numpyro_rwpo.priors.mills`.
 
-Not for priors whose location or rate is itself random: reparametrise those first.
+Priors whose location or rate is itself random must be reparameterized first.
 """
 
 from typing import Literal, NamedTuple
@@ -39,15 +40,16 @@ class LaplacePrior(NamedTuple):
     r"""Separable prior potential, rate_right (x - location)_+ + rate_left (location - x)_+.
 
     Methods work elementwise on arrays (..., dim) that broadcast with the fields and with scalar or
-    (dim,) parameters, keep the dtype, and may be jitted and vmapped; all but :meth:`sample` and
-    :meth:`hamiltonian_flow` are meant to be differentiated. They check nothing: build priors with
-    :func:`laplace_prior`. ``prox_time`` is :math:`T > 0` in position units squared,
-    ``inverse_temperature`` is :math:`\beta > 0`.
+    (dim,) parameters, preserve the dtype, and may be jitted and vmapped; all except :meth:`sample`
+    and :meth:`hamiltonian_flow` are intended to be differentiated. They do not check their
+    arguments, so build priors with :func:`laplace_prior`. ``prox_time`` is :math:`T > 0` in
+    position units squared, and ``inverse_temperature`` is :math:`\beta > 0`.
 
     Attributes:
-        location: The kink, position units, (dim,) or broadcastable.
-        rate_left: Slope to its left, >= 0, one over position units; both rates 0 is a flat prior.
-        rate_right: Slope to its right, likewise.
+        location: The kink, in position units, (dim,) or broadcastable.
+        rate_left: Slope to its left, >= 0, in one over position units; both rates are 0 for a flat
+            prior.
+        rate_right: Slope to its right, >= 0, in one over position units.
     """
 
     location: jax.Array
@@ -96,16 +98,16 @@ class LaplacePrior(NamedTuple):
             step_size: Proximal step >= 0, position units squared.
 
         Returns:
-            The minimisers; exactly ``location`` where the threshold is not passed.
+            The minimizers; exactly ``location`` where the threshold is not exceeded.
         """
-        # Not by way of the distance to the kink, which may have lost the digits of x.
+        # This avoids the distance to the kink, in which digits of x may have been lost.
         x = jnp.asarray(x)
         return jnp.clip(
             self.location, x - step_size * self.rate_right, x + step_size * self.rate_left
         )
 
     def moreau_gradient(self, x: ArrayLike, step_size: ArrayLike) -> jax.Array:
-        """Gradient of the Moreau envelope, ``(x - prox(x)) / step_size`` free of cancellation.
+        """Gradient of the Moreau envelope, ``(x - prox(x)) / step_size`` without cancellation.
 
         Args:
             x: Points, (..., dim).
@@ -120,9 +122,9 @@ class LaplacePrior(NamedTuple):
     def normal_fit(self, mean: ArrayLike, scale: ArrayLike) -> tuple[jax.Array, jax.Array]:
         r"""The straight line closest to the slope of :math:`g` under a normal density.
 
-        With :math:`x \sim N(m, s^2)` that line is :math:`E g'(x) + E g''(x) (x - m)` (Stein's
-        identity), whatever the correlation with other coordinates; the kink's second derivative is
-        a point mass.
+        With :math:`x \sim N(m, s^2)` this line is :math:`E g'(x) + E g''(x) (x - m)` (by Stein's
+        identity), whatever the correlation with other coordinates; the second derivative at the
+        kink is a point mass.
 
         Args:
             mean: :math:`m`, (..., dim).
@@ -177,26 +179,26 @@ class LaplacePrior(NamedTuple):
     ) -> jax.Array:
         r"""Log of :math:`Z(y) = \int \exp\{-\tfrac\beta2 [g(x) + (x-y)^2/(2T)]\} dx`.
 
-        ``"exact"`` is that integral. ``"laplace"`` is the Laplace approximation of the authors'
-        code, minus :math:`\tfrac\beta2` times the integrand's bracket at the proximal point. They
-        drop the constant; here :math:`\log\sqrt{4\pi T/\beta}` stays in, so that the two methods
-        agree as the rates go to 0.
+        ``"exact"`` is this integral. ``"laplace"`` is the Laplace approximation in the authors'
+        code, minus :math:`\tfrac\beta2` times the bracket of the integrand at the proximal point.
+        They drop the constant; here :math:`\log\sqrt{4\pi T/\beta}` is kept, so that the two
+        methods agree as the rates go to 0.
 
         Args:
-            y: Kernel centres, (..., dim).
+            y: Kernel centers, (..., dim).
             prox_time: :math:`T`.
             inverse_temperature: :math:`\beta`.
             method: ``"exact"`` or ``"laplace"``.
 
         Returns:
-            Log normalisers per coordinate, with every constant.
+            Log normalizers per coordinate, including all constants.
 
         Raises:
-            ValueError: If ``method`` is neither.
+            ValueError: If ``method`` is neither ``"exact"`` nor ``"laplace"``.
         """
         if method not in ("exact", "laplace"):
             raise ValueError(f"`method` must be 'exact' or 'laplace'; got {method!r}.")
-        scale, offset, left, right = self._standardise(y, prox_time, inverse_temperature)
+        scale, offset, left, right = self._standardize(y, prox_time, inverse_temperature)
         if method == "laplace":
             return jnp.log(scale * SQRT_TWO_PI) - envelope(offset, left, right)
         return jnp.log(scale) + log_integral(offset, left, right)
@@ -204,16 +206,16 @@ class LaplacePrior(NamedTuple):
     def log_prob(
         self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike = 1.0
     ) -> jax.Array:
-        r"""Normalised log density :math:`\log K(x, y)` per coordinate; integrates to 1 over ``x``.
+        r"""Normalized log density :math:`\log K(x, y)` per coordinate; integrates to 1 over ``x``.
 
         Args:
-            x: Where to evaluate, (..., dim), broadcast against ``y``.
-            y: Kernel centres, (..., dim).
+            x: Points at which to evaluate, (..., dim), broadcast against ``y``.
+            y: Kernel centers, (..., dim).
             prox_time: :math:`T`.
             inverse_temperature: :math:`\beta`.
 
         Returns:
-            Log densities, one over position units.
+            Logs of the densities, which are in one over position units.
         """
         return self._distribution(x, y, prox_time, inverse_temperature)[0]
 
@@ -226,13 +228,13 @@ class LaplacePrior(NamedTuple):
     def log_cdf(
         self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike = 1.0
     ) -> jax.Array:
-        """Log of :meth:`cdf`, accurate in the left tail, but for the foot of a steep kink."""
+        """Log of :meth:`cdf`, accurate in the left tail except at the foot of a steep kink."""
         return self._distribution(x, y, prox_time, inverse_temperature)[1]
 
     def log_survival(
         self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike = 1.0
     ) -> jax.Array:
-        """Log of ``1 - cdf``, accurate in the right tail, but for the foot of a steep kink."""
+        """Log of ``1 - cdf``, accurate in the right tail except at the foot of a steep kink."""
         return self._distribution(x, y, prox_time, inverse_temperature)[2]
 
     def sample(
@@ -242,22 +244,22 @@ class LaplacePrior(NamedTuple):
         prox_time: ArrayLike,
         inverse_temperature: ArrayLike = 1.0,
     ) -> jax.Array:
-        """One exact draw from the kernel ``K(., y)`` per centre: its side, then its distance.
+        """One exact draw from the kernel ``K(., y)`` per center: first its side, then its distance.
 
         Args:
             rng_key: A PRNG key.
-            y: Kernel centres, (..., dim).
+            y: Kernel centers, (..., dim).
             prox_time: Proximal time T.
             inverse_temperature: Inverse temperature beta.
 
         Returns:
             Draws in the broadcast shape of ``y``, the fields and the parameters.
         """
-        scale, offset, left, right = self._standardise(y, prox_time, inverse_temperature)
+        scale, offset, left, right = self._standardize(y, prox_time, inverse_temperature)
         mass_left, mass_right, _ = masses(left + offset, right - offset)
         shape = (2, *jnp.broadcast_shapes(scale.shape, mass_left.shape))
         side, level = jax.random.uniform(rng_key, shape, mass_left.dtype)
-        # Centres of the generator's cells: p and 1 - p are then exact and never 0.
+        # Centers of the generator's cells are used, so that p and 1 - p are exact and never 0.
         half_cell = 0.5 * np.finfo(mass_left.dtype).eps
         is_left = (side + half_cell) * (mass_left + mass_right) < mass_left
         t = jnp.where(is_left, left + offset, right - offset)
@@ -269,15 +271,16 @@ class LaplacePrior(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """Exact motion of unit masses in the prior's potential, ``H = p^2/2 + potential(x)``.
 
-        A parabola up to the kink; from there the momentum is a triangle wave between ``-P`` and
-        ``P``, ``P = sqrt(2 H)``, read off at the remaining time modulo the period, without a loop
-        over crossings. A side without force is left for ever. The energy is kept to rounding for
-        any number of periods; the phase loses digits in proportion to that number.
+        The path is a parabola up to the kink. From there the momentum is a triangle wave between
+        ``-P`` and ``P``, ``P = sqrt(2 H)``, evaluated at the remaining time modulo the period,
+        without a loop over crossings. A particle that enters a side without force never returns.
+        The energy is conserved up to rounding for any number of periods; the phase loses digits in
+        proportion to that number.
 
         Args:
             x: Positions, (..., dim).
-            p: Momenta, position units over time units.
-            time: Duration; negative runs backwards.
+            p: Momenta, in position units over time units.
+            time: Duration; if negative, the motion runs backward.
 
         Returns:
             Positions and momenta after ``time``.
@@ -287,16 +290,16 @@ class LaplacePrior(NamedTuple):
         """
         x, p, time = jnp.asarray(x), jnp.asarray(p), jnp.asarray(time)
         distance, direction = x - self.location, jnp.where(time < 0, -1, 1)
-        # Reflect time and space: run forwards, start on the right (at the kink, move to the right).
+        # Reflect time and space, to run forward from the right (at the kink, to move to the right).
         is_left = (distance < 0) | ((distance == 0) & (direction * p < 0))
         side = jnp.where(is_left, -1, 1)
         position, momentum, duration = side * distance, direction * side * p, jnp.abs(time)
         near_rate = jnp.where(is_left, self.rate_left, self.rate_right)
         far_rate = jnp.where(is_left, self.rate_right, self.rate_left)
         speed = jnp.sqrt(momentum**2 + 2 * near_rate * position)
-        near_rate = jnp.where(speed > 0, near_rate, 0)  # at rest on the kink no force acts
+        near_rate = jnp.where(speed > 0, near_rate, 0)  # at rest on the kink there is no force
 
-        # First zero of the parabola, by the form of its root that does not cancel.
+        # First zero of the parabola, by the form of the root without cancellation.
         is_outward = momentum > 0
         crossing = _ratio_or_inf(
             jnp.where(is_outward, momentum + speed, 2 * position),
@@ -306,8 +309,8 @@ class LaplacePrior(NamedTuple):
         near_span = _ratio_or_inf(2 * speed, near_rate)
         period = jnp.minimum(far_span + near_span, np.finfo(speed.dtype).max)
         phase = jnp.maximum(duration - crossing, 0)
-        # The bounds keep the energy where rounding has lost the phase altogether; the second also
-        # where it is that of a long arc, more than all of a short one.
+        # The bounds preserve the energy where rounding has lost the phase altogether. The second
+        # one also does so where the rounding error of a long arc exceeds the length of a short one.
         phase = jnp.maximum(phase - jnp.floor(phase / period) * period, 0)
         is_far = phase < far_span
         phase = jnp.where(is_far, phase, jnp.minimum(phase - far_span, near_span))
@@ -317,7 +320,8 @@ class LaplacePrior(NamedTuple):
         crosses = duration > crossing
         wave = wave_side * jnp.maximum(phase * (speed - 0.5 * rate * phase), 0)
         direct = x + side * duration * (momentum - 0.5 * near_rate * duration)
-        # Rounding must not carry a particle over the kink, where the other slope may be far larger.
+        # Rounding must not carry a particle across the kink, beyond which the slope may be far
+        # larger.
         direct = jnp.where(
             is_left, jnp.minimum(direct, self.location), jnp.maximum(direct, self.location)
         )
@@ -327,7 +331,7 @@ class LaplacePrior(NamedTuple):
         )
         return x, direction * p
 
-    def _standardise(
+    def _standardize(
         self, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """The scale s and, in its units, the offset u and the two rates alpha."""
@@ -341,7 +345,7 @@ class LaplacePrior(NamedTuple):
         self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Logs of the kernel's density, distribution function and survival function at ``x``."""
-        scale, offset, left, right = self._standardise(y, prox_time, inverse_temperature)
+        scale, offset, left, right = self._standardize(y, prox_time, inverse_temperature)
         x = jnp.asarray(x)
         z, shift = (x - self.location) / scale, (x - y) / scale
         log_prob, log_cdf, log_survival = log_distribution(z, shift, offset, left, right)
@@ -362,16 +366,16 @@ def no_prior(dim: int, dtype: DTypeLike) -> LaplacePrior:
 def laplace_prior(
     rate: ArrayLike, location: ArrayLike = 0.0, *, rate_left: ArrayLike | None = None
 ) -> LaplacePrior:
-    """Build a Laplace prior, checking what can be checked before tracing.
+    """Build a Laplace prior, with all checks that are possible before tracing.
 
     Args:
-        rate: One over the scale of the Laplace density (right of ``location`` if ``rate_left`` is
-            given), >= 0, scalar or (dim,). Zero means flat.
+        rate: One over the scale of the Laplace density (to the right of ``location`` if
+            ``rate_left`` is given), >= 0, scalar or (dim,). Zero means flat.
         location: The kink, scalar or (dim,).
         rate_left: Rate to the left of ``location``; ``None`` makes the prior symmetric.
 
     Returns:
-        The prior, its fields as floating-point arrays.
+        The prior, whose fields are floating-point arrays.
 
     Raises:
         TypeError: If an argument is not a real number or array.
@@ -384,15 +388,15 @@ def laplace_prior(
     """
     right = _checked("rate", rate, is_rate=True)
     left = right if rate_left is None else _checked("rate_left", rate_left, is_rate=True)
-    centre = _checked("location", location, is_rate=False)
+    kink = _checked("location", location, is_rate=False)
     try:
-        jnp.broadcast_shapes(left.shape, right.shape, centre.shape)
+        jnp.broadcast_shapes(left.shape, right.shape, kink.shape)
     except ValueError as error:
         raise ValueError(
             "`rate`, `location` and `rate_left` must have shapes that broadcast; "
-            f"got {right.shape}, {centre.shape} and {left.shape}."
+            f"got {right.shape}, {kink.shape} and {left.shape}."
         ) from error
-    return LaplacePrior(location=centre, rate_left=left, rate_right=right)
+    return LaplacePrior(location=kink, rate_left=left, rate_right=right)
 
 
 def _checked(name: str, value: ArrayLike, *, is_rate: bool) -> jax.Array:

@@ -1,16 +1,16 @@
-r"""The normal density times an exponential on a half line, stable in float32 at any parameters.
+r"""The normal density times an exponential on a half line, stable in float32 for any parameters.
 
-Behind the closed forms of :mod:`numpyro_rwpo.priors.laplace` stand two integrals, one per side of
-the kink,
+The closed forms of :mod:`numpyro_rwpo.priors.laplace` are based on two integrals, one for each side
+of the kink,
 
 .. math:: \int_0^\infty e^{-\alpha z - (z-u)^2/2} dz = e^{-u^2/2} m(t), \qquad t = \alpha - u,
 
 with the Mills ratio :math:`m(t) = (1-\Phi(t))/\varphi(t) = \sqrt{\pi/2}\,\mathrm{erfcx}(t/\sqrt2)`;
-the left one has :math:`t = \alpha + u`. So at most one t is negative. There
+the left one has :math:`t = \alpha + u`. At most one t is therefore negative. For it
 :math:`m(t) = \sqrt{2\pi} e^{t^2/2} - m(|t|)`, and the large exponential cancels
-:math:`e^{-u^2/2}` on paper: what is left is minus a Moreau envelope plus the logarithm of a number
-of ordinary size. The textbook form (a difference of squares and of logarithms of :math:`\Phi`)
-loses every digit in float32.
+:math:`e^{-u^2/2}` analytically: the result is minus a Moreau envelope plus the logarithm of a
+number of ordinary size. The textbook form (a difference of squares and of logarithms of
+:math:`\Phi`) loses all digits in float32.
 """
 
 import math
@@ -22,10 +22,11 @@ from numpy.polynomial.chebyshev import cheb2poly
 
 SQRT_TWO_PI = math.sqrt(2 * math.pi)
 
-# m(t) = (1 + kappa R(1 - 2 kappa)) / (t + 4) with kappa = 4 / (t + 4): the form has the right
-# value at both ends, and R is smooth on [-1, 1]. Chebyshev coefficients of R by interpolation at
-# 120 nodes in 40-digit arithmetic; the shift 4 makes them fall off fastest. The whole table is
-# good to 1e-16, its first 14 entries to 1e-9. They fall off so fast that powers are stable too.
+# m(t) = (1 + kappa R(1 - 2 kappa)) / (t + 4) with kappa = 4 / (t + 4): this form has the right
+# value at both ends, and R is smooth on [-1, 1]. The Chebyshev coefficients of R are from
+# interpolation at 120 nodes in 40-digit arithmetic; the shift of 4 makes them decay fastest. The
+# whole table is accurate to 1e-16, and its first 14 entries to 1e-9. They decay so fast that powers
+# are stable, too.
 _SHIFT = 4.0
 _CHEBYSHEV = (
     2.1418762700054813, -1.4464891740491997, 0.36028741020857185, -6.0762601919183184e-2,
@@ -43,16 +44,16 @@ _POWERS_SINGLE = cheb2poly(_CHEBYSHEV[:14]).tolist()
 def mills_ratio(t: jax.Array) -> jax.Array:
     """Mills ratio ``(1 - Phi(|t|)) / phi(|t|)``; its derivative is as accurate as its value.
 
-    ``jax.scipy.special.erfcx`` is the same but for scale; older JAX lacks it, and in JAX 0.10 it
-    returns 0 around 9.3 in float32.
+    ``jax.scipy.special.erfcx`` is the same function up to scale, but older versions of JAX lack it,
+    and in JAX 0.10 it returns 0 around 9.3 in float32.
 
     Args:
-        t: Floating-point array; the sign is dropped.
+        t: Floating-point array; its sign is ignored.
 
     Returns:
         The ratio, within a few roundings of the dtype.
     """
-    # Unlike jnp.abs this has slope one at zero, where the branch for t >= 0 is differentiated.
+    # Unlike jnp.abs, this has slope 1 at zero, where the branch for t >= 0 is differentiated.
     distance = jnp.where(t < 0, -t, t)
     kappa = _SHIFT / (distance + _SHIFT)
     argument = 1 - 2 * kappa
@@ -71,8 +72,9 @@ def masses(left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array, jax
         right: ``t`` of the right half line; ``left + right >= 0``.
 
     Returns:
-        Mass of the left half line, mass of the right one, and the excess ``t^2 / 2`` of the
-        negative ``t`` (0 if none): on their scale the kernel is ``exp(-t z - z^2/2 - excess)``.
+        The mass of the left half line, the mass of the right one, and the excess ``t^2 / 2`` of the
+        negative ``t`` (0 if there is none). On the scale of these masses the kernel is
+        ``exp(-t z - z^2/2 - excess)``.
     """
     excess = 0.5 * jnp.square(jnp.minimum(jnp.minimum(left, right), 0))
     gauss = jnp.exp(-excess)
@@ -93,12 +95,12 @@ def log_integral(offset: jax.Array, rate_left: jax.Array, rate_right: jax.Array)
     """Log of the integral of ``exp(-g(z) - (z - offset)^2/2)`` over both half lines.
 
     Args:
-        offset: Centre ``u`` of the normal factor.
-        rate_left: Slope of ``g`` left of 0, >= 0.
-        rate_right: Slope of ``g`` right of 0, >= 0.
+        offset: Center ``u`` of the normal factor.
+        rate_left: Slope of ``g`` to the left of 0, >= 0.
+        rate_right: Slope of ``g`` to the right of 0, >= 0.
 
     Returns:
-        The logarithm; its first derivatives are coded, and accurate, in every range.
+        The logarithm. Its first derivatives are given explicitly and are accurate in every range.
     """
     mass_left, mass_right, _ = masses(rate_left + offset, rate_right - offset)
     return jnp.log(mass_left + mass_right) - envelope(offset, rate_left, rate_right)
@@ -115,14 +117,14 @@ def _log_integral_jvp(
     gauss = jnp.exp(-excess)
 
     def mean(t: jax.Array, half_mass: jax.Array) -> jax.Array:
-        # The integral of z exp(-t z - z^2/2) is 1 - t m(t) = -m'(t); for t > 0 only the second
-        # keeps its digits.
+        # The integral of z exp(-t z - z^2/2) is 1 - t m(t) = -m'(t); for t > 0 only the second form
+        # preserves its digits.
         _, slope = jax.jvp(mills_ratio, (t,), (jnp.ones_like(t),))
         return jnp.where(t < 0, gauss - t * half_mass, -gauss * slope) / mass
 
     mean_left, mean_right = mean(left, mass_left), mean(right, mass_right)
-    # d/du = E[z] - u = -E[g'(z)], equal on paper (integration by parts). The first cancels where
-    # the prior is weak or u far out, the second where the prior is strong and u near.
+    # d/du = E[z] - u = -E[g'(z)]; the two forms are equal by integration by parts. The first form
+    # cancels where the prior is weak or u far out, the second where the prior is strong and u near.
     from_slope = (rate_left * mass_left - rate_right * mass_right) / mass
     is_weak = (excess > 0) | (rate_left + rate_right < 1)
     slope = jnp.where(is_weak, from_slope, mean_right - mean_left - offset)
@@ -136,16 +138,17 @@ def log_distribution(
     """Logs of the density, distribution and survival functions of ``exp(-g(z) - shift^2/2)``.
 
     Args:
-        z: Where to evaluate.
-        shift: ``z - offset``, from the caller, who may know it without cancellation.
-        offset: Centre ``u`` of the normal factor.
-        rate_left: Slope of ``g`` left of 0, >= 0.
-        rate_right: Slope of ``g`` right of 0, >= 0.
+        z: Points at which to evaluate.
+        shift: ``z - offset``, passed separately because the caller may know it without
+            cancellation.
+        offset: Center ``u`` of the normal factor.
+        rate_left: Slope of ``g`` to the left of 0, >= 0.
+        rate_right: Slope of ``g`` to the right of 0, >= 0.
 
     Returns:
-        The three logarithms. The last two keep their digits in their own tails, however far out;
-        only at the foot of a kink that cuts a tail off is the probability, not its logarithm,
-        good to rounding.
+        The three logarithms. The last two are accurate in their own tails, however far out. The
+        exception is the foot of a kink that cuts a tail off, where only the probability, not its
+        logarithm, is accurate up to rounding.
     """
     is_left = z < 0
     sign = jnp.where(is_left, -1, 1)
@@ -159,7 +162,8 @@ def log_distribution(
     distance = sign * z
     decay = distance * (own + 0.5 * distance)
     exponent = jnp.where(own < 0, -0.5 * jnp.square(beyond), -decay - excess)
-    # Outer: from z away from the kink; inner: the rest. Each in the form that does not cancel.
+    # Outer is the part from z away from the kink, and inner is the rest. Each is in the form that
+    # does not cancel.
     ratio = mills_ratio(beyond)
     tail = jnp.exp(exponent) * ratio
     log_outer = jnp.where(beyond < 0, jnp.log(SQRT_TWO_PI - tail), exponent + jnp.log(ratio))
@@ -181,13 +185,13 @@ def quantile(t: jax.Array, level: jax.Array) -> jax.Array:
     """Quantile of the density proportional to ``exp(-t z - z^2/2)`` on ``z >= 0``.
 
     Args:
-        t: Any sign, any size; minus the mean of the normal that is truncated.
+        t: Minus the mean of the truncated normal; any sign and size.
         level: Probability below the result, in (0, 1).
 
     Returns:
         The quantile >= 0.
     """
-    # t < 0: a normal around -t, by its quantile function in whichever tail is the smaller.
+    # For t < 0 this is a normal around -t: use its quantile function in the smaller tail.
     below_kink = jnp.exp(-0.5 * jnp.square(jnp.minimum(t, 0))) * mills_ratio(t) / SQRT_TWO_PI
     lower = level + (1 - level) * below_kink
     upper = (1 - level) * (1 - below_kink)
@@ -195,8 +199,9 @@ def quantile(t: jax.Array, level: jax.Array) -> jax.Array:
     normal = ndtri(jnp.where(is_lower, lower, upper))
     central = jnp.maximum(jnp.where(is_lower, normal, -normal) - t, 0)
 
-    # t >= 0: Newton on the log survival function, whose slope is -1/m. It is concave and both
-    # starting values lie above the root, so the steps descend to it; 3 reach float32, 4 float64.
+    # For t >= 0, apply Newton's method to the log survival function, whose slope is -1/m. It is
+    # concave, and both starting values lie above the root, so the steps descend to it; 3 steps
+    # suffice in float32, 4 in float64.
     t_tail = jnp.maximum(t, 0)
     ratio, target = mills_ratio(t_tail), -jnp.log1p(-level)
     z = jnp.minimum(target * ratio, 2 * target / (t_tail + jnp.sqrt(t_tail**2 + 2 * target)))

@@ -1,1 +1,1 @@
-"""What the other packages stand on and what knows nothing of them."""
+"""General utilities that the other subpackages use and that do not depend on them."""

@@ -1,9 +1,9 @@
-"""Arrays and a header in one file that is replaced whole or not at all.
+"""Arrays and a header in one file that is replaced atomically.
 
-The format is NumPy's own ``.npz``: what a run holds are a few dozen plain arrays, every array is
-checked by the archive's CRC-32, no further package is needed to read it, and nothing in it is
-unpickled. (Orbax is made for parameters spread over many hosts; it would bring a storage engine
-with it.)
+The format is NumPy's own ``.npz``: the state of a run consists of a few dozen plain arrays, every
+array is checked by the CRC-32 of the archive, no further package is needed to read it, and nothing
+in it is unpickled. (Orbax is made for parameters spread over many hosts, and would add a storage
+engine to the dependencies.)
 """
 
 import errno
@@ -21,7 +21,7 @@ from numpyro_rwpo._version import __version__
 FORMAT = 1
 _HEADER = "header"
 _PACKAGE = "numpyro-rwpo"
-# What reading a file of another kind, or a damaged one, has raised.
+# Exceptions that NumPy raises when it reads a file of another kind, or a damaged one.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -35,15 +35,15 @@ _DAMAGE = (
 
 
 def write_archive(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write ``arrays`` and a JSON ``header`` to ``path``; a file there is replaced at the end.
+    """Write ``arrays`` and a JSON ``header`` to ``path``, replacing an existing file at the end.
 
-    Until then it is whole: the data go to a temporary file in the same folder, are on the disk
-    before it is renamed, and the rename is atomic. A process that is killed on the way leaves a
-    file ``.NAME.*.tmp`` behind that nothing reads.
+    Until then the existing file is intact: the data are written to a temporary file in the same
+    folder and flushed to disk before it is renamed, and the rename is atomic. A process that is
+    killed before the rename leaves behind a file ``.NAME.*.tmp``, which is never read.
 
     Raises:
-        OSError: the file cannot be written, for example because the disk is full. The old file is
-            still there.
+        OSError: the file cannot be written, for example because the disk is full. An existing file
+            is unchanged.
     """
     about = {"package": _PACKAGE, "version": __version__, "format": FORMAT, **header}
     temporary = None
@@ -60,7 +60,7 @@ def write_archive(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarr
         if isinstance(error, OSError):
             raise _explained(error, path) from error
         raise
-    _synchronise_folder(path.parent)
+    _synchronize_folder(path.parent)
 
 
 def _explained(error: OSError, path: Path) -> OSError:
@@ -73,8 +73,8 @@ def _explained(error: OSError, path: Path) -> OSError:
     return OSError(error.errno, message)
 
 
-def _synchronise_folder(folder: Path) -> None:
-    """Have the rename on the disk, too, where folders can be opened (not on Windows)."""
+def _synchronize_folder(folder: Path) -> None:
+    """Flush the rename to disk, too, on systems where folders can be opened (not on Windows)."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -89,7 +89,7 @@ def read_archive(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged, is something else, or has a format of the future.
+        ValueError: the file is damaged, is of another kind, or has the format of a later version.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

@@ -1,4 +1,4 @@
-"""Checks of public arguments: what was wrong, what was received, what to do."""
+"""Checks of public arguments; the errors say what was expected, what was received, what to do."""
 
 import numbers
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 _TINY, _HUGE = 1e-18, 1e18
-_MOST_PARTICLES = 2**30  # what 32-bit indices count
+_MOST_PARTICLES = 2**30  # particles are counted by 32-bit indices
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of ``choices`` (same type, too)."""
+    """Raise ``ValueError`` unless ``value`` is one of ``choices`` and of the same type."""
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         options = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"`{name}` must be one of {options}; got {value!r}.")
@@ -53,7 +53,7 @@ def check_num_particles(value: Any) -> None:
 
 
 def check_target(model: Any, potential_fn: Any) -> None:
-    """Raise unless exactly one of the two is given, and callable."""
+    """Raise unless exactly one of the two is given and it is callable."""
     if (model is None) == (potential_fn is None):
         raise ValueError(
             "Exactly one of `model` and `potential_fn` must be given; got "
@@ -77,7 +77,7 @@ def check_site_names(nonsmooth: Any) -> None:
 
 
 def check_init_strategy(value: Any) -> None:
-    """Raise unless ``value`` can be NumPyro's per-site initialisation strategy."""
+    """Raise unless ``value`` can be one of NumPyro's per-site initialization strategies."""
     if not callable(value):
         raise TypeError(
             "`init_strategy` must be a strategy of numpyro.infer such as init_to_median or "

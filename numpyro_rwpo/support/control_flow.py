@@ -1,4 +1,4 @@
-"""Branches that stay cheap where they are not taken, also under ``vmap``."""
+"""Branches that cost little when they are not taken, even under ``vmap``."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,10 +13,11 @@ Carry = TypeVar("Carry")
 def run_if(active: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> Carry:
     """Run ``body`` once where ``active``.
 
-    A loop of no or one trip and not ``lax.cond``, because XLA passes a loop's carry through in
-    place: the iterations that only emit a particle must not copy the ensemble. The barrier keeps
-    what ``body`` computes from ``carry`` inside; what it computes from other arrays alone XLA may
-    move out of the loop, into every iteration.
+    This is a loop with zero or one iterations instead of ``lax.cond``, because XLA passes the carry
+    of a loop through in place, and the iterations that only emit a particle must not copy the
+    ensemble. The barrier keeps the computations that ``body`` does with ``carry`` inside the loop.
+    XLA may move computations that use only other arrays out of the loop, and thus into every
+    iteration.
     """
 
     def once(state: tuple[jax.Array, Carry]) -> tuple[jax.Array, Carry]:

@@ -1,18 +1,18 @@
-"""Whether an ensemble fits into memory, asked before the machine finds out."""
+"""Checks whether an ensemble fits into memory before anything is allocated."""
 
 import os
 
 import jax
 
-# Arrays of the ensemble's size that are alive at the same time in a step, at the very least:
+# The minimum number of arrays of the ensemble's size that exist at the same time in a step:
 # positions and gradients before and after, momenta, forces, random numbers, whitened positions.
 _ENSEMBLE_ARRAYS = 8
-# Square arrays of a dense metric: two moments, factor, inverse, covariance.
+# The square arrays of a dense metric: two moments, factor, inverse, covariance.
 _DENSE_ARRAYS = 5
 
 
 def device_bytes() -> int | None:
-    """Memory of the first device of this process; ``None`` where it does not say."""
+    """Memory of the first device of this process; ``None`` if the device does not report it."""
     device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
@@ -25,7 +25,7 @@ def device_bytes() -> int | None:
 def check_memory(
     num_chains: int, num_particles: int, dim: int, itemsize: int, *, attention: str, dense: bool
 ) -> None:
-    """Refuse an ensemble that cannot fit; what passes may still be too large.
+    """Raise if an ensemble cannot fit; one that passes may still be too large.
 
     Args:
         num_chains: chains on one device.
@@ -36,7 +36,7 @@ def check_memory(
         dense: whether the metric is dense.
 
     Raises:
-        MemoryError: the least that the run needs is more than the device has.
+        MemoryError: the minimum memory of the run exceeds that of the device.
     """
     limit = device_bytes()
     ensemble = _ENSEMBLE_ARRAYS * num_chains * num_particles * dim * itemsize

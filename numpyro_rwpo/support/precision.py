@@ -1,9 +1,9 @@
-"""Matrix products in full precision, on accelerators that would round their factors.
+"""Matrix products in full precision on accelerators that would round the factors.
 
-GPUs since Ampere round the factors of single-precision products to ten bits of mantissa (TF32),
-TPUs to seven (bfloat16), unless told otherwise. An acceptance probability needs differences of
-potentials to be right, and leapfrog steps need products with a matrix and with its inverse to undo
-each other.
+Unless told otherwise, GPUs since Ampere round the factors of single-precision products to ten bits
+of mantissa (TF32), and TPUs to seven (bfloat16). But acceptance probabilities need accurate
+differences of potentials, and leapfrog steps need products with a matrix and with its inverse to
+cancel each other.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Trace in full precision, the user's model included, unless the user chose a precision."""
+    """Trace in full precision, including the user's model, unless the user chose a precision."""
 
     @wraps(function)
     def precise(*args: P.args, **kwargs: P.kwargs) -> R:

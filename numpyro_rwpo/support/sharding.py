@@ -1,8 +1,9 @@
-"""Where the particles of an ensemble are: on one device, or shared out over a mesh of them.
+"""The placement of an ensemble's particles: on one device, or sharded over a mesh of devices.
 
-The code of the sampler is the same for both. Where particles are shared out, these few hints tell
-XLA's partitioner which arrays have a row per particle; it then adds the sums over devices where the
-code sums over particles. What would move whole particles between devices is kept behind a branch.
+The code of the sampler is the same for both. If particles are sharded, the few hints in this module
+tell XLA's partitioner which arrays have a row for each particle; it then inserts sums over devices
+where the code sums over particles. Operations that would move whole particles between devices are
+kept behind a branch.
 """
 
 from collections.abc import Callable
@@ -21,9 +22,9 @@ class Placement(NamedTuple):
     """Devices that share the particles, and the name of the axis of chains.
 
     Attributes:
-        mesh: of devices; ``None`` leaves everything to where the data are.
-        axis: of the mesh, over which particles are shared out.
-        chain_axis: name under which the code is vmapped over chains, ``None`` where it is not.
+        mesh: mesh of devices; with ``None``, everything stays where the data are.
+        axis: name of the mesh axis over which particles are sharded.
+        chain_axis: name of the axis of the vmap over chains, ``None`` without such a vmap.
     """
 
     mesh: Mesh | None = None
@@ -31,7 +32,7 @@ class Placement(NamedTuple):
     chain_axis: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle devices by their numbers."""
+        """Pickle devices by their ids."""
         if self.mesh is None:
             return Placement, tuple(self)
         numbers = np.vectorize(lambda device: device.id)(self.mesh.devices)
@@ -39,15 +40,15 @@ class Placement(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Of devices that the particles are shared out over."""
+        """Number of devices over which the particles are sharded."""
         return 1 if self.mesh is None else self.mesh.shape[self.axis]
 
     def rows(self, tree: Tree) -> Tree:
-        """Arrays with a row for each particle, the rows shared out."""
+        """Shard the rows of arrays that have a row for each particle."""
         return self._constrain(tree, PartitionSpec(self.axis))
 
     def whole(self, tree: Tree) -> Tree:
-        """Arrays of which each device has a copy."""
+        """Replicate arrays, so that each device has a copy."""
         return self._constrain(tree, PartitionSpec())
 
     def _constrain(self, tree: Tree, spec: PartitionSpec) -> Tree:
@@ -57,21 +58,23 @@ class Placement(NamedTuple):
         return jax.tree.map(lambda x: lax.with_sharding_constraint(x, sharding), tree)
 
     def row(self, x: jax.Array, index: jax.Array) -> jax.Array:
-        """One row of an array that has one for each particle."""
+        """One row of an array that has a row for each particle."""
         if self.mesh is None:
             return lax.dynamic_index_in_dim(x, index, 0, False)
-        # A sum over devices of what each has; a dynamic slice would bring all rows to all devices.
+        # This becomes a sum over devices, whereas a dynamic slice would gather all rows on every
+        # device.
         return self.whole(jnp.take(x, index[None], axis=0, mode="clip")[0])
 
     def where_needed(self, needed: jax.Array, change: Callable[[Tree], Tree], tree: Tree) -> Tree:
-        """``change(tree)``, which leaves all as it is unless ``needed`` somewhere.
+        """``change(tree)``, where ``change`` has no effect unless ``needed`` is true somewhere.
 
-        Shared-out particles are then spared the change, because it moves rows between devices.
+        If particles are sharded, the change is skipped when it is not needed, because it moves rows
+        between devices.
         """
         if self.mesh is None:
             return change(tree)
         is_needed = jnp.any(needed)
-        if self.chain_axis is not None:  # the same for all chains: stays a branch under vmap
+        if self.chain_axis is not None:  # the same for all chains, so vmap keeps the branch
             is_needed = lax.pmax(is_needed, self.chain_axis)
         return lax.cond(is_needed, change, lambda same: same, tree)
 
@@ -80,25 +83,25 @@ ONE_PLACE = Placement()
 
 
 def _automatic(devices: np.ndarray[Any, Any], names: tuple[str, ...]) -> Mesh:
-    # Meshes of jax.make_mesh have explicit axes, on which the partitioner may not decide anything.
+    # Meshes from jax.make_mesh have explicit axes, on which the partitioner makes no decisions.
     return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def _placement_on(
     numbers: np.ndarray[Any, Any], names: tuple[str, ...], axis: str, chain_axis: str | None
 ) -> Placement:
-    """What :meth:`Placement.__reduce__` took apart, on the devices with these numbers."""
+    """Rebuild a placement that was pickled, on the devices with these ids."""
     devices = {device.id: device for device in jax.devices()}
     found = np.vectorize(devices.__getitem__, otypes=[object])(numbers)
     return Placement(_automatic(found, names), axis, chain_axis)
 
 
 def check_mesh(mesh: Any, particle_axis: Any) -> Placement:
-    """The placement that the arguments ``mesh`` and ``particle_axis`` of ``RWPO`` mean.
+    """The placement given by the arguments ``mesh`` and ``particle_axis`` of ``RWPO``.
 
     Raises:
         TypeError: ``mesh`` is not a ``jax.sharding.Mesh``.
-        ValueError: ``particle_axis`` does not name one of its axes, or comes without a mesh.
+        ValueError: ``particle_axis`` does not name one of its axes, or is given without a mesh.
     """
     if mesh is None:
         if particle_axis is not None:
@@ -122,11 +125,11 @@ def check_mesh(mesh: Any, particle_axis: Any) -> Placement:
 
 
 def check_use(num_particles: int, placement: Placement) -> None:
-    """Check that the particles can be shared out here.
+    """Check that the particles can be sharded in this context.
 
     Raises:
-        ValueError: the devices would not get the same number of particles, or each of them runs a
-            chain of its own.
+        ValueError: the devices would not get the same number of particles, or each of them runs its
+            own chain.
     """
     if placement.mesh is None:
         return

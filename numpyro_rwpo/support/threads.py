@@ -1,7 +1,7 @@
-"""Several runs in several threads: models are traced by one of them at a time.
+"""Runs in several threads: only one thread at a time traces a model.
 
-NumPyro keeps its effect handlers on one stack for all threads: two models that are traced at once
-see each other's sites. Compiling and running need no lock.
+NumPyro keeps its effect handlers on one stack for all threads, so two models that are traced at the
+same time would see each other's sites. Compiling and running need no lock.
 """
 
 import threading
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
-    """Let one thread at a time into the functions so marked; it may call others inside."""
+    """Allow only one thread at a time to execute the decorated functions, which may be nested."""
 
     @wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -23,7 +23,7 @@ from benchmarks.cell import (
 from benchmarks.effective_size import size_by_error, smallest_ess
 from benchmarks.problems import PROBLEMS
 from benchmarks.references import load_reference, scalars
-from benchmarks.report import summarise, targets_table, write_report
+from benchmarks.report import summarize, targets_table, write_report
 from benchmarks.runner import Cell, load_results, run_cells, run_process
 from benchmarks.samplers import SAMPLERS
 from benchmarks.samplers.myula import myula_step
@@ -278,7 +278,7 @@ def fake_records():
 
 
 def test_summaries_take_the_smaller_size():
-    by_sampler = {s.sampler: s for s in summarise(fake_records())}
+    by_sampler = {s.sampler: s for s in summarize(fake_records())}
     assert by_sampler["rwpo"].size == 1000.0
     assert by_sampler["rwpo"].rate == pytest.approx(1000 / (4 / 6))
     assert by_sampler["aies"].bulk_ess == 1000.0
@@ -288,7 +288,7 @@ def test_summaries_take_the_smaller_size():
 
 
 def test_targets_are_judged_against_the_better_nuts():
-    table = targets_table(summarise(fake_records()))
+    table = targets_table(summarize(fake_records()))
     assert "6.00 ✓ (≥ 5)" in table
     assert "6.00 ✗ (≥ 20)" in table
     assert "2.00 ✓ (≥ 1.5)" in table
@@ -299,7 +299,7 @@ def test_report_of_a_folder(tmp_path):
     write_report(fake_records(), machine, tmp_path)
     page = (tmp_path / "results.md").read_text()
     assert "too few walkers" in page
-    assert "Preliminary" not in page.replace("Seeds of a cell: 1", "")
+    assert "Preliminary" not in page.replace("Seeds per cell: 1", "")
     assert json.loads((tmp_path / "results.json").read_text())["machine"] == machine
     for name in ("error_vs_time.png", "error_vs_gradients.png"):
         assert (tmp_path / name).stat().st_size > 10_000

@@ -1,7 +1,7 @@
 """Print the zoo's table: ``python -m tests.zoo [--nuts] [--seed N] [--record] [NAME ...]``.
 
-With ``--nuts``, NUTS with 1000 + 1000 iterations runs instead. With ``--record`` the rows are kept,
-those of NUTS for the tests too, and the table of ``docs/hard-targets.md`` is written anew.
+With ``--nuts``, NUTS with 1000 + 1000 iterations runs instead. With ``--record`` the rows are
+stored (the tests also use those of NUTS), and the table of ``docs/hard-targets.md`` is rewritten.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from tests.zoo.targets import TARGETS
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="parts of names; all targets without")
+    parser.add_argument("names", nargs="*", help="parts of names; default: all targets")
     parser.add_argument("--nuts", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="keep the rows, write the page")
-    parser.add_argument("--sentences", action="store_true", help="print what `diagnose` says")
+    parser.add_argument("--record", action="store_true", help="store the rows, rewrite the page")
+    parser.add_argument("--sentences", action="store_true", help="print the findings of `diagnose`")
     options = parser.parse_args()
     names = [n for n in TARGETS if not options.names or any(part in n for part in options.names)]
     sampler = "nuts" if options.nuts else "rwpo"

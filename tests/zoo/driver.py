@@ -1,9 +1,9 @@
-"""Run a sampler on a target of the zoo and hold its draws against the truth.
+"""Runs a sampler on a target of the zoo and compares its draws with the truth.
 
-A run is *right* when mean and variance of every site with known moments lie within Monte-Carlo
-error of the truth, at a limit that right draws exceed once in a thousand runs, and there are
-effective draws enough for that to mean something. It is *flagged* when R-hat, ESS, divergences or
-a sentence of ``diagnose`` speak against its draws. A run that is neither is a silent failure.
+A run is *right* when the mean and variance of every site with known moments lie within Monte Carlo
+error of the truth, at a limit that correct draws exceed once in a thousand runs, and when there are
+enough effective draws for this to be meaningful. It is *flagged* when R-hat, ESS, divergences or
+a finding of ``diagnose`` indicate a problem. A run that is neither is a silent failure.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from numpyro_rwpo.diagnostics import convergence
 from numpyro_rwpo.diagnostics.findings import MAX_R_HAT, max_z
 from tests.zoo.targets import TARGETS, ZooTarget
 
-FOLDER = Path(__file__).parent  # of the rows that `python -m tests.zoo --record` keeps
+FOLDER = Path(__file__).parent  # where `python -m tests.zoo --record` stores the rows
 NUM_CHAINS, NUM_DRAWS = 4, 1000
-MIN_ESS = 100 * NUM_CHAINS  # of means and variances: below it, errors of errors are large
-# What `diagnose` says of its own side calculations, which does not speak against the draws.
+MIN_ESS = 100 * NUM_CHAINS  # with fewer effective draws, standard errors are unreliable
+# Findings about the auxiliary calculations of `diagnose`, which do not concern the draws.
 BESIDE_THE_POINT = {"k-hat", "evidence"}
 
 
 class Row(NamedTuple):
-    """What one run gave.
+    """The results of one run.
 
     Attributes:
-        max_z: largest error of a mean or variance, in Monte-Carlo standard errors.
-        limit_z: what right draws exceed once in a thousand runs.
+        max_z: largest error of a mean or variance, in Monte Carlo standard errors.
+        limit_z: the value that correct draws exceed once in a thousand runs.
         mean_error: largest error of a mean, in the target's standard deviations.
         sd_ratios: smallest and largest standard deviation, over the target's.
         r_hat: largest.
         ess: smallest, bulk, of the sites with known moments.
         divergences: share of draws.
-        findings: what ``diagnose`` spoke about; R-hat, ESS and divergences for NUTS.
-        error: the exception that the run raised, if it did.
-        seconds: wall time, compilation included, of the run alone.
+        findings: topics of the findings of ``diagnose``; R-hat, ESS and divergences for NUTS.
+        error: message of the exception that the run raised, if any.
+        seconds: wall time of the run alone, including compilation.
     """
 
     max_z: float
@@ -58,24 +58,24 @@ class Row(NamedTuple):
 
     @property
     def is_right(self) -> bool:
-        """Within Monte-Carlo error of the truth; False where nothing is known or counted."""
+        """Whether the draws are within Monte Carlo error of the truth; False if it is unknown."""
         return self.max_z <= self.limit_z and self.ess >= MIN_ESS
 
     @property
     def is_flagged(self) -> bool:
-        """Whether anything a user looks at speaks against the draws."""
+        """Whether anything that a user looks at indicates a problem with the draws."""
         return bool(self.error or set(self.findings) - BESIDE_THE_POINT)
 
     @property
     def verdict(self) -> str:
-        """One of right, right but flagged, wrong and flagged, SILENT."""
+        """One of "right", "right, flagged", "flagged" (wrong but flagged) and "SILENT"."""
         if self.is_right:
             return "right, flagged" if self.is_flagged else "right"
         return "flagged" if self.is_flagged else "SILENT"
 
 
 def compare_with_truth(samples: dict[str, Any], zoo: ZooTarget) -> dict[str, Any]:
-    """Errors of draws by chain against the moments of a target."""
+    """Errors of draws, grouped by chain, relative to the known moments of a target."""
     z, errors, ratios, r_hats, sizes = [], [], [], [], []
     for name, truth in zoo.truth.items():
         draws = np.asarray(samples[name], np.float64)
@@ -106,7 +106,7 @@ def compare_with_truth(samples: dict[str, Any], zoo: ZooTarget) -> dict[str, Any
 
 
 def plain_findings(figures: dict[str, Any], divergences: float) -> list[str]:
-    """What R-hat, ESS and divergences say, for a sampler without ``diagnose``."""
+    """Findings from R-hat, ESS and divergences, for a sampler without ``diagnose``."""
     found = {
         "R-hat": not figures["r_hat"] <= MAX_R_HAT,
         "ESS": not figures["ess"] >= MIN_ESS,
@@ -116,7 +116,7 @@ def plain_findings(figures: dict[str, Any], divergences: float) -> list[str]:
 
 
 def run(name: str, sampler: str = "rwpo", seed: int = 0) -> tuple[Row, Any]:
-    """Run a sampler on a target; the row and, for RWPO, the report of ``diagnose``."""
+    """Run a sampler on a target: the row and, for RWPO, the report of ``diagnose``."""
     zoo = TARGETS[name]()
     kernel, num_warmup = (RWPO, 200) if sampler == "rwpo" else (NUTS, 1000)
     mcmc = MCMC(
@@ -148,14 +148,14 @@ def run(name: str, sampler: str = "rwpo", seed: int = 0) -> tuple[Row, Any]:
 
 
 def recorded(sampler: str) -> dict[str, Row]:
-    """The rows of a sampler, measured once and kept."""
+    """The stored rows of a sampler."""
     path = FOLDER / f"{sampler}.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
     return {name: Row(**row) for name, row in rows.items()}
 
 
 def record(sampler: str, name: str, row: Row) -> None:
-    """Keep one row."""
+    """Store one row."""
     rows = {**recorded(sampler), name: row}
     text = json.dumps({n: r._asdict() for n, r in rows.items()}, indent=1)
     (FOLDER / f"{sampler}.json").write_text(f"{text}\n")

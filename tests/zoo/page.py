@@ -1,4 +1,4 @@
-"""The table of ``docs/hard-targets.md``, from the recorded rows of both samplers."""
+"""Builds the table of ``docs/hard-targets.md`` from the recorded rows of both samplers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERDICTS = {"SILENT": "wrong, not flagged", "flagged": "wrong, flagged"}
 
 
 def cells(row: Row | None) -> list[str]:
-    """Verdict, errors, and what spoke against the draws."""
+    """The verdict, the errors, and the problems that were reported."""
     if row is None:
         return ["not run", "", "", ""]
     if row.error:
@@ -30,11 +30,11 @@ def cells(row: Row | None) -> list[str]:
 
 
 def table() -> str:
-    """Markdown, one row a target."""
+    """The Markdown table, with one row per target."""
     rwpo, nuts = recorded("rwpo"), recorded("nuts")
     lines = [
-        "| Target | RWPO | mean, sd | sd ratios | spoke against it | NUTS | mean, sd | sd ratios |"
-        " spoke against it |",
+        "| Target | RWPO | mean, sd | sd ratios | reported |"
+        " NUTS | mean, sd | sd ratios | reported |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in TARGETS:
@@ -44,7 +44,7 @@ def table() -> str:
 
 
 def write() -> None:
-    """Put the table between the page's markers."""
+    """Write the table between the markers of the page."""
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)

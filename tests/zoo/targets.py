@@ -1,8 +1,8 @@
 """Targets that samplers get wrong, each with moments that are known by construction.
 
 A target is a NumPyro model and the mean and variance of some of its sites, from closed forms or
-from quadrature in double precision. Where a site has no moments (Cauchy) or its moments say little
-(the leaves of a funnel), a deterministic site that is bounded or standardised stands for it.
+from quadrature in double precision. Where a site has no moments (Cauchy) or its moments are not
+informative (the leaves of a funnel), a bounded or standardized deterministic site is used instead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.helpers import (
 
 
 class ZooTarget(NamedTuple):
-    """A model and what is known of it.
+    """A model and its known moments.
 
     Attributes:
         model: NumPyro model.
@@ -48,7 +48,7 @@ TARGETS: dict[str, Callable[[], ZooTarget]] = {}
 
 
 def target(name: str) -> Callable[[Callable[[], ZooTarget]], Callable[[], ZooTarget]]:
-    """Enter a function that makes a target under a name."""
+    """Register a function that makes a target under a name."""
 
     def enter(make: Callable[[], ZooTarget]) -> Callable[[], ZooTarget]:
         TARGETS[name] = make
@@ -75,18 +75,18 @@ def flat_site(name: str, *shape: int) -> jax.Array:
 # ------------------------------------------------------------------------------- funnels
 
 
-@target("funnel, centred, d = 10")
-def funnel_centred() -> ZooTarget:
+@target("funnel, centered, d = 10")
+def funnel_centered() -> ZooTarget:
     def model() -> None:
         v = numpyro.sample("v", dist.Normal(0.0, 3.0))
         x = numpyro.sample("x", dist.Normal(0.0, jnp.exp(v / 2)).expand([9]).to_event(1))
-        numpyro.deterministic("standardised", x * jnp.exp(-v / 2))
+        numpyro.deterministic("standardized", x * jnp.exp(-v / 2))
 
-    return ZooTarget(model, (), {"v": scalar_moments(0.0, 9.0), "standardised": standard(9)})
+    return ZooTarget(model, (), {"v": scalar_moments(0.0, 9.0), "standardized": standard(9)})
 
 
-@target("funnel, non-centred, d = 10")
-def funnel_noncentred() -> ZooTarget:
+@target("funnel, non-centered, d = 10")
+def funnel_noncentered() -> ZooTarget:
     def model() -> None:
         v = numpyro.sample("v", dist.Normal(0.0, 3.0))
         z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([9]).to_event(1))
@@ -95,7 +95,7 @@ def funnel_noncentred() -> ZooTarget:
     return ZooTarget(model, (), {"v": scalar_moments(0.0, 9.0), "z": standard(9)})
 
 
-@target("horseshoe, non-centred, d = 61")
+@target("horseshoe, non-centered, d = 61")
 def horseshoe() -> ZooTarget:
     """Thirty normal means of which three are far from 0; given tau they are independent."""
     rng = np.random.default_rng(1)
@@ -192,9 +192,9 @@ def scales() -> ZooTarget:
 
     def model(scale: Any) -> None:
         x = numpyro.sample("x", dist.Normal(0.0, scale).to_event(1))
-        numpyro.deterministic("standardised", x / scale)
+        numpyro.deterministic("standardized", x / scale)
 
-    return ZooTarget(model, (scale,), {"standardised": standard(13)})
+    return ZooTarget(model, (scale,), {"standardized": standard(13)})
 
 
 @target("ring")
@@ -279,7 +279,7 @@ def student() -> ZooTarget:
 
 @target("discontinuous density")
 def jump() -> ZooTarget:
-    """Normals whose density is five times as high right of 0."""
+    """Normals whose density is five times as high to the right of 0."""
 
     def model() -> None:
         x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
@@ -301,7 +301,7 @@ def bounds() -> ZooTarget:
 
 @target("hard bounds, walls")
 def walls() -> ZooTarget:
-    """Normals that end at -0.5 without a warning."""
+    """Normals cut off at -0.5 by a bound that the model does not declare."""
 
     def model() -> None:
         x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
@@ -416,7 +416,7 @@ def ode() -> ZooTarget:
         log = log + log_normal(value, solution(rate, start, t), 0.05)
     density = np.exp(log - log.max())
     density /= density.sum()
-    assert max(density[[0, -1]].sum(), density[:, -1].sum()) < 1e-6  # the grid holds it all
+    assert max(density[[0, -1]].sum(), density[:, -1].sum()) < 1e-6  # the grid covers the mass
 
     def moments(x: np.ndarray) -> Moments:
         mean = (density * x).sum()

@@ -1,7 +1,7 @@
-"""No silent failure on the zoo: draws are right, or the user is told that they are not.
+"""No silent failures on the zoo: draws are right, or the user is told that they are not.
 
-Right is within Monte-Carlo error of the truth, at a limit that right draws exceed once in a
-thousand runs over all their moments together (:mod:`tests.zoo.driver`).
+Draws are right if they are within Monte Carlo error of the truth, at a limit that correct draws
+exceed once in a thousand runs over all their moments together (:mod:`tests.zoo.driver`).
 """
 
 from __future__ import annotations

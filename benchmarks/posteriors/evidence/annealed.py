@@ -1,15 +1,16 @@
-"""Evidence of the breast-cancer regression by annealed sequential Monte Carlo, in double precision.
+"""Computes the evidence of the breast-cancer regression by annealed sequential Monte Carlo.
 
 From the repository root::
 
     python -m benchmarks.posteriors.evidence.annealed
 
-Independent of the package: particles are carried from a distribution with a known constant to the
-posterior along powers of the density ratio, reweighted, resampled, and moved by HMC (Del Moral,
-Doucet and Jasra 2006). A first, rough run starts from the prior and gives mean and covariance; the
-runs that count start from the normal distribution with these, which is close to the posterior, so
-that few, easy steps remain. Writes ``breast_cancer_logistic.json``: mean over runs, standard error
-from their scatter, and the run from the prior as a check.
+The computation is in double precision and independent of the package: particles are carried from a
+distribution with a known constant to the posterior along powers of the density ratio, reweighted,
+resampled, and moved by HMC (Del Moral, Doucet and Jasra 2006). A first, rough run starts from the
+prior and gives a mean and a covariance. The main runs start from the normal distribution with these
+moments, which is close to the posterior, so that only a few easy steps remain. The script writes
+``breast_cancer_logistic.json``: the mean over runs, a standard error from their scatter, and the
+run from the prior as a check.
 """
 
 import json
@@ -28,8 +29,8 @@ from benchmarks.problems import breast_cancer_logistic
 
 NUM_PARTICLES = 4000
 NUM_RUNS = 8
-MIN_ESS = 0.9  # conditional effective share that a step along the path keeps
-NUM_MOVES, NUM_LEAPFROG = 6, 5  # HMC trajectories a step, and their leapfrog steps
+MIN_ESS = 0.9  # share of the conditional effective size that each step along the path preserves
+NUM_MOVES, NUM_LEAPFROG = 6, 5  # HMC trajectories per step, and leapfrog steps per trajectory
 OUTPUT = Path(__file__).parent / "breast_cancer_logistic.json"
 
 Density = Callable[[jax.Array], jax.Array]
@@ -38,7 +39,7 @@ Density = Callable[[jax.Array], jax.Array]
 def problem() -> tuple[Density, Density]:
     """Log prior and log likelihood of positions (n, 31): thirty coefficients, then the intercept.
 
-    Written out once more, without NumPyro.
+    The model is written out again here, without NumPyro.
     """
     kwargs = breast_cancer_logistic().kwargs
     assert kwargs["scale"] == 1.0
@@ -90,7 +91,7 @@ def move(
 
 
 def next_power(log_ratio: np.ndarray, power: float) -> float:
-    """The farthest power at which the weights keep MIN_ESS of the particles, by bisection."""
+    """The largest power at which the weights preserve MIN_ESS of the particles, by bisection."""
 
     def share(step: float) -> float:
         weights = np.exp(step * (log_ratio - log_ratio.max()))

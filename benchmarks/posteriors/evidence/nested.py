@@ -1,8 +1,8 @@
-"""Reference evidence of a logistic lasso by nested sampling, for
-``tests/evidence/test_calibration.py``.
+"""Computes a reference evidence for ``tests/evidence/test_calibration.py`` by nested sampling.
 
-Made with ``pip install dynesty`` (not a dependency of the tests) and, from the repository root,
-``python benchmarks/posteriors/evidence/nested.py``. Writes ``logistic_lasso.json`` beside itself.
+The model is a logistic lasso. The script needs ``pip install dynesty``, which is not a dependency
+of the tests. From the repository root, ``python benchmarks/posteriors/evidence/nested.py`` writes
+``logistic_lasso.json`` into the folder of the script.
 """
 
 import json

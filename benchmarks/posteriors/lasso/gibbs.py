@@ -1,11 +1,11 @@
 """An exact Gibbs sampler for the Bayesian lasso with known noise and more columns than rows.
 
-Independent of everything this package does: no gradients, no acceptance step. The Laplace prior of
-scale b is a scale mixture of normals (Park and Casella 2008, section 2),
+It is independent of everything this package does: it has no gradients and no acceptance step. The
+Laplace prior with scale b is a scale mixture of normals (Park and Casella 2008, section 2),
 
     beta_j | v_j ~ N(0, v_j),    v_j ~ Exponential(mean 2 b^2),
 
-so that both conditionals are standard:
+so both conditional distributions are standard:
 
 - beta | v, y is normal; one draw costs O(rows^2 columns) by Bhattacharya, Chakraborty and Mallick
   (2016), *Fast sampling with Gaussian scale mixture priors in high-dimensional regression*,
@@ -72,7 +72,7 @@ def sample(
         y: Response, shape (rows,).
         scale: Scale of the Laplace prior.
         noise: Standard deviation of the response around its mean.
-        num_warmup: Draws to throw away.
+        num_warmup: Draws to discard.
         num_samples: Draws to keep.
 
     Returns:

@@ -2,8 +2,9 @@
 
 With many rows per column the likelihood is nearly normal, and the Laplace prior is nearly flat over
 the width of the posterior. Draws of a multivariate t distribution at the mode, with the curvature
-there and heavier tails than the posterior's, are then weighted by the exact density: no chain, no
-adaptation, and the weights themselves say how well it went (effective size, Pareto k).
+there and heavier tails than the posterior's, are then weighted by the exact density. There is no
+chain and no adaptation, and the weights themselves show how well it worked (effective size,
+Pareto k).
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ DRAWS_AT_ONCE = 50  # bounds the memory of the logits
 
 
 class Result(NamedTuple):
-    """Moments by site, and how good the weights are.
+    """Moments by site, and the quality of the weights.
 
     Attributes:
         sites: For each site ``mean``, ``sd``, ``mcse_mean`` and ``mcse_sd``.
@@ -54,7 +55,7 @@ def log_posterior(theta: Array, X: Array, y: Array, scale: float) -> Array:
 def normal_approximation(X: Array, y: Array, scale: float) -> tuple[Array, Array]:
     """Mode and curvature of the posterior with the kink of the prior rounded off.
 
-    Newton's method. |x| becomes sqrt(x^2 + w^2), w being the standard error without a prior.
+    Uses Newton's method. |x| becomes sqrt(x^2 + w^2), with w the standard error without a prior.
 
     Returns:
         Mode, shape (1 + columns,), and negative Hessian, shape (1 + columns, 1 + columns).
@@ -82,10 +83,10 @@ def run(seed: int, X: Any, y: Any, *, scale: float, num_draws: int) -> Result:
         X: Covariates, shape (rows, columns).
         y: Classes 0 and 1, shape (rows,).
         scale: Scale of the Laplace prior.
-        num_draws: Draws of the proposal.
+        num_draws: Number of draws from the proposal.
 
     Returns:
-        Moments with their Monte-Carlo errors.
+        Moments with their Monte Carlo errors.
     """
     X = np.concatenate([np.ones((len(X), 1)), np.asarray(X, np.float64)], 1)
     y = np.asarray(y, np.float64)
@@ -103,18 +104,19 @@ def run(seed: int, X: Any, y: Any, *, scale: float, num_draws: int) -> Result:
     log_weights = log_target - log_proposal
     weights = np.exp(log_weights - log_weights.max())
     weights /= weights.sum()
-    # Read the tail's shape only: the weights stay unsmoothed, so the estimates stay consistent.
+    # Only the shape of the tail is used. The weights are not smoothed, so the estimates stay
+    # consistent.
     pareto_k = float(az.psislw(log_weights.copy())[1])
 
     mean = weights @ theta
-    centred = theta - mean
-    variance = weights @ centred**2
+    centered = theta - mean
+    variance = weights @ centered**2
     sd = np.sqrt(variance)
     columns = {
         "mean": mean,
         "sd": sd,
-        "mcse_mean": np.sqrt(weights**2 @ centred**2),
-        "mcse_sd": np.sqrt(weights**2 @ (centred**2 - variance) ** 2) / (2 * sd),
+        "mcse_mean": np.sqrt(weights**2 @ centered**2),
+        "mcse_sd": np.sqrt(weights**2 @ (centered**2 - variance) ** 2) / (2 * sd),
     }
     sites = {
         "intercept": {key: value[0] for key, value in columns.items()},

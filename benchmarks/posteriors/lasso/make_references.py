@@ -1,7 +1,7 @@
-"""Make the reference posteriors beside this file.
+"""Makes the reference posteriors in the folder of this file.
 
-From the repository root, one core for about 15 minutes (and as many again for the horseshoe, which
-is made with ``--draws 4000 --check-draws 1000``)::
+Run from the repository root; it takes about 15 minutes on one core (and the same again for the
+horseshoe, which is made with ``--draws 4000 --check-draws 1000``)::
 
     PYTHONPATH=. python benchmarks/posteriors/lasso/make_references.py [names]
 
@@ -67,7 +67,7 @@ def run_gibbs(problem: Problem, seed: int, num_samples: int) -> Draws:
 
 
 def mean_and_error(x: Array) -> tuple[Array, Array, Array]:
-    """Mean, Monte-Carlo standard error and effective sample size over (chains, draws, columns)."""
+    """Mean, Monte Carlo standard error and effective sample size over (chains, draws, columns)."""
     half = x.shape[1] // 2
     split = np.concatenate([x[:, :half], x[:, -half:]])
     blocks = np.array_split(split, max(1, x.shape[2] // COLUMNS_AT_ONCE), axis=2)
@@ -75,8 +75,8 @@ def mean_and_error(x: Array) -> tuple[Array, Array, Array]:
     return x.mean((0, 1)), x.std((0, 1)) / np.sqrt(ess), ess
 
 
-def summarise(draws: Draws) -> dict[str, dict[str, Array]]:
-    """Posterior mean and sd of every scalar, with their Monte-Carlo standard errors."""
+def summarize(draws: Draws) -> dict[str, dict[str, Array]]:
+    """Posterior mean and sd of every scalar, with their Monte Carlo standard errors."""
     summary = {}
     for site, x in draws.items():
         flat = x.reshape(*x.shape[:2], -1)
@@ -96,7 +96,7 @@ def summarise(draws: Draws) -> dict[str, dict[str, Array]]:
 
 
 def max_and_rms(z: Array) -> dict[str, float]:
-    """Largest and root mean square z-score; the latter is near 1 where the errors are right."""
+    """Largest and root mean square z-score; the latter is near 1 if the errors are correct."""
     return {"max": rounded(np.abs(z).max(), 3), "rms": rounded(np.sqrt(np.mean(z**2)), 3)}
 
 
@@ -129,7 +129,7 @@ def stein_z_scores(problem: Problem, beta: Array) -> dict[str, dict[str, float]]
 
 
 def rounded(value: Array, digits: int) -> list | float:
-    """Nested lists with this many significant digits."""
+    """Convert to nested lists with this many significant digits."""
     if value.ndim:
         return [rounded(v, digits) for v in value]
     return float(f"{value:.{digits - 1}e}")
@@ -151,7 +151,7 @@ def make_exact(name: str) -> None:
 
 
 def write(record: dict[str, Any]) -> None:
-    """Write a reference beside this script."""
+    """Write a reference into the folder of this script."""
     path = Path(__file__).with_name(f"{record['problem']}.json")
     path.write_text(json.dumps(record, separators=(",", ":")) + "\n")
 
@@ -196,7 +196,7 @@ def make_by_importance(name: str, seed: int) -> None:
 
 
 class Method(NamedTuple):
-    """How a problem is sampled; the default is NUTS with a dense metric."""
+    """Sample a problem by the method chosen for it; the default is NUTS with a dense metric."""
 
     run: Callable[..., Draws] = run_nuts
     label: str = f"NUTS of NumPyro {numpyro.__version__}, dense metric"
@@ -216,8 +216,8 @@ def make(name: str, num_samples: int, num_check: int, seed: int) -> None:
     run, label = METHODS.get(name, Method())
     start = time.perf_counter()
     draws = run(problem, seed, num_samples)
-    summary = summarise(draws)
-    check = summarise(run(problem, seed + 1000, num_check))
+    summary = summarize(draws)
+    check = summarize(run(problem, seed + 1000, num_check))
     record = {
         "problem": name,
         "sampler": label,

@@ -42,7 +42,7 @@ def _normal_scores(x):
 
 
 def r_hat(x):
-    """Rank-normalised split R-hat: the larger of the bulk and folded ones."""
+    """Rank-normalized split R-hat: the larger of the bulk and folded ones."""
     if not np.all(np.isfinite(x)) or np.ptp(x) == 0:
         return np.nan
     folded = np.abs(x - np.median(x))
@@ -52,7 +52,7 @@ def r_hat(x):
 
 
 def bulk_ess(x):
-    """Effective sample size of the rank-normalised split chains."""
+    """Effective sample size of the rank-normalized split chains."""
     if not np.all(np.isfinite(x)) or np.ptp(x) == 0:
         return np.nan
     half = x.shape[1] // 2
@@ -68,11 +68,11 @@ def compare(name, samples):
 
     - ``max_mean_error``: largest |mean - reference mean| / reference sd,
     - ``min_sd_ratio``, ``max_sd_ratio``: extremes of sd / reference sd,
-    - ``max_r_hat``, ``min_ess``: worst rank-normalised split R-hat and bulk ESS,
+    - ``max_r_hat``, ``min_ess``: worst rank-normalized split R-hat and bulk ESS,
     - ``passed`` and, if not, the ``reason``,
     - ``parameters``: the same figures for every scalar parameter.
 
-    Draws that are not finite give figures that are not numbers, and fail.
+    Draws that are not finite give figures that are NaN, and fail.
     """
     reference = load_reference(name)
     draws = scalar_draws(name, samples)
@@ -95,7 +95,7 @@ def compare(name, samples):
                 "ess": bulk_ess(x),
             }
 
-    def extreme(function, key):  # np.max and np.min let a nan through
+    def extreme(function, key):  # np.max and np.min propagate NaN
         return float(function([p[key] for p in parameters.values()]))
 
     result = {

@@ -1,7 +1,7 @@
 """NumPyro versions of seven posteriors from posteriordb.
 
 Every model is an ordinary NumPyro model whose keyword arguments are the entries
-of ``data/<name>.json`` that it needs.  Extra entries are swallowed by
+of ``data/<name>.json`` that it needs.  Extra entries are absorbed by
 ``**unused``, so the usual way to run one is::
 
     from models import POSTERIORS, load_data
@@ -139,7 +139,7 @@ def arma11(y, **unused):
     sigma = numpyro.sample("sigma", dist.HalfCauchy(2.5))
 
     # One-step prediction errors; before the first observation the series is
-    # taken to sit at mu with a zero error.
+    # taken to be at mu with an error of zero.
     def step(error, pair):
         previous, current = pair
         error = current - (mu + phi * previous + theta * error)
@@ -156,7 +156,7 @@ def arma11(y, **unused):
 
 
 def eight_schools_noncentered(y, sigma, **unused):
-    """Effects of coaching in eight schools, non-centred."""
+    """Effects of coaching in eight schools, non-centered."""
     mu = numpyro.sample("mu", dist.Normal(0, 5))
     tau = numpyro.sample("tau", dist.HalfCauchy(5))
     with numpyro.plate("school", len(y)):
