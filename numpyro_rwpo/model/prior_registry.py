@@ -17,6 +17,7 @@ import numpyro.distributions as dist
 from numpyro_rwpo.priors.composite import Slice, compose_prior
 from numpyro_rwpo.priors.laplace import LaplacePrior
 from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.support.names import qualified_name
 
 PriorOf = Callable[[Any], Prior]
 PriorRegistry = Mapping[type[dist.Distribution], PriorOf]
@@ -42,11 +43,14 @@ def registry_with(priors: Any) -> PriorRegistry:
         priors: Mapping of classes of distributions to functions, ``None`` for no entries. An entry
             for Laplace or AsymmetricLaplace replaces the built-in one.
 
+    Returns:
+        A mapping of its own.
+
     Raises:
         TypeError: If ``priors`` is no such mapping.
     """
     if priors is None:
-        return BUILT_IN_PRIORS
+        return dict(BUILT_IN_PRIORS)
     is_registry = isinstance(priors, Mapping) and all(
         isinstance(kind, type) and issubclass(kind, dist.Distribution) and callable(function)
         for kind, function in priors.items()
@@ -56,7 +60,17 @@ def registry_with(priors: Any) -> PriorRegistry:
             "`priors` must map classes of NumPyro distributions to functions that make a prior of "
             f"one, such as {{dist.Normal: normal_prior}}; got {priors!r}."
         )
-    return MappingProxyType({**BUILT_IN_PRIORS, **priors})
+    return {**BUILT_IN_PRIORS, **priors}
+
+
+def entry_names(registry: PriorRegistry) -> dict[str, str] | None:
+    """Names of the user's entries, by which saved runs compare them; ``None`` without any."""
+    names = {
+        qualified_name(kind): qualified_name(function)
+        for kind, function in registry.items()
+        if BUILT_IN_PRIORS.get(kind) is not function
+    }
+    return names or None
 
 
 def unwrapped(fn: Any) -> Any:
