@@ -463,11 +463,19 @@ class RWPO(MCMCKernel):
         is_batch = not is_prng_key(rng_key)
         rng_key, key_source = split_keys(rng_key, is_batch=is_batch)
 
-        self._source = source = self._make_source(is_batch, init_params, model_args, model_kwargs)
         batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
         keys = key_source if is_batch else key_source[None]
-        with explained(self._model, model_args, model_kwargs):
-            prepared = self._prepare(source.layout, (keys, batch), model_args, model_kwargs)
+        refused: frozenset[str] = frozenset()
+        while True:
+            self._source = source = self._make_source(
+                is_batch, init_params, model_args, model_kwargs, refused
+            )
+            with explained(self._model, model_args, model_kwargs):
+                prepared = self._prepare(source.layout, (keys, batch), model_args, model_kwargs)
+            wrong = source.wrong_sites(prepared, model_args, model_kwargs)
+            if not wrong:
+                break
+            refused |= wrong  # and prepare once more without these sites split off
         check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
         start, z = prepared.start, prepared.values
         if not is_batch:
@@ -526,6 +534,7 @@ class RWPO(MCMCKernel):
         init_params: Any,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
+        refused: frozenset[str],
     ) -> Source:
         if self._model is not None:
             return ModelSource(
@@ -535,6 +544,7 @@ class RWPO(MCMCKernel):
                 init_strategy=self._init_strategy,
                 nonsmooth=self._nonsmooth,
                 differentiation=self._differentiation,
+                refused=refused,
             )
         if init_params is None:
             raise ValueError(

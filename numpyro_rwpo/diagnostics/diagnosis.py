@@ -25,7 +25,7 @@ from numpyro_rwpo.dynamics.hamiltonian import MAX_STEPS, STUCK, trajectory_steps
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.dynamics.transport import is_at_rest
-from numpyro_rwpo.model.laplace_sites import describe_laplace_sites
+from numpyro_rwpo.model.split_check import describe_laplace_sites
 from numpyro_rwpo.runs.mcmc import checked_state, draws_per_pass, num_distinct_draws
 
 _ENOUGH_SWEEPS = 8  # for a mean that low to be no chance

@@ -141,4 +141,16 @@ class Differentiation(NamedTuple):
 
         one = forward if self.forward_mode else jax.value_and_grad(tempered)
         prior = None if prior is None else prior.tempered(beta)
-        return Target(jax.vmap(one), prior, is_rewritten, jnp.zeros(()))
+        return Target(_batched(one), prior, is_rewritten, jnp.zeros(()))
+
+
+def _batched(one: Callable[..., Any]) -> Callable[..., Any]:
+    """``vmap``, or a loop where JAX cannot batch, as with ``pure_callback`` by its default."""
+
+    def batch(*rows: jax.Array) -> Any:
+        try:
+            return jax.vmap(one)(*rows)
+        except NotImplementedError:
+            return lax.map(lambda row: one(*row), rows)
+
+    return batch
