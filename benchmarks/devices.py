@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpyro_rwpo.dynamics.hamiltonian import Refresh, sweep
 
 from benchmarks.cell import write_json
 from benchmarks.communication import traffic
@@ -44,7 +45,6 @@ from numpyro_rwpo.dynamics.adaptation import (
     tuning,
 )
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
-from numpyro_rwpo.dynamics.hamiltonian import Refresh, sweep
 from numpyro_rwpo.dynamics.settings import make_candidates
 from numpyro_rwpo.dynamics.transport import Flow, initial_flow, transport_step
 from numpyro_rwpo.heads.registry import find_head

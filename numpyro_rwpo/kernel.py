@@ -324,11 +324,19 @@ class RWPO(MCMCKernel):
         model_kwargs = {} if model_kwargs is None else model_kwargs
         is_batch = not is_prng_key(rng_key)
         keys = jax.vmap(random.split)(rng_key if is_batch else rng_key[None])
-        source = self._make_source(is_batch, init_params, model_args, model_kwargs)
-        self._source = source
         batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
-        with explained(self._model, model_args, model_kwargs):
-            prepared = self._prepare(source.layout, (keys[:, 1], batch), model_args, model_kwargs)
+        refused: frozenset[str] = frozenset()
+        while True:
+            source = self._make_source(is_batch, init_params, model_args, model_kwargs, refused)
+            self._source = source
+            with explained(self._model, model_args, model_kwargs):
+                prepared = self._prepare(
+                    source.layout, (keys[:, 1], batch), model_args, model_kwargs
+                )
+            wrong = source.wrong_sites(prepared, model_args, model_kwargs)
+            if not wrong:
+                break
+            refused |= wrong  # and prepare once more without these sites split off
         check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
         start = prepared.start
         radius = start_radius(self._init_strategy, init_params)
@@ -428,6 +436,7 @@ class RWPO(MCMCKernel):
         init_params: Any,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
+        refused: frozenset[str],
     ) -> Source:
         if self._model is not None:
             return ModelSource(
@@ -437,6 +446,7 @@ class RWPO(MCMCKernel):
                 init_strategy=self._init_strategy,
                 nonsmooth=self._nonsmooth,
                 differentiation=self._differentiation,
+                refused=refused,
             )
         if init_params is None:
             raise ValueError(

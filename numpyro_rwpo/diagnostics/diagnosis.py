@@ -34,7 +34,7 @@ from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.dynamics.transport import is_at_rest
 from numpyro_rwpo.dynamics.trees import TreeMove
-from numpyro_rwpo.model.laplace_sites import describe_laplace_sites
+from numpyro_rwpo.model.split_check import describe_laplace_sites
 from numpyro_rwpo.runs.mcmc import Run, latest_draws, read_finished_run
 
 # Mean acceptance probability below which a particle is called stuck, and the fewest trajectories

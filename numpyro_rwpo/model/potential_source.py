@@ -86,7 +86,16 @@ class PotentialSource:
         """Start at ``init_params``."""
         start = jax.vmap(lambda z: self.ravel(z, model_args, model_kwargs))(init_params)
         potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
-        return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {})
+        return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {}, {})
+
+    def wrong_sites(
+        self,
+        prepared: Preparation,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> frozenset[str]:
+        """None: the user says which part is a Laplace prior."""
+        return frozenset()
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target; a potential function has no model arguments."""

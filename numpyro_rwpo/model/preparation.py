@@ -29,6 +29,7 @@ class Preparation(NamedTuple):
         potential: smooth part of the potential, (chains,).
         gradient: its gradient, (chains, dim).
         prior_parameters: of the Laplace sites that are split off, by name.
+        split_errors: of the same sites, see :mod:`numpyro_rwpo.model.split_check`.
     """
 
     start: jax.Array
@@ -36,6 +37,7 @@ class Preparation(NamedTuple):
     potential: jax.Array
     gradient: jax.Array
     prior_parameters: dict[str, SiteParameters]
+    split_errors: dict[str, jax.Array]
 
 
 def check_preparation(
