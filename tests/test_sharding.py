@@ -27,6 +27,7 @@ import pytest
 from helpers import shrunken_means
 from jax.sharding import Mesh
 from numpyro.infer import MCMC
+from numpyro_rwpo.dynamics.hamiltonian import Refresh, sweep
 
 from benchmarks import devices
 from benchmarks.communication import traffic
@@ -43,7 +44,6 @@ from numpyro_rwpo.dynamics.adaptation import (
     tuning,
 )
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
-from numpyro_rwpo.dynamics.hamiltonian import Refresh, sweep
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.transport import initial_flow, transport_step
 from numpyro_rwpo.heads.correlation import fit_correlation

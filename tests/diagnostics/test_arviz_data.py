@@ -22,7 +22,7 @@ def test_posterior_and_sample_stats(lasso_run: Any) -> None:
     assert posterior["weights"].dims == ("chain", "draw", "feature")
     assert stats["diverging"].dtype == bool
     assert stats["n_steps"].shape == stats["step_size"].shape == (2, 160)
-    assert np.all(stats["n_steps"].values == mcmc.last_state.refresh.num_steps[:, None])
+    assert np.all(stats["n_steps"].values == mcmc.last_state.num_steps[:, None])
     assert "tree_depth" not in stats
     attributes = posterior.attrs
     assert attributes["sampler"] == "RWPO"

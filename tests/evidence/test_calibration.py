@@ -24,12 +24,12 @@ import numpyro.distributions as dist
 import pytest
 from jax import lax
 from numpyro.infer import MCMC, Predictive
+from numpyro_rwpo.dynamics.hamiltonian import Reference, Tuning, make_metric, sweep
 from scipy import stats
 
 from benchmarks.problems import PROBLEMS
 from numpyro_rwpo import RWPO, diagnose
 from numpyro_rwpo.dynamics.ensemble import evaluate
-from numpyro_rwpo.dynamics.hamiltonian import Reference, Tuning, make_metric, sweep
 from numpyro_rwpo.model.target import Differentiation
 from numpyro_rwpo.priors.laplace import laplace_prior
 
