@@ -71,7 +71,7 @@ def emitted(
 
     drawn = jax.tree.map(entry, buffer)
     z, log_jacobian = emit(drawn.particles, state.centring)
-    beta = settings.inverse_temperature
+    height = drawn.potential / settings.inverse_temperature - log_jacobian
     move = state.move
     num_steps = move.num_sweeps * move.num_steps
     if target.proposal is not None:
@@ -81,10 +81,10 @@ def emitted(
         iteration=state.iteration + 1,
         z=z,
         diverging=drawn.diverging,
-        potential_energy=drawn.potential / beta - log_jacobian,
+        potential_energy=height,
         accept_prob=drawn.accept_prob,
         num_steps=num_steps * settings.corrected,
-        energy=drawn.energy,
+        energy=height + drawn.energy - drawn.potential,
         num_gradients=state.num_gradients + spent,
         ensemble=ensemble,
         buffer=buffer,

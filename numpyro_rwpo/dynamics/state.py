@@ -82,7 +82,8 @@ class RWPOState(NamedTuple):
         potential_energy: minus the log density at ``z``, up to a constant.
         accept_prob: the emitted particle's mean acceptance probability since its state before.
         num_steps: gradient evaluations of the emitted particle since its state before.
-        energy: potential plus kinetic energy where the particle's last trajectory ended.
+        energy: `potential_energy` plus the kinetic energy where the particle's last trajectory
+            ended.
         num_gradients: gradient evaluations of the whole ensemble since the start, warm-up included.
         step_size: leapfrog step size, whitened units.
         rng_key: random key; each refresh folds its iteration into it.
