@@ -38,10 +38,16 @@ from numpyro_rwpo.dynamics.settings import (
 )
 from numpyro_rwpo.dynamics.state import (
     STATE_AXES,
+    Ready,
     RWPOState,
+    after_trees,
+    after_warm_up,
+    agree,
     initial_state,
+    placed_state,
 )
-from numpyro_rwpo.dynamics.warmup import WarmUp, warm_up
+from numpyro_rwpo.dynamics.trees import NUM_PARTICLES, TreeMove, TreeWarmUp, warm_up_trees
+from numpyro_rwpo.dynamics.warmup import WarmUp, spread, warm_up
 from numpyro_rwpo.heads.registry import Fit, find_head
 from numpyro_rwpo.model.checks import explained
 from numpyro_rwpo.model.model_source import ModelSource
@@ -332,9 +338,10 @@ class RWPO(MCMCKernel):
         warm = self._warm_up(
             (source.layout, settings), (keys[:, 1], start, numbers), model_args, model_kwargs
         )
-        chosen = warm.adaptation.chosen[0]
-        number = 0 if isinstance(chosen, jax.core.Tracer) else int(chosen)
-        state = self._first_state((number, settings), (keys[:, 0], warm), (), {})
+        ready, num_states = self._choose_move(
+            warm, (keys[:, 1], start, numbers), model_args, model_kwargs
+        )
+        state = self._first_state((num_warmup, num_states), (keys[:, 0], ready), (), {})
         if not is_batch:
             state = jax.tree.map(lambda x: x[0] if jnp.ndim(x) else x, state)
             state = state._replace(iteration=jnp.array(-num_warmup))
@@ -342,6 +349,26 @@ class RWPO(MCMCKernel):
         self._layout = layout(z)
         self._sample_fn = self._sample
         return state._replace(z=z)
+
+    def _choose_move(
+        self,
+        warm: WarmUp,
+        inputs: tuple[jax.Array, jax.Array, Numbers],
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Ready, int]:
+        """The ensembles with the move that suits them, and states per particle and refresh."""
+        settings = self._settings
+        assert settings is not None
+        chosen = warm.adaptation.chosen[0]
+        is_traced = isinstance(chosen, jax.core.Tracer)
+        ready = after_warm_up(warm, 0 if is_traced else int(chosen))
+        can_start_anew = settings.corrected and self._proposal is None and not is_traced
+        if self._placement.mesh is not None or not can_start_anew or agree(ready):
+            return ready, settings.num_states
+        small = settings._replace(num_particles=NUM_PARTICLES)
+        trees = self._warm_up_trees((None, small), inputs, model_args, model_kwargs)
+        return after_trees(ready, trees), num_states(NUM_PARTICLES)
 
     def _resolve(
         self,
@@ -443,19 +470,36 @@ class RWPO(MCMCKernel):
 
             return jax.vmap(warm_up_chain, axis_name="chain")(rng_keys, starts)
 
+        def warm_up_small(
+            constants: Any, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> TreeWarmUp:
+            _, settings = constants
+            rng_keys, starts, numbers = inputs
+            target = self._bind(args, kwargs, starts.dtype).target
+
+            def warm_up_chain(key: jax.Array, start: jax.Array) -> TreeWarmUp:
+                key_spread, key_trees = random.split(key)
+                particles = spread(key_spread, start, settings)
+                aim = numbers.target_accept_prob
+                return warm_up_trees(key_trees, particles, target, settings.num_warmup, aim)
+
+            return jax.vmap(warm_up_chain)(rng_keys, starts)
+
         def first_state(
             constants: Any, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> RWPOState:
-            number, settings = constants
-            return jax.vmap(
-                partial(initial_state, number=number, settings=settings), out_axes=STATE_AXES
-            )(*inputs)
+            rng_keys, ready = inputs
+            states = jax.vmap(
+                lambda key, ready: initial_state(key, ready, *constants), out_axes=STATE_AXES
+            )(rng_keys, ready)
+            return placed_state(states, self._placement)
 
         def options(constants: Any, inputs: Any) -> dict[str, Any] | None:
             return quick_options(constants[1].num_particles * inputs[1].size)
 
         self._prepare = CompiledOnce(prepare)
         self._warm_up = CompiledOnce(warm_up_chains, options)
+        self._warm_up_trees = CompiledOnce(warm_up_small)
         self._first_state = CompiledOnce(first_state)
 
     def _bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any], dtype: Any) -> Bound:
@@ -490,9 +534,11 @@ class RWPO(MCMCKernel):
         step = partial(iterate, settings=settings, emit=emit)
         if jnp.ndim(state.step_size) == 0:
             return step(state, target)
+        if not isinstance(state.move, TreeMove):  # particles of a tree go on at their own pace
+            target = pool_chains(target, "chain")
         # `iteration` stays unbatched: what depends on it alone stays a branch for all chains.
         return jax.vmap(
-            partial(step, target=pool_chains(target, "chain")),
+            partial(step, target=target),
             in_axes=(STATE_AXES,),
             out_axes=STATE_AXES,
             axis_name="chain",
@@ -516,7 +562,15 @@ class RWPO(MCMCKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""
-        built = ("_sample_fn", "_source", "_layout", "_prepare", "_warm_up", "_first_state")
+        built = (
+            "_sample_fn",
+            "_source",
+            "_layout",
+            "_prepare",
+            "_warm_up",
+            "_warm_up_trees",
+            "_first_state",
+        )
         return {**self.__dict__, **dict.fromkeys(built)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

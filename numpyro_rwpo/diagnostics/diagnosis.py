@@ -30,7 +30,10 @@ from numpyro_rwpo.diagnostics.report import Report
 from numpyro_rwpo.diagnostics.stein import MAX_DRAWS, stein_discrepancy, stein_identities
 from numpyro_rwpo.dynamics.adaptation import MAX_STEPS
 from numpyro_rwpo.dynamics.flows import ExactFlow
+from numpyro_rwpo.dynamics.moves import HamiltonianMove
+from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.dynamics.transport import is_at_rest
+from numpyro_rwpo.dynamics.trees import TreeMove
 from numpyro_rwpo.model.laplace_sites import describe_laplace_sites
 from numpyro_rwpo.runs.mcmc import Run, latest_draws, read_finished_run
 
@@ -195,17 +198,17 @@ def _corrected_chains(run: Run, worst: np.ndarray) -> list[CorrectedChain]:
         run: the run.
         worst: draws of the coordinates to look at, (chains, draws, num_coordinates).
     """
-    state, warm_up, move = run.state, run.state.warm_up, run.state.move
+    state, warm_up = run.state, run.state.warm_up
     in_buffer = state.buffer.accept_prob.reshape(len(state.step_size), -1)
     accept_prob = np.asarray(run.extra_fields.get("accept_prob", in_buffer))
     particles = run.particles
     if "accept_prob" not in run.extra_fields:
-        particles = np.repeat(np.arange(run.num_particles), run.settings.num_states)
+        particles = np.repeat(np.arange(run.num_particles), run.num_states)
     diverging = np.asarray(run.extra_fields["diverging"])
     metric, flow = _metric_and_flow(run)
     rows = []
     for chain, row in enumerate(_chains(run)):
-        num_steps, num_sweeps = int(move.num_steps[chain]), int(move.num_sweeps[chain])
+        num_steps, num_sweeps, num_jumps = _way_between_draws(state, chain)
         rows.append(
             CorrectedChain(
                 num_gradients=row.num_gradients,
@@ -228,7 +231,7 @@ def _corrected_chains(run: Run, worst: np.ndarray) -> list[CorrectedChain]:
                 steps_per_trajectory=num_steps,
                 is_trajectory_cut=num_steps >= MAX_STEPS,
                 trajectories_per_draw=num_sweeps,
-                jumps_per_draw=int(move.num_jumps[chain]) if run.has_proposal else 0,
+                jumps_per_draw=num_jumps if run.has_proposal else 0,
                 gradients_per_draw=int(state.num_steps[chain]),
                 share_stuck=stuck_share(accept_prob[chain], particles, num_sweeps),
             )
@@ -236,9 +239,22 @@ def _corrected_chains(run: Run, worst: np.ndarray) -> list[CorrectedChain]:
     return rows
 
 
+def _way_between_draws(state: RWPOState, chain: int) -> tuple[int, int, int]:
+    """Steps of a trajectory, trajectories, and jumps between two draws of a particle."""
+    move = state.move
+    if isinstance(move, HamiltonianMove):
+        numbers = move.num_steps[chain], move.num_sweeps[chain], move.num_jumps[chain]
+        return int(numbers[0]), int(numbers[1]), int(numbers[2])
+    return round(float(state.buffer.num_steps[chain].mean())), 1, 0
+
+
 def _metric_and_flow(run: Run) -> tuple[str, str]:
     """The metric and the flow that warm-up chose, in words."""
-    if isinstance(run.state.move.flow, ExactFlow):
+    move = run.state.move
+    if isinstance(move, TreeMove):
+        return "diagonal", "no U-turn"
+    assert isinstance(move, HamiltonianMove)
+    if isinstance(move.flow, ExactFlow):
         return "diagonal", "exact"
     settings = run.settings
     return "dense" if settings.dense else "low-rank" if settings.rank else "diagonal", "harmonic"

@@ -112,7 +112,7 @@ class CorrectedChain(Chain):
         warmup_updates: trajectories of each particle during adaptation.
         is_settled: whether adaptation ended because its estimates were steady.
         metric: ``"dense"``, ``"low-rank"`` or ``"diagonal"``.
-        flow: ``"harmonic"`` or ``"exact"``.
+        flow: ``"harmonic"``, ``"exact"`` or ``"no U-turn"``.
         step_size: leapfrog step size, in whitened units.
         steps_per_trajectory: leapfrog steps in a trajectory.
         is_trajectory_cut: whether that is the most that is allowed.

@@ -26,7 +26,7 @@ from numpyro_rwpo.dynamics.metric import (
 )
 from numpyro_rwpo.dynamics.moves import (
     TRAJECTORY_LENGTH,
-    Move,
+    HamiltonianMove,
     Sweep,
     hamiltonian_sweep,
     jump_sweep,
@@ -37,6 +37,8 @@ from numpyro_rwpo.model.target import Target
 
 # Longest trajectory, in leapfrog steps: that of NUTS with its default tree depth of 10.
 MAX_STEPS = 1024
+# Mean acceptance below which the step size is so wrong that it shrinks by a factor of ten.
+HOPELESS = 0.02
 # Updates that each flow on trial has before the first comparison; the first of them still meets
 # the step size that was guessed.
 TRIAL_UPDATES = 3
@@ -59,7 +61,9 @@ STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
 # Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
 # thousand with which NUTS warms up by default.
 MAX_TRAJECTORIES = 2000
-# Updates that this limit leaves in any case.
+# Leapfrog steps of a trajectory beyond which an ensemble that moves in step wastes too many.
+MAX_AFFORDABLE = 128
+# Updates that these limits leave in any case; half of them where trajectories are too long.
 MIN_LIMIT = 24
 # Standard deviations at which statistics are clipped: one straggler must not decide for all.
 CLIP = 3.0
@@ -85,6 +89,7 @@ class Adaptation(NamedTuple):
         potential: running mean of the particles' mean potential, scalar.
         jump_rate: running mean of the acceptance of jumps to the user's proposal, scalar.
         is_settled: whether the estimates are steady, scalar.
+        is_spent: whether warm-up gives up before they are, scalar.
     """
 
     updates: jax.Array
@@ -99,6 +104,7 @@ class Adaptation(NamedTuple):
     potential: jax.Array
     jump_rate: jax.Array
     is_settled: jax.Array
+    is_spent: jax.Array
 
 
 def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adaptation:
@@ -124,6 +130,7 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
         potential=zero,
         jump_rate=zero,
         is_settled=jnp.zeros((), bool),
+        is_spent=jnp.zeros((), bool),
     )
 
 
@@ -163,7 +170,7 @@ def make_flow(name: str, adaptation: Adaptation, target: Target) -> Flow:
     return HarmonicFlow(mean, preconditioner.factor, preconditioner.inverse, slope, curvature)
 
 
-def make_move(name: str, number: int, adaptation: Adaptation, target: Target) -> Move:
+def make_move(name: str, number: int, adaptation: Adaptation, target: Target) -> HamiltonianMove:
     """The move that sampling takes with the flow of that name, the ``number``-th on trial."""
     step_size = jnp.exp(adaptation.log_step_mean[number])
     num_steps = num_leapfrog_steps(step_size, MAX_STEPS)
@@ -174,7 +181,7 @@ def make_move(name: str, number: int, adaptation: Adaptation, target: Target) ->
     most = jnp.maximum(AFFORDABLE_STEPS // num_steps, 1)
     missed = jnp.clip(1 - adaptation.jump_rate, 1e-3, 0.999)
     jumps = jnp.ceil(math.log(KEPT_CORRELATION) / jnp.log(missed))
-    return Move(
+    return HamiltonianMove(
         flow=make_flow(name, adaptation, target),
         step_size=step_size,
         num_steps=num_steps,
@@ -212,7 +219,8 @@ def _adapt_step(
     # The mean acceptance over many particles is hardly noisy: a proportional rule is enough.
     error = accept_prob - aim
     error = jnp.where(error < 0, error / aim, error / (1 - aim))
-    log_step = log_step + jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
+    change = jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
+    log_step = log_step + jnp.where(accept_prob < HOPELESS, -math.log(10), change)
     # A longer rotation would turn back.
     return jnp.minimum(log_step, math.log(TRAJECTORY_LENGTH))
 
@@ -261,20 +269,28 @@ def _cheapest(adaptation: Adaptation, target: Target) -> jax.Array:
     return jnp.argmax(efficiency)
 
 
-def _is_settled(
+def _is_steady(
     adaptation: Adaptation, mean: jax.Array, spread: jax.Array, settings: Settings
 ) -> jax.Array:
-    """Whether step size and potential are steady, or the budget is spent, scalar."""
+    """Whether step size and mean potential have stopped changing, scalar."""
     trial = TRIAL_UPDATES * len(settings.flows) if len(settings.flows) > 1 else 0
     ahead = (adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
     steady = jnp.abs(ahead) < STEADY_STEP
     steady &= jnp.abs(mean - adaptation.potential) < STEADY_POTENTIAL * spread
+    return steady & (adaptation.updates >= trial + MIN_UPDATES)
+
+
+def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
+    """Whether warm-up costs more than these moves can be worth, scalar.
+
+    Either it has spent what NUTS would, or its trajectories are so long that trees, which end by
+    themselves, are cheaper.
+    """
     num_steps = num_leapfrog_steps(jnp.exp(adaptation.log_step[adaptation.chosen]), MAX_STEPS)
     spent = settings.num_particles * adaptation.num_steps > MAX_TRAJECTORIES * num_steps
-    return jnp.where(
-        adaptation.updates >= MIN_LIMIT,
-        steady | spent,
-        steady & (adaptation.updates >= trial + MIN_UPDATES),
+    too_long = num_steps > MAX_AFFORDABLE
+    return (too_long & (adaptation.updates >= MIN_LIMIT // 2)) | (
+        spent & (adaptation.updates >= MIN_LIMIT)
     )
 
 
@@ -322,6 +338,7 @@ def adapt(
         num_steps=adaptation.num_steps + num_steps,
         chosen=_cheapest(learned, target),
     )
-    is_settled = _is_settled(learned, mean, spread, settings)
+    is_settled = _is_steady(learned, mean, spread, settings)
+    is_spent = _is_spent(learned, settings) & ~is_settled
     running = _blend(adaptation.potential, mean, jnp.where(adaptation.updates == 0, 1.0, 0.3))
-    return after, learned._replace(is_settled=is_settled, potential=running)
+    return after, learned._replace(is_settled=is_settled, is_spent=is_spent, potential=running)

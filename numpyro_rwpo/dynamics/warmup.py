@@ -24,7 +24,7 @@ from numpyro_rwpo.dynamics.adaptation import (
     make_move,
 )
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
-from numpyro_rwpo.dynamics.moves import Move
+from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, num_start_rows, start_ensemble
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.transport import (
@@ -89,7 +89,7 @@ class WarmUp(NamedTuple):
     ensemble: Ensemble
     potential: jax.Array
     adaptation: Adaptation
-    moves: tuple[Move, ...]
+    moves: tuple[HamiltonianMove, ...]
     placement: Placement
 
 
@@ -197,6 +197,11 @@ def place(
     )
 
 
+def _is_done(adaptation: Adaptation, settings: Settings) -> jax.Array:
+    is_late = adaptation.updates >= settings.num_warmup
+    return adaptation.is_settled | adaptation.is_spent | is_late
+
+
 def warm_up(
     rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
 ) -> WarmUp:
@@ -220,7 +225,7 @@ def warm_up(
             return adapt(key, *carry, target, settings, numbers.target_accept_prob)
 
         ensemble, adaptation = lax.while_loop(
-            lambda carry: ~carry[1].is_settled & (carry[1].updates < settings.num_warmup),
+            lambda carry: ~_is_done(carry[1], settings),
             update,
             (ensemble, adaptation),
         )

@@ -126,7 +126,9 @@ def _build(cls: Any, prefix: str, arrays: Arrays) -> Any:
 
 def _kind_in_file(kinds: tuple[Any, ...], prefix: str, arrays: Arrays) -> Any:
     """The named tuple, of several that a field may hold, whose fields are there."""
-    names = {name[len(prefix) + 1 :].split(".")[0] for name in arrays if name.startswith(f"{prefix}.")}
+    names = {
+        name[len(prefix) + 1 :].split(".")[0] for name in arrays if name.startswith(f"{prefix}.")
+    }
     kinds = tuple(kind for kind in kinds if hasattr(kind, "_fields"))
     return next((kind for kind in kinds if set(kind._fields) == names), kinds[0])
 

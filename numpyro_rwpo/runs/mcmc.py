@@ -65,6 +65,11 @@ class Run(NamedTuple):
         return int(self.state.ensemble.particles.shape[1])
 
     @property
+    def num_states(self) -> int:
+        """Successive states of a particle that are drawn next to each other."""
+        return int(self.state.buffer.potential.shape[2])
+
+    @property
     def distinct(self) -> slice | np.ndarray:
         """Index of the draws that are not repetitions: all, or each noise-free particle once."""
         if self.settings.corrected:
@@ -72,13 +77,13 @@ class Run(NamedTuple):
         return np.sort(np.unique(self.particles, return_index=True)[1])
 
 
-def emitted_particles(iterations: np.ndarray, settings: Settings) -> np.ndarray:
+def emitted_particles(iterations: np.ndarray, num_particles: int, num_states: int) -> np.ndarray:
     """Index of the particle that the kernel emits at each iteration, (num_iterations,).
 
     Iteration 0 is the first one after warm-up. Everything that depends on the order of the draws
     calls this function.
     """
-    return iterations % settings.draws_per_refresh // settings.num_states
+    return iterations % (num_particles * num_states) // num_states
 
 
 def latest_draws(particles: np.ndarray, number: int) -> np.ndarray:
@@ -158,7 +163,7 @@ def read_run(mcmc: Any) -> Run:
         samples=mcmc.get_samples(group_by_chain=True),
         extra_fields=mcmc.get_extra_fields(group_by_chain=True),
         num_draws=num_draws,
-        particles=emitted_particles(iterations, kernel.settings),
+        particles=emitted_particles(iterations, *state.buffer.potential.shape[1:]),
     )
 
 

@@ -14,6 +14,7 @@ from jax import random
 from numpyro_rwpo.dynamics import adaptation as module
 from numpyro_rwpo.dynamics.adaptation import (
     AFFORDABLE_STEPS,
+    MAX_AFFORDABLE,
     MAX_JUMPS,
     MAX_STEPS,
     MAX_TRAJECTORIES,
@@ -177,39 +178,68 @@ def test_a_steady_ensemble_settles(flows: tuple[str, ...], trial: int) -> None:
     assert any(settled)
 
 
-def unsteady(updates: int, *, ahead: float = 0.0, above: float = 0.0, num_steps: int = 0) -> bool:
-    """Whether an adaptation settles whose step size or potential is not where it was.
+@pytest.fixture(scope="module")
+def steady() -> tuple[Ensemble, Adaptation]:
+    """An ensemble of a normal density and what forty updates have learned from it."""
+    return adapted(NORMAL, make_settings("exact"), normal_ensemble(), 40)
+
+
+def one_more(
+    steady: tuple[Ensemble, Adaptation],
+    updates: int,
+    *,
+    ahead: float = 0.0,
+    above: float = 0.0,
+    shorter: float = 0.0,
+    num_steps: int = 0,
+) -> tuple[bool, bool]:
+    """Whether an adaptation is settled or spent, after one more update from another state.
 
     Args:
+        steady: what is changed.
         updates: before the one that is made.
         ahead: log step size less its running mean.
-        above: mean potential less its running mean, in standard deviations of the potential.
+        above: running mean of the potential less the mean potential, in standard deviations.
+        shorter: by how much the log step size is lowered, and its running mean with it.
         num_steps: leapfrog steps made so far.
     """
-    ensemble, steady = adapted(NORMAL, make_settings("exact"), normal_ensemble(), 40)
+    ensemble, learned = steady
     height = potential(ensemble, NORMAL)
-    changed = steady._replace(
+    mean = learned.log_step_mean - shorter
+    changed = learned._replace(
         updates=jnp.asarray(updates),
-        log_step=steady.log_step_mean + ahead,
+        log_step=mean + ahead,
+        log_step_mean=mean,
         potential=height.mean() + above * height.std(),
         num_steps=jnp.asarray(num_steps),
         uses=jnp.asarray([40]),
     )
     settings = make_settings("exact")
-    return bool(adapt(random.key(7), ensemble, changed, NORMAL, settings, 0.8)[1].is_settled)
+    after = adapt(random.key(7), ensemble, changed, NORMAL, settings, 0.8)[1]
+    return bool(after.is_settled), bool(after.is_spent)
 
 
-def test_what_is_not_steady_goes_on() -> None:
-    assert unsteady(MIN_LIMIT + 20)  # negative control: nothing is changed
-    assert not unsteady(MIN_LIMIT + 20, ahead=0.8)
-    assert not unsteady(MIN_LIMIT + 20, above=1.0)
+def test_what_is_not_steady_goes_on(steady: tuple[Ensemble, Adaptation]) -> None:
+    late = MIN_LIMIT + 20
+    assert one_more(steady, late) == (True, False)  # negative control: nothing is changed
+    assert one_more(steady, late, ahead=0.8) == (False, False)
+    assert one_more(steady, late, above=1.0) == (False, False)
 
 
-def test_the_budget_of_gradients_ends_it() -> None:
+def test_the_budget_of_gradients_ends_it(steady: tuple[Ensemble, Adaptation]) -> None:
     """Two thousand trajectories of the ensemble, but some updates in any case."""
     spent = MAX_TRAJECTORIES * 10
-    assert unsteady(MIN_LIMIT + 20, above=1.0, num_steps=spent)
-    assert not unsteady(MIN_LIMIT - 2, above=1.0, num_steps=spent)
+    assert one_more(steady, MIN_LIMIT, above=1.0, num_steps=spent) == (False, True)
+    assert one_more(steady, MIN_LIMIT - 2, above=1.0, num_steps=spent) == (False, False)
+    # What is steady by then has not been given up.
+    assert one_more(steady, MIN_LIMIT, num_steps=spent) == (True, False)
+
+
+def test_trajectories_that_grow_too_long_end_it(steady: tuple[Ensemble, Adaptation]) -> None:
+    shorter = math.log(8 * MAX_AFFORDABLE)
+    early = MIN_LIMIT // 2
+    assert one_more(steady, early, above=1.0, shorter=shorter) == (False, True)
+    assert one_more(steady, early - 2, above=1.0, shorter=shorter) == (False, False)
 
 
 # --------------------------------------------------------------------------- choice of the flow

@@ -18,9 +18,8 @@ from numpyro_rwpo.dynamics.flows import ExactFlow, Flow, HarmonicFlow, leapfrog
 from numpyro_rwpo.dynamics.moves import (
     STEP_JITTER,
     TRAJECTORY_LENGTH,
-    Move,
+    HamiltonianMove,
     Sweep,
-    advance,
     hamiltonian_sweep,
     jump_sweep,
     num_leapfrog_steps,
@@ -211,7 +210,7 @@ def test_hamiltonian_sweeps_leave_the_target_invariant(
 def test_jumps_leave_the_target_invariant(
     num_trajectories: int, draws: tuple[jax.Array, jax.Array]
 ) -> None:
-    """Jumps alone, and all that `advance` does between two draws that are kept."""
+    """Jumps alone, and all that a move does between two draws that are kept."""
 
     def moved(target: Target) -> jax.Array:
         target = target._replace(proposal=student_proposal())
@@ -223,33 +222,35 @@ def test_jumps_leave_the_target_invariant(
             return ensemble.particles
         one, three = jnp.asarray(1), jnp.asarray(3)
         flow = make_flow(target, "dense")
-        move = Move(flow, jnp.asarray(0.9), one, one * num_trajectories, three)
-        return advance(random.key(2), ensemble, move, target).ensemble.particles
+        move = HamiltonianMove(flow, jnp.asarray(0.9), one, one * num_trajectories, three)
+        return move.advance(random.key(2), ensemble, target)[0].particles
 
     assert largest_z(moved(make_target()), draws[1]) < 4.5
     assert largest_z(moved(make_target(prior=False)), draws[1]) > 10
 
 
-def test_advance_is_jumps_and_then_trajectories() -> None:
+def test_a_move_is_jumps_and_then_trajectories() -> None:
     """The draw that is kept is the last state; the trajectories on the way count for it."""
     target = make_target()._replace(proposal=student_proposal())
     flow, step = make_flow(target, "dense"), jnp.asarray(1.4)
     ensemble = evaluate(exact_draws(random.key(0), 2000), target)
     key, steps = random.key(1), jnp.asarray(2)
-    after = advance(key, ensemble, Move(flow, step, steps, jnp.asarray(3), jnp.asarray(2)), target)
+    move = HamiltonianMove(flow, step, steps, num_sweeps=jnp.asarray(3), num_jumps=jnp.asarray(2))
+    after, total = move.advance(key, ensemble, target)
 
     expected, sweeps = ensemble, []
-    for k in (-1, -2):
-        expected, _ = jump_sweep(random.fold_in(key, jnp.asarray(k)), expected, target)
+    for k in range(2):
+        expected, _ = jump_sweep(random.fold_in(key, 2**20 + k), expected, target)
     assert np.any(np.asarray(expected.particles) != ensemble.particles)
     for k in range(3):
         key_sweep = random.fold_in(key, k)
         expected, sweep = hamiltonian_sweep(key_sweep, expected, flow, step, steps, target)
         sweeps.append(sweep)
-    np.testing.assert_allclose(after.ensemble.particles, expected.particles, atol=1e-5)
+    np.testing.assert_allclose(after.particles, expected.particles, atol=1e-5)
     mean = np.mean([sweep.accept_prob for sweep in sweeps], axis=0)
-    np.testing.assert_allclose(after.sweep.accept_prob, mean, atol=1e-4)
-    np.testing.assert_allclose(after.sweep.energy, sweeps[-1].energy, rtol=1e-4)
+    np.testing.assert_allclose(total.accept_prob, mean, atol=1e-4)
+    np.testing.assert_allclose(total.energy, sweeps[-1].energy, rtol=1e-4)
+    np.testing.assert_array_equal(total.num_steps, 3 * 2 + 2)
 
 
 @pytest.mark.parametrize("form", FLOWS)
