@@ -402,7 +402,8 @@ class RWPO(MCMCKernel):
         check_use(num_particles, self._placement)
         dense, rank = metric_form(num_particles, dim, self._dense_mass)
         flows = flows_on_trial(dense, rank, self._source.has_prior, self._dense_mass)
-        if isinstance(start, jax.core.Tracer):
+        measured = start, self._target_accept_prob, self._relative_prox_time
+        if any(isinstance(x, jax.core.Tracer) for x in measured):
             # Nothing can be measured before the program is compiled: a dense metric serves most
             # posteriors of few dimensions, the prior's exact flow those of many.
             flows = flows[:1] if dense else flows[-1:]

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.dynamics.ensemble import Ensemble
-from numpyro_rwpo.dynamics.moves import Move
+from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.transport import Progress
-from numpyro_rwpo.dynamics.trees import NUM_UPDATES, TreeWarmUp
+from numpyro_rwpo.dynamics.trees import NUM_UPDATES, TreeMove, TreeWarmUp
 from numpyro_rwpo.dynamics.warmup import WarmUp
 from numpyro_rwpo.support.sharding import Placement
 
@@ -92,7 +92,8 @@ class RWPOState(NamedTuple):
         potential_energy: minus the log density at ``z``, up to a constant.
         accept_prob: the emitted particle's mean acceptance probability since its state before.
         num_steps: gradient evaluations of the emitted particle since its state before.
-        energy: potential plus kinetic energy where the particle's last trajectory ended.
+        energy: `potential_energy` plus the kinetic energy where the particle's last trajectory
+            ended.
         num_gradients: gradient evaluations of the whole ensemble since the start, warm-up included.
         step_size: leapfrog step size, whitened units.
         rng_key: random key; each refresh folds its iteration into it.
@@ -116,7 +117,7 @@ class RWPOState(NamedTuple):
     rng_key: jax.Array
     centring: jax.Array
     ensemble: Ensemble
-    move: Move
+    move: HamiltonianMove | TreeMove
     buffer: Buffer
     warm_up: WarmUpReport
 
@@ -177,7 +178,7 @@ class Ready(NamedTuple):
     ensemble: Ensemble
     potential: jax.Array
     centring: jax.Array
-    move: Move
+    move: HamiltonianMove | TreeMove
     warm_up: WarmUpReport
 
 

@@ -42,7 +42,6 @@ SETTINGS = RunSettings(
     num_samples=1000,
     num_particles=64,
     num_warmup=200,
-    num_transport=40,
     dim=2,
     target_accept_prob=0.8,
     inverse_temperature=1.0,
@@ -82,19 +81,20 @@ def sound() -> Measurements:
         ess_tail=850.0,
         accept_prob=0.8,
         num_divergences=0,
+        placement="descent",
+        warmup_gradients=4000,
+        warmup_gradients_in_a_row=60,
+        warmup_updates=12,
+        is_settled=True,
         metric="dense",
-        flow="free",
+        flow="harmonic",
         step_size=0.5,
-        steps_per_sweep=3,
+        steps_per_trajectory=3,
         is_trajectory_cut=False,
-        independent_sweeps=1,
-        hamiltonian_sweeps=2,
-        short_sweeps=0,
-        is_sweep_limit_reached=False,
-        share_stuck=0.0,
-        stuck_below=0.1,
+        trajectories_per_draw=2,
+        jumps_per_draw=0,
         gradients_per_draw=6,
-        expected_residual_correlation=0.08,
+        share_stuck=0.0,
     )
     values = {"mean": 0.0, "sd": 1.0, "r_hat": 1.001, "ess_bulk": 4e3, "ess_tail": 4e3}
     return CorrectedMeasurements(
@@ -148,9 +148,9 @@ CASES = [
     ("coordinates.1.r_hat", float("nan"), "R-hat", sound),
     ("coordinates.1.sd", 0.0, "constant", sound),
     ("coordinates.0.ess_tail", 150.0, "ESS", sound),
-    ("chains.1.is_sweep_limit_reached", True, "slow particles", sound),
-    ("mixing.correlation", 0.5, "slow particles", sound),
-    ("chains.1.share_stuck", 0.01, "stuck particles", sound),
+    ("chains.1.is_settled", False, "warm-up", sound),
+    ("mixing.correlation", 0.99, "slow particles", sound),
+    ("chains.1.share_stuck", 0.02, "stuck particles", sound),
     ("mixing.drift_z", -6.0, "drift", sound),
     ("chains.0.num_divergences", 3, "divergences", sound),
     ("chains.0.accept_prob", 0.3, "acceptance", sound),
@@ -213,7 +213,7 @@ def test_the_column_of_the_whole_run_has_what_counts_between_chains():
     assert rows["divergent draws"] == ["0", "2", "2"]
     assert rows["acceptance"] == ["0.80", "0.70", "0.70 to 0.80"]
     assert rows["gradient evaluations"] == ["1,000", "1,000", "2,000"]
-    assert rows["flow"] == ["free", "exact", "mixed"]
+    assert rows["flow"] == ["harmonic", "exact", "mixed"]
 
 
 def test_limits_on_z_have_the_stated_false_alarm_rate():
@@ -225,22 +225,26 @@ def test_limits_on_z_have_the_stated_false_alarm_rate():
 
 
 def test_stuck_particles_are_counted_where_chance_cannot_make_them() -> None:
-    """Five of 1000; after few sweeps a particle that moves well may have rejected them all.
+    """Five of 1000; after few trajectories a particle that moves well may have rejected them all.
 
-    Two more accept the short steps only, of which there are eight among forty.
+    Each particle has four draws next to each other, and what counts is the mean over all of them.
     """
-    accept_prob = np.where(np.arange(1000) < 5, 0.02, 0.8)
-    accept_prob[5:7] = 0.21
-    assert stuck_share(accept_prob, 40, 0) == pytest.approx((0.005, 0.1))
-    assert stuck_share(accept_prob, 40, 8) == pytest.approx((0.007, 0.28))
-    assert stuck_share(accept_prob, 3, 0)[0] == 0
+    particles = np.repeat(np.arange(1000), 4)
+    accept_prob = np.full(4000, 0.8)
+    accept_prob[particles < 5] = 0.02
+    accept_prob[(particles == 5) & (np.arange(4000) % 4 > 0)] = 0.0  # one good draw in four
+    assert stuck_share(accept_prob, particles, 2) == pytest.approx(0.005)
+    assert stuck_share(accept_prob, particles, 1) == 0
+    # Particles that have not been drawn are not known to move well.
+    some = particles < 100
+    assert stuck_share(accept_prob[some], particles[some], 2) == pytest.approx(0.05)
 
 
 def test_everything_is_in_the_dictionary():
     """Plain values by the names of the records, which JSON can hold."""
     report = Report(sound(), [])
     figures = report.to_dict()
-    assert figures["chains"][1]["flow"] == "free"
+    assert figures["chains"][1]["flow"] == "harmonic"
     assert figures["stein"]["discrepancy"]["p_value"] == 0.5
     assert figures["stein"]["virial"] == [1.0, 1.05]
     assert json.loads(json.dumps(figures)) == figures
