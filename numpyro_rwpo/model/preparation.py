@@ -175,7 +175,8 @@ class CompiledOnce(Generic[T]):
     ) -> T:
         """Run the program; what the function raises, it raises with the data as constants."""
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((inputs, args, kwargs))):
-            return self._function(constants, inputs, args, kwargs)
+            traced = jax.jit(lambda inputs: self._function(constants, inputs, args, kwargs))
+            return traced(inputs)
         arrays, layout = split_arrays(args, kwargs)
         options = self._options(constants, inputs)
         chosen = None if options is None else tuple(sorted(options.items()))
