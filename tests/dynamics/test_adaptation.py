@@ -118,17 +118,17 @@ def test_first_moments_are_the_ensembles_own(dense: bool) -> None:
 def test_acceptance_steers_the_step_size(aim: float) -> None:
     """From its guess the step size comes to where as much is accepted as was asked for.
 
-    A diagonal metric does not suit this target, so that a quarter turn takes many steps: a step
-    size of which one or two make a quarter turn could only be a little too long or too short.
+    In so many dimensions a quarter turn takes many steps: a step size of which one or two make a
+    quarter turn could only be a little too long or too short.
     """
-    target, draws = correlated(1e4)
-    settings = make_settings("exact")
-    _, learned = adapted(target, settings, evaluate(draws[:NUM_PARTICLES], target), 80, aim)
-    move = make_move("exact", 0, learned, target)
-    assert move.num_steps > 8
-    steps = move.step_size, move.num_steps
-    many = evaluate(draws[NUM_PARTICLES:], target)
-    _, sweep = hamiltonian_sweep(random.key(4), many, move.flow, *steps, target)
+    dim, settings = 4096, make_settings("exact")
+    _, learned = adapted(NORMAL, settings, normal_ensemble(dim=dim), 40, aim)
+    move = make_move("exact", 0, learned, NORMAL)
+    assert move.num_steps > 5
+    many = evaluate(random.normal(random.key(3), (500, dim)), NORMAL)
+    _, sweep = hamiltonian_sweep(
+        random.key(4), many, move.flow, move.step_size, move.num_steps, NORMAL
+    )
     assert abs(float(sweep.accept_prob.mean()) - aim) < 0.08
 
 
