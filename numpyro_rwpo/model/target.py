@@ -99,7 +99,7 @@ def pool_chains(target: Target, axis_name: str) -> Target:
             lax.dynamic_slice_in_dim(gradient, start, number),
         )
 
-    return target._replace(smooth=smooth)
+    return target._replace(smooth=smooth, placement=placement)
 
 
 def has_loop(bind: Callable[[], Target], dim: int, dtype: Any) -> bool:
