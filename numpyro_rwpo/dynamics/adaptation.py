@@ -50,8 +50,9 @@ MEMORY = 0.1
 # which further trajectories come between them, as long as these together take no more than
 # AFFORDABLE_STEPS gradients: beyond, ArviZ sees what is left.
 KEPT_CORRELATION, AFFORDABLE_STEPS = 0.5, 24
-# Most jumps to draws of the user's proposal between two draws of a particle.
-MAX_JUMPS = 32
+# Share of the particles that have not jumped between two draws, at most: a jump costs one gradient,
+# and may be all that brings particles from one mode to another. So many jumps at most.
+JUMP_CORRELATION, MAX_JUMPS = 0.1, 64
 # Weight of the share of divergent trajectories against the acceptance probability: one in a hundred
 # counts as a tenth less acceptance, since it marks a region that the draws miss.
 DIVERGENCE_COST = 10.0
@@ -188,7 +189,7 @@ def make_move(name: str, number: int, adaptation: Adaptation, target: Target) ->
     wanted = jnp.ceil(math.log(KEPT_CORRELATION) / jnp.log(slowest))
     most = jnp.maximum(AFFORDABLE_STEPS // num_steps, 1)
     missed = jnp.clip(1 - adaptation.jump_rate, 1e-3, 0.999)
-    jumps = jnp.ceil(math.log(KEPT_CORRELATION) / jnp.log(missed))
+    jumps = jnp.ceil(math.log(JUMP_CORRELATION) / jnp.log(missed))
     return HamiltonianMove(
         flow=make_flow(name, adaptation, target),
         step_size=step_size,

@@ -171,7 +171,7 @@ def place(
     key_spread, key_start = random.split(rng_key)
     plain = spread(key_spread, start, settings)
     num_particles = settings.num_particles
-    most = settings.num_warmup
+    most = max(settings.num_warmup - 1, 0)  # the first iteration is the placement itself
     if settings.corrected:
         most = min(most, MAX_TRANSPORT_STEPS)
     if target.proposal is not None:
