@@ -511,10 +511,10 @@ class RWPO(MCMCKernel):
         def options(constants: Any, inputs: Any) -> dict[str, Any] | None:
             return quick_options(constants[1].num_particles * inputs[1].size)
 
-        self._prepare = CompiledOnce(prepare)
+        self._prepare = CompiledOnce(prepare, lambda constants, inputs: quick_options(0))
         self._warm_up = CompiledOnce(warm_up_chains, options)
         self._warm_up_trees = CompiledOnce(warm_up_small)
-        self._first_state = CompiledOnce(first_state)
+        self._first_state = CompiledOnce(first_state, lambda constants, inputs: quick_options(0))
 
     def _bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any], dtype: Any) -> Bound:
         assert self._source is not None

@@ -153,4 +153,6 @@ def _batched(one: Callable[..., Any]) -> Callable[..., Any]:
         except NotImplementedError:
             return lax.map(lambda row: one(*row), rows)
 
-    return batch
+    # Jitted, so that a program that calls it in several places traces the model once.
+    jitted: Callable[..., Any] = jax.jit(batch)
+    return jitted
