@@ -71,7 +71,7 @@ from numpyro_rwpo.support.checks import (
     check_target,
 )
 from numpyro_rwpo.support.compilation import quick_options
-from numpyro_rwpo.support.memory import check_memory
+from numpyro_rwpo.support.memory import check_memory, check_memory_maps
 from numpyro_rwpo.support.precision import in_full_precision
 from numpyro_rwpo.support.sharding import Placement, check_mesh, check_use
 from numpyro_rwpo.support.threads import one_at_a_time
@@ -314,8 +314,12 @@ class RWPO(MCMCKernel):
                 out; a dense metric of far more dimensions than particles.
             RuntimeError: no valid starting position.
             MemoryError: an ensemble larger than the device's memory.
+
+        Warns:
+            UserWarning: compiled programs have used up most of the process's memory maps.
         """
         check_rng_key(rng_key)
+        check_memory_maps()
         if self._proposal is not None and self._model is not None and init_params is not None:
             raise ValueError(
                 "Particles start as draws of `proposal`, so that `init_params` would have no "

@@ -4,6 +4,7 @@ R-hat and ESS are ArviZ's; what warm-up chose is read from the kernel's state; t
 come from the modules of this package that are named after them.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import numpy as np
 
 from numpyro_rwpo.diagnostics import convergence
 from numpyro_rwpo.diagnostics.evidence import Evidence, estimate_evidence
-from numpyro_rwpo.diagnostics.findings import find
+from numpyro_rwpo.diagnostics.findings import find, find_remarks
 from numpyro_rwpo.diagnostics.importance import Coverage, ensemble_coverage
+from numpyro_rwpo.diagnostics.jumps import find_jumps
 from numpyro_rwpo.diagnostics.measurements import (
     Chain,
     Coordinate,
@@ -28,6 +30,7 @@ from numpyro_rwpo.diagnostics.mixing import particle_mixing, statistics
 from numpyro_rwpo.diagnostics.posterior import Posterior, posterior_of
 from numpyro_rwpo.diagnostics.report import Report
 from numpyro_rwpo.diagnostics.stein import MAX_DRAWS, stein_discrepancy, stein_identities
+from numpyro_rwpo.diagnostics.thresholds import FALSE_ALARM_RATE, RELEVANT_ERROR, max_z
 from numpyro_rwpo.dynamics.adaptation import MAX_STEPS
 from numpyro_rwpo.dynamics.flows import ExactFlow
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
@@ -74,7 +77,7 @@ def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
         >>> print(diagnose(mcmc))  # doctest: +SKIP
     """
     measurements = measure(read_finished_run(mcmc), seed)
-    return Report(measurements, find(measurements))
+    return Report(measurements, find(measurements), find_remarks(measurements))
 
 
 def measure(run: Run, seed: int) -> Measurements:
@@ -86,11 +89,16 @@ def measure(run: Run, seed: int) -> Measurements:
     log_density, gradients = posterior.evaluate(flat)
     key_coverage, key_evidence, key_stein = jax.random.split(jax.random.key(seed), 3)
     is_corrected = run.settings.corrected
+    stein = _stein(key_stein, draws, gradients, posterior.names, is_corrected)
+    if _deviates(stein, is_corrected):
+        key_jumps = jax.random.fold_in(key_stein, 1)
+        jumps = find_jumps(key_jumps, flat, posterior.names, posterior.evaluate)
+        stein = replace(stein, jumps=jumps)
     common: dict[str, Any] = {
         "settings": _settings(run, posterior, float(is_finite.mean())),
         "coverage": _coverage(key_coverage, draws, run, posterior),
         "evidence": _evidence(key_evidence, draws, run, posterior),
-        "stein": _stein(key_stein, draws, gradients, posterior.names, is_corrected),
+        "stein": stein,
         "laplace_sites": _laplace_sites(run),
     }
     if not is_corrected:
@@ -358,3 +366,12 @@ def _stein(
         worst_force_z=float(identities.force_z[worst_force]),
         worst_force_name=names[worst_force],
     )
+
+
+def _deviates(stein: SteinFigures, is_corrected: bool) -> bool:
+    """Whether the draws violate Stein's identities by more than chance or bias explains."""
+    if not is_corrected:
+        return any(abs(value - 1) > RELEVANT_ERROR for value in stein.virial)
+    limit = max_z(2 * len(stein.virial))
+    is_off = abs(stein.worst_virial_z) > limit or abs(stein.worst_force_z) > limit
+    return is_off or stein.discrepancy.p_value <= FALSE_ALARM_RATE

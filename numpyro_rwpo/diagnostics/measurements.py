@@ -12,6 +12,7 @@ import numpy as np
 
 from numpyro_rwpo.diagnostics.evidence import Evidence
 from numpyro_rwpo.diagnostics.importance import Coverage
+from numpyro_rwpo.diagnostics.jumps import Jumps
 from numpyro_rwpo.diagnostics.stein import SteinDiscrepancy
 
 
@@ -181,6 +182,7 @@ class SteinFigures:
         worst_force: the force that is most standard errors from 0.
         worst_force_z: its distance from 0 in standard errors.
         worst_force_name: its coordinate.
+        jumps: jumps of the density; ``None`` where the draws fit it, and there was no need to look.
     """
 
     discrepancy: SteinDiscrepancy
@@ -192,6 +194,7 @@ class SteinFigures:
     worst_force: float
     worst_force_z: float
     worst_force_name: str
+    jumps: Jumps | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

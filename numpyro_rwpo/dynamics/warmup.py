@@ -183,9 +183,13 @@ def place(
         none = jnp.full(2, jnp.nan, start.dtype)
         return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows)
     descent, centring = start_ensemble(key_start, plain, target)
-    starts = jnp.stack([descent, plain]), jnp.stack([centring, jnp.zeros_like(centring)])
+
+    def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
+        return _transport(start[0], start[1], target, settings, numbers, most)
+
     # One after the other: side by side they would both take as many steps as the slower one.
-    both = lax.map(lambda s: _transport(*s, target, settings, numbers, most), starts)
+    starts = jnp.stack([descent, plain]), jnp.stack([centring, jnp.zeros_like(centring)])
+    both = lax.map(transported, starts)
     evidence = jax.vmap(lambda p: _evidence(p, target))(both)
     best = jnp.argmax(evidence)
     steps = both.progress.steps

@@ -11,8 +11,9 @@ import pytest
 
 from numpyro_rwpo.diagnostics.diagnosis import stuck_share
 from numpyro_rwpo.diagnostics.evidence import Evidence
-from numpyro_rwpo.diagnostics.findings import find
+from numpyro_rwpo.diagnostics.findings import find, find_remarks
 from numpyro_rwpo.diagnostics.importance import Coverage
+from numpyro_rwpo.diagnostics.jumps import Jumps
 from numpyro_rwpo.diagnostics.measurements import (
     Chain,
     Coordinate,
@@ -26,6 +27,7 @@ from numpyro_rwpo.diagnostics.measurements import (
 )
 from numpyro_rwpo.diagnostics.report import Report
 from numpyro_rwpo.diagnostics.stein import SteinDiscrepancy
+from numpyro_rwpo.diagnostics.tables import formatted
 from numpyro_rwpo.diagnostics.thresholds import max_z
 
 TRANSPORT = {
@@ -141,6 +143,17 @@ def bridged() -> Measurements:
     return changed("evidence.method", "bridge sampling")
 
 
+def deviating() -> Measurements:
+    """Figures of a corrected run that violates every one of Stein's identities."""
+    figures = changed("stein.worst_force_z", 9.0, changed("stein.worst_virial_z", -9.0))
+    return changed("stein.discrepancy.p_value", 0.001, figures)
+
+
+def biased() -> Measurements:
+    """Figures of noise-free particles that are too narrow."""
+    return changed("stein.virial", (0.5, 1.0), noise_free())
+
+
 CASES = [
     ("settings.share_of_finite_draws", 0.99, "finite draws", sound),
     ("settings.num_chains", 1, "chains", sound),
@@ -158,17 +171,23 @@ CASES = [
     ("stein.worst_virial_z", -7.0, "Stein identity", sound),
     ("stein.worst_force_z", 7.0, "Stein identity", sound),
     ("stein.discrepancy.p_value", 0.001, "Stein discrepancy", sound),
+    ("stein.jumps", Jumps(0.1, 1.5, "a"), "jumps", deviating),
+    ("stein.jumps", Jumps(0.1, float("inf"), "a"), "jumps", deviating),
+    ("stein.jumps", Jumps(0.1, 1.5, "a"), "jumps", biased),
+    ("settings.num_samples", 2000, "repeats", noise_free),
+    ("chains.0.transport_at_rest", False, "transport", noise_free),
+    ("stein.virial", (0.8, 1.0), "spread", noise_free),
+    ("coverage.k_hat", 0.9, "k-hat", noise_free),
+    ("evidence.standard_error", float("inf"), "evidence", noise_free),
+]
+# What concerns the evidence and the fitted densities only, and casts no doubt on the draws.
+REMARKS = [
     ("coverage.k_hat", 0.9, "k-hat", sound),
     ("coverage.k_hat", float("inf"), "k-hat", bridged),
     ("coverage.k_hat", float("nan"), "k-hat", sound),
     ("coverage.efficiency", 0.001, "k-hat", sound),
     ("evidence.standard_error", 0.5, "evidence", bridged),
     ("evidence.standard_error", float("nan"), "evidence", bridged),
-    ("settings.num_samples", 2000, "repeats", noise_free),
-    ("chains.0.transport_at_rest", False, "transport", noise_free),
-    ("stein.virial", (0.8, 1.0), "spread", noise_free),
-    ("coverage.k_hat", 0.9, "k-hat", noise_free),
-    ("evidence.standard_error", float("inf"), "evidence", noise_free),
 ]
 
 
@@ -181,19 +200,59 @@ def test_sound_runs_raise_nothing():
     assert "Nothing here casts doubt on" in str(Report(sound(), find(sound())))
 
 
+def assert_has_three_parts(sentence):
+    assert sentence.endswith(".")
+    seen, *meaning, change = sentence.split("; ")
+    assert seen and meaning and change, sentence
+
+
 @pytest.mark.parametrize(("path", "value", "about", "base"), CASES)
 def test_each_fault_is_found_in_a_sentence_of_three_parts(path, value, about, base):
     figures = changed(path, value, base())
     found = find(figures)
     assert [finding.about for finding in found] == [about]
     (sentence,) = (finding.sentence for finding in found)
-    assert sentence.endswith(".")
-    seen, *meaning, change = sentence.split("; ")
-    assert seen and meaning and change, sentence
+    assert_has_three_parts(sentence)
+    assert find_remarks(figures) == []
     report = Report(figures, found)
     assert about in str(report)
     assert "b&lt;1&gt;" in report._repr_html_()
     assert report.to_dict()["findings"] == [{"about": about, "sentence": sentence}]
+
+
+@pytest.mark.parametrize(("path", "value", "about", "base"), REMARKS)
+def test_what_concerns_the_evidence_is_no_reason_to_doubt_the_draws(path, value, about, base):
+    figures = changed(path, value, base())
+    assert find(figures) == []
+    (remark,) = find_remarks(figures)
+    assert remark.about == about
+    assert_has_three_parts(remark.sentence)
+    report = Report(figures, [], [remark])
+    text = str(report)
+    assert (
+        text.index("Nothing here casts doubt")
+        < text.index("not the draws:")
+        < text.index(f"[{about}]")
+    )
+    assert f"<b>{about}</b>" in report._repr_html_()
+    assert report.to_dict()["remarks"] == [{"about": about, "sentence": remark.sentence}]
+    assert report.to_dict()["findings"] == []
+
+
+def test_numbers_are_short_however_large():
+    """A figure that overflows must not be printed with all its 300 digits."""
+    huge = {"worst_virial_z": -4.5e307, "worst_virial": 1e200, "worst_force_z": float("inf")}
+    figures = sound()
+    for name, value in huge.items():
+        figures = changed(f"stein.{name}", value, figures)
+    for name in ("mean", "sd", "r_hat", "ess_bulk", "ess_tail"):
+        figures = changed(f"coordinates.0.{name}", 1e300, figures)
+    figures = changed("mixing.drift_z", 1e250, figures)
+    figures = changed("evidence.log_evidence", -1e100, figures)
+    text = str(Report(figures, find(figures)))
+    assert max(map(len, text.split())) < 40
+    assert "-4.50e+307" in text
+    assert [formatted(1234.5, ",.1f"), formatted(1e300, "+.1f")] == ["1,234.5", "+1.00e+300"]
 
 
 def test_noise_free_reports_say_that_r_hat_does_not_apply():
@@ -249,4 +308,6 @@ def test_everything_is_in_the_dictionary():
     assert figures["stein"]["virial"] == [1.0, 1.05]
     assert json.loads(json.dumps(figures)) == figures
     with pytest.warns(DeprecationWarning, match="use `Report.measurements`"):
-        assert report.figures == {k: v for k, v in figures.items() if k != "findings"}
+        assert report.figures == {
+            k: v for k, v in figures.items() if k not in ("findings", "remarks")
+        }

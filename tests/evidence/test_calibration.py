@@ -382,10 +382,10 @@ def test_k_hat_flags_the_fit_that_does_not_cover(name, is_flagged):
     for seed in range(NUM_SEEDS):
         report = run_problem(name, seed)
         coverage, evidence = report.measurements.coverage, report.measurements.evidence
-        print(f"\n{name}, seed {seed}: {coverage}\n  {evidence}\n  {report.findings}")
+        print(f"\n{name}, seed {seed}: {coverage}\n  {evidence}\n  {report.remarks}")
         if is_flagged is not None:
             assert (coverage.k_hat > 0.7) == is_flagged
-            assert ("k-hat" in {finding.about for finding in report.findings}) == is_flagged
+            assert ("k-hat" in {finding.about for finding in report.remarks}) == is_flagged
         if name == "breast_cancer_logistic":
             error = evidence.log_evidence - exact["log_evidence"]
             assert evidence.standard_error < 0.2
