@@ -46,7 +46,13 @@ from numpyro_rwpo.dynamics.state import (
     initial_state,
     placed_state,
 )
-from numpyro_rwpo.dynamics.trees import NUM_PARTICLES, TreeMove, TreeWarmUp, warm_up_trees
+from numpyro_rwpo.dynamics.trees import (
+    MIN_WARMUP,
+    NUM_PARTICLES,
+    TreeMove,
+    TreeWarmUp,
+    warm_up_trees,
+)
 from numpyro_rwpo.dynamics.warmup import WarmUp, spread, warm_up
 from numpyro_rwpo.heads.registry import Fit, find_head
 from numpyro_rwpo.model.checks import explained
@@ -375,12 +381,14 @@ class RWPO(MCMCKernel):
         chosen = warm.adaptation.chosen[0]
         is_traced = isinstance(chosen, jax.core.Tracer)
         ready = after_warm_up(warm, 0 if is_traced else int(chosen))
-        can_start_anew = settings.corrected and self._proposal is None and not is_traced
-        if (
-            self._placement.mesh is not None
-            or not can_start_anew
-            or agree(ready, self._source.is_rewritten)
-        ):
+        can_start_anew = (
+            settings.corrected
+            and settings.num_warmup >= MIN_WARMUP
+            and self._proposal is None
+            and self._placement.mesh is None
+            and not is_traced
+        )
+        if not can_start_anew or agree(ready, self._source.is_rewritten):
             return ready, settings.num_states
         small = settings._replace(num_particles=NUM_PARTICLES)
         trees = self._warm_up_trees((None, small), inputs, model_args, model_kwargs)
