@@ -46,7 +46,13 @@ from numpyro_rwpo.dynamics.state import (
     initial_state,
     placed_state,
 )
-from numpyro_rwpo.dynamics.trees import NUM_PARTICLES, TreeMove, TreeWarmUp, warm_up_trees
+from numpyro_rwpo.dynamics.trees import (
+    MIN_WARMUP,
+    NUM_PARTICLES,
+    TreeMove,
+    TreeWarmUp,
+    warm_up_trees,
+)
 from numpyro_rwpo.dynamics.warmup import WarmUp, spread, warm_up
 from numpyro_rwpo.heads.registry import Fit, find_head
 from numpyro_rwpo.model.checks import explained
@@ -328,11 +334,19 @@ class RWPO(MCMCKernel):
         model_kwargs = {} if model_kwargs is None else model_kwargs
         is_batch = not is_prng_key(rng_key)
         keys = jax.vmap(random.split)(rng_key if is_batch else rng_key[None])
-        source = self._make_source(is_batch, init_params, model_args, model_kwargs)
-        self._source = source
         batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
-        with explained(self._model, model_args, model_kwargs):
-            prepared = self._prepare(source.layout, (keys[:, 1], batch), model_args, model_kwargs)
+        refused: frozenset[str] = frozenset()
+        while True:
+            source = self._make_source(is_batch, init_params, model_args, model_kwargs, refused)
+            self._source = source
+            with explained(self._model, model_args, model_kwargs):
+                prepared = self._prepare(
+                    source.layout, (keys[:, 1], batch), model_args, model_kwargs
+                )
+            wrong = source.wrong_sites(prepared, model_args, model_kwargs)
+            if not wrong:
+                break
+            refused |= wrong  # and prepare once more without these sites split off
         check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
         start = prepared.start
         radius = start_radius(self._init_strategy, init_params)
@@ -363,12 +377,18 @@ class RWPO(MCMCKernel):
     ) -> tuple[Ready, int]:
         """The ensembles with the move that suits them, and states per particle and refresh."""
         settings = self._settings
-        assert settings is not None
+        assert settings is not None and self._source is not None
         chosen = warm.adaptation.chosen[0]
         is_traced = isinstance(chosen, jax.core.Tracer)
         ready = after_warm_up(warm, 0 if is_traced else int(chosen))
-        can_start_anew = settings.corrected and self._proposal is None and not is_traced
-        if self._placement.mesh is not None or not can_start_anew or agree(ready):
+        can_start_anew = (
+            settings.corrected
+            and settings.num_warmup >= MIN_WARMUP
+            and self._proposal is None
+            and self._placement.mesh is None
+            and not is_traced
+        )
+        if not can_start_anew or agree(ready, self._source.is_rewritten):
             return ready, settings.num_states
         small = settings._replace(num_particles=NUM_PARTICLES)
         trees = self._warm_up_trees((None, small), inputs, model_args, model_kwargs)
@@ -394,7 +414,8 @@ class RWPO(MCMCKernel):
         check_use(num_particles, self._placement)
         dense, rank = metric_form(num_particles, dim, self._dense_mass)
         flows = flows_on_trial(dense, rank, self._source.has_prior, self._dense_mass)
-        if isinstance(start, jax.core.Tracer):
+        measured = start, self._target_accept_prob, self._relative_prox_time
+        if any(isinstance(x, jax.core.Tracer) for x in measured):
             # Nothing can be measured before the program is compiled: a dense metric serves most
             # posteriors of few dimensions, the prior's exact flow those of many.
             flows = flows[:1] if dense else flows[-1:]
@@ -428,6 +449,7 @@ class RWPO(MCMCKernel):
         init_params: Any,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
+        refused: frozenset[str],
     ) -> Source:
         if self._model is not None:
             return ModelSource(
@@ -437,6 +459,7 @@ class RWPO(MCMCKernel):
                 init_strategy=self._init_strategy,
                 nonsmooth=self._nonsmooth,
                 differentiation=self._differentiation,
+                refused=refused,
             )
         if init_params is None:
             raise ValueError(
@@ -500,10 +523,10 @@ class RWPO(MCMCKernel):
         def options(constants: Any, inputs: Any) -> dict[str, Any] | None:
             return quick_options(constants[1].num_particles * inputs[1].size)
 
-        self._prepare = CompiledOnce(prepare)
+        self._prepare = CompiledOnce(prepare, lambda constants, inputs: quick_options(0))
         self._warm_up = CompiledOnce(warm_up_chains, options)
         self._warm_up_trees = CompiledOnce(warm_up_small)
-        self._first_state = CompiledOnce(first_state)
+        self._first_state = CompiledOnce(first_state, lambda constants, inputs: quick_options(0))
 
     def _bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any], dtype: Any) -> Bound:
         assert self._source is not None

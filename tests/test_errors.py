@@ -74,6 +74,20 @@ def test_constructor_takes_good_numbers(num_particles: Any) -> None:
     RWPO(lasso_regression, num_particles=num_particles, target_accept_prob=np.float32(0.9))
 
 
+@pytest.mark.parametrize("name", ["target_accept_prob", "relative_prox_time"])
+def test_traced_numbers(name: str) -> None:
+    """They have no value to be checked, but must be real scalars."""
+
+    def make(value: jax.Array) -> jax.Array:
+        RWPO(lasso_regression, **{name: value})
+        return value
+
+    jax.eval_shape(make, jnp.float32(0.8))
+    for wrong in (jnp.ones(2), jnp.int32(1)):
+        with pytest.raises(TypeError, match=f"`{name}` must be a number"):
+            jax.eval_shape(make, wrong)
+
+
 def test_options_are_keywords() -> None:
     """Only `model` and `potential_fn` have positions, so that options can be added."""
     with pytest.raises(TypeError, match="positional"):

@@ -67,8 +67,9 @@ def test_gradient_that_is_undefined_for_some_particles() -> None:
 @pytest.mark.filterwarnings("ignore:Out-of-support values")
 def test_model_that_becomes_undefined_after_warm_up() -> None:
     """With NaN among new data nothing is accepted: the draws stay finite and are all divergent."""
-    mcmc = run_mcmc(small(normal_mean), DATA, num_samples=48)
-    mcmc.post_warmup_state = mcmc.last_state
+    mcmc = MCMC(small(normal_mean), num_warmup=40, num_samples=48)
+    mcmc.progress_bar = True
+    mcmc.warmup(jax.random.key(0), DATA)
     mcmc.run(jax.random.key(1), np.array([0.3, np.nan, 1.0], np.float32))
     assert np.isfinite(mcmc.get_samples()["mu"]).all()
     assert mcmc.get_extra_fields()["diverging"].all()

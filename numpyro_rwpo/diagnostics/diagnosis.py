@@ -37,7 +37,7 @@ from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.dynamics.transport import is_at_rest
 from numpyro_rwpo.dynamics.trees import TreeMove
-from numpyro_rwpo.model.laplace_sites import describe_laplace_sites
+from numpyro_rwpo.model.split_check import describe_laplace_sites
 from numpyro_rwpo.runs.mcmc import Run, latest_draws, read_finished_run
 
 # Mean acceptance probability below which a particle is called stuck, and the fewest trajectories
@@ -52,6 +52,10 @@ _MIN_TRAJECTORIES = 8
 # draws over all chains. The report shows only the worst value per chain, and with four chains it
 # would take ArviZ five times as long to compute all of them.
 _MAX_COORDINATES_PER_CHAIN = 50
+
+
+# Fewest draws for the kernel Stein discrepancy, below which its test says nothing.
+_MIN_STEIN_DRAWS = 20
 
 
 def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
@@ -338,12 +342,16 @@ def _stein(
 ) -> SteinFigures:
     """Kernel Stein discrepancy, and the coordinates that violate Stein's identities most."""
     flat = draws.reshape(-1, draws.shape[2])
-    chosen = np.linspace(0, len(flat) - 1, min(MAX_DRAWS, len(flat))).astype(int)
-    discrepancy = stein_discrepancy(rng_key, flat[chosen], gradients[chosen])
-    num_effective = None
+    num_effective, number = None, len(flat)
     if is_corrected:
         virial = (draws - draws.mean((0, 1))) * gradients.reshape(draws.shape)
         num_effective = np.clip(np.nan_to_num(convergence.ess(virial), nan=1.0), 1.0, len(flat))
+        # As many draws, evenly spaced, as there are effective ones: the test takes them to be
+        # independent.
+        number = max(int(min(num_effective.min(), convergence.ess(draws).min())), _MIN_STEIN_DRAWS)
+    number = min(MAX_DRAWS, number, len(flat))
+    chosen = np.linspace(0, len(flat) - 1, number).astype(int)
+    discrepancy = stein_discrepancy(rng_key, flat[chosen], gradients[chosen])
     identities = stein_identities(flat, -gradients, num_effective)
     worst_virial = int(np.argmax(np.abs(identities.virial_z)))
     worst_force = int(np.argmax(np.abs(identities.force_z)))

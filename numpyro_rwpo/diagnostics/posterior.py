@@ -14,16 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
-from numpyro.infer.util import potential_energy, unconstrain_fn
+from numpyro import handlers
+from numpyro.infer.util import unconstrain_fn
 
-from numpyro_rwpo.model.laplace_sites import (
-    LaplaceSplit,
-    inspect_trace,
-    is_latent,
-    split_laplace_sites,
-)
+from numpyro_rwpo.model.laplace_sites import LaplaceSplit
 from numpyro_rwpo.model.model_source import ravel_prior
 from numpyro_rwpo.model.potential_source import prior_from_leaves
+from numpyro_rwpo.model.split_check import checked_split
+from numpyro_rwpo.model.tracing import default_key, inspect_trace, is_latent
 from numpyro_rwpo.priors.laplace import LaplacePrior, no_prior
 from numpyro_rwpo.runs.mcmc import Run
 
@@ -123,9 +121,9 @@ def model_posterior(
         inverse_temperature: power of the posterior.
 
     Raises:
-        ValueError: a latent site is missing among the draws.
+        ValueError: a latent site is missing among the draws, or none has a free coordinate.
     """
-    split = split_laplace_sites(model, args, kwargs, nonsmooth)
+    split, _ = checked_split(model, args, kwargs, nonsmooth)
     sites, is_proper = _latent_sites(model, args, kwargs)
     missing = sorted(set(sites) - set(samples))
     if missing:
@@ -134,36 +132,54 @@ def model_posterior(
             f"evaluated; they hold {sorted(samples)}. Run MCMC without '~z.<site>' in "
             "`extra_fields` and without a `postprocess_fn`."
         )
-    is_standardized = bool(split.rewritten) and centering == 0
-    if not is_standardized:
-        split = split._replace(rewritten={})
+    if centering != 0:
+        split = split.without(split.rewritten)
+    seeded = handlers.seed(default_key(model), 0)  # for sites that are not among the draws
 
     def unconstrain(values: dict[str, Any]) -> dict[str, Any]:
-        values = unconstrain_fn(model, args, kwargs, values)
-        return split.from_user_values(values, args, kwargs) if is_standardized else values
+        values = unconstrain_fn(seeded, args, kwargs, values)
+        return split.from_user_values(values, args, kwargs) if split.rewritten else values
 
     latent = {name: jnp.asarray(samples[name]) for name in sites}
-    unconstrained = jax.jit(jax.vmap(jax.vmap(unconstrain)))(latent)
+    unconstrained = jax.jit(jax.vmap(jax.vmap(unconstrain)))(latent) if latent else {}
     prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), unconstrained)
-    unravel = ravel_pytree(prototype)[1]
+    flat, unravel = ravel_pytree(prototype)
+    if flat.size == 0:
+        raise ValueError(
+            "The model has no free coordinates, and so no posterior density to evaluate: its "
+            f"unconstrained latent sites have the shapes {jax.tree.map(np.shape, prototype)}. "
+            "Check that not every site is observed or conditioned."
+        )
 
     def log_density(position: jax.Array) -> jax.Array:
-        energy = potential_energy(split.model(centering), args, kwargs, unravel(position))
+        energy = split.potential(unravel(position), 0, args, kwargs)
         return -inverse_temperature * energy
 
     return Posterior(
         _flatten(unconstrained),
-        [name for key in sorted(prototype) for name in coordinate_names(key, prototype[key].shape)],
+        [
+            name
+            for key in sorted(prototype)
+            for name in coordinate_names(
+                _base_name(key, prototype) if key in split.rewritten else key, prototype[key].shape
+            )
+        ],
         _in_blocks(log_density),
         _model_prior(split, args, kwargs, prototype).tempered(inverse_temperature),
         is_proper,
     )
 
 
+def _base_name(name: str, taken: Any) -> str:
+    """What to call the standardised form of a site: as NumPyro does, unless the user does so."""
+    base = f"{name}_decentered"
+    return f"{name} (standardised)" if base in taken else base
+
+
 def _model_prior(
     split: LaplaceSplit, args: tuple[Any, ...], kwargs: dict[str, Any], prototype: Any
 ) -> LaplacePrior:
-    if not (split.fixed or split.rewritten):
+    if not split.names:
         flat = ravel_pytree(prototype)[0]
         return no_prior(flat.size, flat.dtype)
     return ravel_prior(split.prior_parameters(args, kwargs), prototype)

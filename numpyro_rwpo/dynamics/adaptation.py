@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
-from numpyro_rwpo.dynamics.ensemble import Ensemble, gradient, potential
+from numpyro_rwpo.dynamics.ensemble import Ensemble, gradient, potential, replace
 from numpyro_rwpo.dynamics.factors import Factor, LowRank
 from numpyro_rwpo.dynamics.flows import ExactFlow, Flow, HarmonicFlow
 from numpyro_rwpo.dynamics.metric import (
@@ -50,8 +50,9 @@ MEMORY = 0.1
 # which further trajectories come between them, as long as these together take no more than
 # AFFORDABLE_STEPS gradients: beyond, ArviZ sees what is left.
 KEPT_CORRELATION, AFFORDABLE_STEPS = 0.5, 24
-# Most jumps to draws of the user's proposal between two draws of a particle.
-MAX_JUMPS = 32
+# Share of the particles that have not jumped between two draws, at most: a jump costs one gradient,
+# and may be all that brings particles from one mode to another. So many jumps at most.
+JUMP_CORRELATION, MAX_JUMPS = 0.1, 64
 # Weight of the share of divergent trajectories against the acceptance probability: one in a hundred
 # counts as a tenth less acceptance, since it marks a region that the draws miss.
 DIVERGENCE_COST = 10.0
@@ -65,6 +66,10 @@ MAX_TRAJECTORIES = 2000
 MAX_AFFORDABLE = 128
 # Updates that these limits leave in any case; half of them where trajectories are too long.
 MIN_LIMIT = 24
+# Acceptance probability, averaged over the last few sweeps with this weight for the newest, below
+# which a particle is stuck. Those that are when the estimates are steady are moved onto others,
+# and part from them in the last updates.
+STUCK, RECENT, LAST_UPDATES = 0.1, 0.2, 3
 # Standard deviations at which statistics are clipped: one straggler must not decide for all.
 CLIP = 3.0
 # Step sizes at which each flow starts, times the fourth root of the dimension: about 0.8 of the
@@ -88,8 +93,10 @@ class Adaptation(NamedTuple):
         num_steps: leapfrog steps of all sweeps, scalar.
         potential: running mean of the particles' mean potential, scalar.
         jump_rate: running mean of the acceptance of jumps to the user's proposal, scalar.
-        is_settled: whether the estimates are steady, scalar.
-        is_spent: whether warm-up gives up before they are, scalar.
+        accept_prob: running mean of each particle's acceptance probability, (num_particles,).
+        finished_at: number of updates when the estimates were steady or the budget was spent; 0
+            until then.
+        is_settled: whether they were steady, scalar.
     """
 
     updates: jax.Array
@@ -103,8 +110,9 @@ class Adaptation(NamedTuple):
     num_steps: jax.Array
     potential: jax.Array
     jump_rate: jax.Array
+    accept_prob: jax.Array
+    finished_at: jax.Array
     is_settled: jax.Array
-    is_spent: jax.Array
 
 
 def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adaptation:
@@ -129,8 +137,9 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
         num_steps=jnp.zeros((), int),
         potential=zero,
         jump_rate=zero,
+        accept_prob=jnp.ones(settings.num_particles, dtype),
+        finished_at=jnp.zeros((), int),
         is_settled=jnp.zeros((), bool),
-        is_spent=jnp.zeros((), bool),
     )
 
 
@@ -180,7 +189,7 @@ def make_move(name: str, number: int, adaptation: Adaptation, target: Target) ->
     wanted = jnp.ceil(math.log(KEPT_CORRELATION) / jnp.log(slowest))
     most = jnp.maximum(AFFORDABLE_STEPS // num_steps, 1)
     missed = jnp.clip(1 - adaptation.jump_rate, 1e-3, 0.999)
-    jumps = jnp.ceil(math.log(KEPT_CORRELATION) / jnp.log(missed))
+    jumps = jnp.ceil(math.log(JUMP_CORRELATION) / jnp.log(missed))
     return HamiltonianMove(
         flow=make_flow(name, adaptation, target),
         step_size=step_size,
@@ -338,7 +347,24 @@ def adapt(
         num_steps=adaptation.num_steps + num_steps,
         chosen=_cheapest(learned, target),
     )
-    is_settled = _is_steady(learned, mean, spread, settings)
-    is_spent = _is_spent(learned, settings) & ~is_settled
+    is_steady = _is_steady(learned, mean, spread, settings)
+    is_first = (is_steady | _is_spent(learned, settings)) & (adaptation.finished_at == 0)
+    recent = jnp.maximum(1 / (1.0 + adaptation.updates), RECENT)
+    accept_prob = _blend(adaptation.accept_prob, sweep.accept_prob, recent)
     running = _blend(adaptation.potential, mean, jnp.where(adaptation.updates == 0, 1.0, 0.3))
-    return after, learned._replace(is_settled=is_settled, is_spent=is_spent, potential=running)
+    learned = learned._replace(
+        accept_prob=accept_prob,
+        finished_at=jnp.where(is_first, learned.updates, adaptation.finished_at),
+        is_settled=adaptation.is_settled | (is_first & is_steady),
+        potential=running,
+    )
+    # Placement can leave particles where the step size of all others is far too long.
+    return replace(after, is_first & (accept_prob < STUCK), target), learned
+
+
+def is_finished(adaptation: Adaptation, settings: Settings) -> jax.Array:
+    """Whether warm-up is over, scalar: the last updates part particles that were put together."""
+    is_over = (adaptation.finished_at > 0) & (
+        ~adaptation.is_settled | (adaptation.updates >= adaptation.finished_at + LAST_UPDATES)
+    )
+    return is_over | (adaptation.updates >= settings.num_warmup)

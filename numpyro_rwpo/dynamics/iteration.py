@@ -74,16 +74,16 @@ def emitted(
 
     drawn = jax.tree.map(entry, buffer)
     z, log_jacobian = emit(drawn.particles, state.centring)
-    beta = settings.inverse_temperature
+    height = drawn.potential / settings.inverse_temperature - log_jacobian
     spent = jnp.where(is_refresh, buffer.num_steps.sum(), 0)
     state = state._replace(
         iteration=state.iteration + 1,
         z=z,
         diverging=drawn.diverging,
-        potential_energy=drawn.potential / beta - log_jacobian,
+        potential_energy=height,
         accept_prob=drawn.accept_prob,
         num_steps=drawn.num_steps,
-        energy=drawn.energy,
+        energy=height + drawn.energy - drawn.potential,
         num_gradients=state.num_gradients + spent,
         ensemble=ensemble,
         buffer=buffer,

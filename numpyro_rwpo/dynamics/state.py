@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.dynamics.ensemble import Ensemble
-from numpyro_rwpo.dynamics.moves import Move
+from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.transport import Progress
-from numpyro_rwpo.dynamics.trees import NUM_UPDATES, TreeWarmUp
+from numpyro_rwpo.dynamics.trees import NUM_UPDATES, TreeMove, TreeWarmUp
 from numpyro_rwpo.dynamics.warmup import WarmUp
 from numpyro_rwpo.support.sharding import Placement
 
@@ -92,7 +92,8 @@ class RWPOState(NamedTuple):
         potential_energy: minus the log density at ``z``, up to a constant.
         accept_prob: the emitted particle's mean acceptance probability since its state before.
         num_steps: gradient evaluations of the emitted particle since its state before.
-        energy: potential plus kinetic energy where the particle's last trajectory ended.
+        energy: `potential_energy` plus the kinetic energy where the particle's last trajectory
+            ended.
         num_gradients: gradient evaluations of the whole ensemble since the start, warm-up included.
         step_size: leapfrog step size, whitened units.
         rng_key: random key; each refresh folds its iteration into it.
@@ -116,7 +117,7 @@ class RWPOState(NamedTuple):
     rng_key: jax.Array
     centring: jax.Array
     ensemble: Ensemble
-    move: Move
+    move: HamiltonianMove | TreeMove
     buffer: Buffer
     warm_up: WarmUpReport
 
@@ -177,7 +178,7 @@ class Ready(NamedTuple):
     ensemble: Ensemble
     potential: jax.Array
     centring: jax.Array
-    move: Move
+    move: HamiltonianMove | TreeMove
     warm_up: WarmUpReport
 
 
@@ -250,7 +251,7 @@ def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states:
     )
 
 
-def agree(ready: Ready) -> bool:
+def agree(ready: Ready, is_rewritten: np.ndarray | None) -> bool:
     """Whether the ensembles of all chains look like draws from one distribution.
 
     Judged by R-hat of positions, their absolute deviations and the potential, each particle a draw.
@@ -258,16 +259,19 @@ def agree(ready: Ready) -> bool:
 
     Args:
         ready: with a leading chain axis, not traced.
+        is_rewritten: coordinates that have another meaning at another centring, (dim,).
     """
     if not bool(np.all(ready.warm_up.is_settled)):
         return False
     particles = np.asarray(ready.ensemble.particles, np.float64)
     if len(particles) == 1:
         return float(ready.warm_up.correlation[0]) < MAX_CORRELATION
-    spread = np.abs(particles - np.median(particles, axis=(0, 1)))
     height = np.asarray(ready.potential, np.float64)[..., None]
+    if len(set(np.asarray(ready.centring).tolist())) > 1 and is_rewritten is not None:
+        particles, height = particles[..., ~is_rewritten], height[..., :0]
+    spread = np.abs(particles - np.median(particles, axis=(0, 1)))
     values = np.concatenate([particles, spread, height], axis=2)
     within = values.var(1, ddof=1).mean(0)
     between = values.mean(1).var(0, ddof=1)
     tiny = np.finfo(float).tiny
-    return bool(np.max(between / np.maximum(within, tiny)) < MAX_DISAGREEMENT)
+    return bool(np.max(between / np.maximum(within, tiny), initial=0.0) < MAX_DISAGREEMENT)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.infer.hmc_util import IntegratorState, build_tree
 
-from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
+from numpyro_rwpo.dynamics.adaptation import STUCK
+from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential, replace
 from numpyro_rwpo.dynamics.flows import ExactFlow, leapfrog
 from numpyro_rwpo.dynamics.moves import DIVERGENCE_THRESHOLD, Sweep
 from numpyro_rwpo.model.target import Target
@@ -30,6 +31,8 @@ NUM_PARTICLES = 8
 # Stan's windows, and the updates at which the step size is left alone.
 WINDOWS = (20, 50, 100, 175)
 NUM_UPDATES = 225
+# Fewest iterations of warm-up in which a small ensemble can start anew: in fewer it would not arrive.
+MIN_WARMUP = 100
 # Trees of the first updates are cut short: they only descend, and the step size is still a guess.
 FIRST_DEPTH = 5
 FIRST_STEP = 0.1
@@ -135,6 +138,7 @@ class TreeWarmUp(NamedTuple):
         move: with the step size as adapted so far.
         log_step_mean: running mean of the log step size, scalar.
         window: moments of the particles over the updates of this window.
+        accept_prob: sum of each particle's acceptance over these, (num_particles,).
         num_gradients: gradient evaluations of the whole ensemble, scalar.
         num_rows: gradient evaluations one after another, scalar.
     """
@@ -145,6 +149,7 @@ class TreeWarmUp(NamedTuple):
     move: TreeMove
     log_step_mean: jax.Array
     window: Window
+    accept_prob: jax.Array
     num_gradients: jax.Array
     num_rows: jax.Array
 
@@ -171,7 +176,8 @@ def warm_up_trees(
         ensemble, sweep = tree_sweep(
             random.fold_in(rng_key, i), state.ensemble, state.move, target, depth
         )
-        accept_prob = jnp.where(jnp.isfinite(sweep.accept_prob), sweep.accept_prob, 0.0).mean()
+        accept_probs = jnp.where(jnp.isfinite(sweep.accept_prob), sweep.accept_prob, 0.0)
+        accept_prob = accept_probs.mean()
         # Updates since the metric last changed.
         since = i - jnp.max(jnp.where(windows <= i, windows, 0))
         error = accept_prob - aim
@@ -183,6 +189,10 @@ def warm_up_trees(
 
         window = state.window.with_batch(ensemble.particles)
         is_end = jnp.any(windows == i + 1)
+        # Where the start left particles in a neck, they would hold the step size down for all.
+        total = state.accept_prob + accept_probs
+        is_stuck = is_end & (total * num_particles / window.number < STUCK)
+        ensemble = replace(ensemble, is_stuck, target)
         variance = window.square / window.number
         # Stan's regularization.
         number = window.number
@@ -197,6 +207,7 @@ def warm_up_trees(
             TreeMove(ExactFlow(scale), jnp.exp(log_step)),
             log_step_mean,
             jax.tree.map(lambda x: x * keep, window),
+            total * keep,
             state.num_gradients + sweep.num_steps.sum(),
             state.num_rows + sweep.num_steps.max(),
         )
@@ -209,6 +220,7 @@ def warm_up_trees(
         TreeMove(ExactFlow(jnp.ones(dim, dtype)), jnp.full((), FIRST_STEP, dtype)),
         jnp.full((), math.log(FIRST_STEP), dtype),
         Window(jnp.zeros((), dtype), jnp.zeros(dim, dtype), jnp.zeros(dim, dtype)),
+        jnp.zeros(num_particles, dtype),
         jnp.array(num_particles),
         jnp.array(1),
     )

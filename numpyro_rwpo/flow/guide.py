@@ -119,7 +119,7 @@ class AutoSparseTransformer(AutoContinuous):
         with handlers.block():  # SVI is tracing the guide
             split = split_laplace_sites(self.model, args, kwargs)
             # Sites with a latent scale stay in the user's parameterization.
-            sites = split._replace(rewritten={}).prior_parameters(args, kwargs)
+            sites = split.without(split.rewritten).prior_parameters(args, kwargs)
 
         def flat(field: Callable[[SiteParameters], jax.Array]) -> jax.Array:
             """One field of all sites in the order of the latent vector, 0 where it is not known."""

@@ -36,7 +36,7 @@ from numpyro_rwpo.heads.log_space import (
     log_or_minus_inf,
     normal_tail_quantile,
 )
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 from numpyro_rwpo.support.broadcasting import same_rank
 
 _LOG_HALF = -math.log(2)
@@ -184,7 +184,7 @@ class GridDensity(NamedTuple):
 
 def fit_grid(
     particles: jax.Array,
-    prior: LaplacePrior,
+    prior: Prior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
 ) -> GridDensity:
@@ -192,7 +192,7 @@ def fit_grid(
 
     The grid reaches from the smallest particle, or the prior's proximal point of it if that lies
     further out, minus four kernel scales, to the same on the right. A prior location inside it
-    becomes a node; where the location lies outside, the prior goes on as it is at that end.
+    becomes a node.
 
     Args:
         particles: (num_particles, dim), finite; duplicates are welcome.
@@ -206,8 +206,7 @@ def fit_grid(
     prox_time = jnp.broadcast_to(jnp.asarray(prox_time, particles.dtype), particles.shape[1:])
     lowest, highest = lax.stop_gradient((jnp.min(particles, 0), jnp.max(particles, 0)))
     # The prior's proximal points of the two, where they lie further out.
-    below = jnp.maximum(lowest - prox_time * prior.rate_right, prior.location)
-    above = jnp.minimum(highest + prox_time * prior.rate_left, prior.location)
+    below, above = prior.prox(lowest, prox_time), prior.prox(highest, prox_time)
     lowest, highest = jnp.minimum(lowest, below), jnp.maximum(highest, above)
     scale = jnp.sqrt(2 * prox_time / inverse_temperature)
     magnitude = jnp.maximum(jnp.abs(lowest), jnp.abs(highest))
@@ -229,13 +228,14 @@ def fit_grid(
     histogram = _linear_histogram((particles - origin[None]) / coarse[None])
     log_heat = _log_heat(log_or_minus_inf(histogram) - log_normalizer, scale / coarse)
 
-    # The prior in exact multiples of the spacing around its kink, up to a constant.
+    # The prior in exact multiples of the spacing from its location, or from the end of the grid
+    # that is closer to it, up to a constant.
     spacing = coarse / _REFINEMENT
     half_prior = prior.tempered(0.5 * inverse_temperature)
-    half_prior = half_prior._replace(location=jnp.zeros_like(origin))
+    start = jnp.where(is_inside, prior.location, lax.stop_gradient(origin + kink * coarse))
     steps = jnp.arange(-1, _NUM_NODES + 1)[:, None] - _REFINEMENT * kink[None]
-    log_density = log_heat - half_prior.potential(steps * spacing[None])
-    prior_slope = half_prior.subgradient(steps[:-1] + 0.5)
+    log_density = log_heat - half_prior.rise(start, steps * spacing[None])[0]
+    prior_slope = half_prior.rise(start, (steps[:-1] + 0.5) * spacing[None])[1]
     return _integrate(origin, spacing, log_density, prior_slope, 1 / scale)
 
 

@@ -73,6 +73,7 @@ class PotentialSource:
             )
         self._prior = prior_from_leaves(nonsmooth, self._prototype)
         self.has_prior = self._prior is not None
+        self.is_rewritten: np.ndarray | None = None
         self.layout: Hashable = layout(self._prototype)
 
     def prepare(
@@ -85,7 +86,16 @@ class PotentialSource:
         """Start at ``init_params``."""
         start = jax.vmap(lambda z: self.ravel(z, model_args, model_kwargs))(init_params)
         potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
-        return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {})
+        return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {}, {})
+
+    def wrong_sites(
+        self,
+        prepared: Preparation,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> frozenset[str]:
+        """None: the user says which part is a Laplace prior."""
+        return frozenset()
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target; a potential function has no model arguments."""

@@ -29,6 +29,7 @@ class Preparation(NamedTuple):
         potential: smooth part of the potential, (chains,).
         gradient: its gradient, (chains, dim).
         prior_parameters: of the Laplace sites that are split off, by name.
+        split_errors: of the same sites, see :mod:`numpyro_rwpo.model.split_check`.
     """
 
     start: jax.Array
@@ -36,6 +37,7 @@ class Preparation(NamedTuple):
     potential: jax.Array
     gradient: jax.Array
     prior_parameters: dict[str, SiteParameters]
+    split_errors: dict[str, jax.Array]
 
 
 def check_preparation(
@@ -173,7 +175,8 @@ class CompiledOnce(Generic[T]):
     ) -> T:
         """Run the program; what the function raises, it raises with the data as constants."""
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((inputs, args, kwargs))):
-            return self._function(constants, inputs, args, kwargs)
+            traced = jax.jit(lambda inputs: self._function(constants, inputs, args, kwargs))
+            return traced(inputs)
         arrays, layout = split_arrays(args, kwargs)
         options = self._options(constants, inputs)
         chosen = None if options is None else tuple(sorted(options.items()))

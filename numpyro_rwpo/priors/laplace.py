@@ -65,8 +65,33 @@ class LaplacePrior(NamedTuple):
 
     def subgradient(self, x: ArrayLike) -> jax.Array:
         """Slope of :meth:`potential`; at the kink the middle of the subdifferential."""
-        x, location, rate_left, rate_right = same_rank(x, *self)
-        sign = jnp.sign(x - location)
+        x, location = same_rank(x, self.location)
+        return self._slope(x - location)
+
+    def rise(self, start: ArrayLike, step: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """Increase of :meth:`potential` from ``start`` to ``start + step``, and the slope there.
+
+        Without the cancellation of a difference: on one side of the kink it is the step times a
+        rate, however far the kink is.
+
+        Args:
+            start: Points, (..., dim); a step from the kink itself is exact.
+            step: Steps, position units, (..., dim).
+
+        Returns:
+            Increases and slopes, (..., dim).
+        """
+        start, step, location, rate_left, rate_right = same_rank(start, step, *self)
+        distance = start - location
+        beyond, before = jnp.maximum(distance, 0), jnp.minimum(distance, 0)
+        right = jnp.maximum(step + before, -beyond)
+        left = jnp.maximum(-step - beyond, before)
+        return rate_right * right + rate_left * left, self._slope(distance + step)
+
+    def _slope(self, distance: jax.Array) -> jax.Array:
+        """Slope at a distance from the kink."""
+        distance, rate_left, rate_right = same_rank(distance, self.rate_left, self.rate_right)
+        sign = jnp.sign(distance)
         return 0.5 * ((1 + sign) * rate_right - (1 - sign) * rate_left)
 
     def prox(self, x: ArrayLike, step_size: ArrayLike) -> jax.Array:
@@ -116,15 +141,38 @@ class LaplacePrior(NamedTuple):
         slope = rate_right * ndtr(-kink) - rate_left * ndtr(kink)
         return slope, jump * jnp.exp(-(kink**2) / 2) / (SQRT_TWO_PI * scale)
 
+    def smoothed(self, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """The Moreau envelope of a step of one squared scale, and its slope.
+
+        The step is one over the square of the larger rate: the kink is rounded off over about the
+        width of the prior.
+
+        Args:
+            x: Points, (..., dim).
+
+        Returns:
+            Values and slopes, (..., dim).
+        """
+        rate = jnp.maximum(self.rate_left, self.rate_right)
+        step_size = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0) ** 2, 1.0)
+        x, step_size = same_rank(x, step_size)
+        nearest = self.prox(x, step_size)
+        envelope = self.potential(nearest) + (x - nearest) ** 2 / (2 * step_size)
+        return envelope, self.moreau_gradient(x, step_size)
+
     def scaled(self, scale: ArrayLike) -> "LaplacePrior":
         """The same prior in the coordinates ``x / scale``, ``scale > 0``."""
         scale, location, rate_left, rate_right = same_rank(scale, *self)
         return LaplacePrior(location / scale, rate_left * scale, rate_right * scale)
 
     def tempered(self, inverse_temperature: ArrayLike) -> "LaplacePrior":
-        """The prior whose potential is ``inverse_temperature`` times this one."""
+        """The prior whose potential is ``inverse_temperature`` >= 0 times this one."""
         beta, location, rate_left, rate_right = same_rank(inverse_temperature, *self)
         return LaplacePrior(location, rate_left * beta, rate_right * beta)
+
+    def log_mass(self) -> jax.Array:
+        """Log of the integral of ``exp(-potential)``, infinite where a rate is 0."""
+        return jnp.log(1 / self.rate_left + 1 / self.rate_right)
 
     def log_normalizer(
         self,

@@ -84,9 +84,9 @@ def sound() -> Measurements:
         accept_prob=0.8,
         num_divergences=0,
         placement="descent",
-        warmup_gradients=600,
-        warmup_gradients_in_a_row=150,
-        warmup_updates=30,
+        warmup_gradients=4000,
+        warmup_gradients_in_a_row=60,
+        warmup_updates=12,
         is_settled=True,
         metric="dense",
         flow="harmonic",
@@ -284,11 +284,19 @@ def test_limits_on_z_have_the_stated_false_alarm_rate():
 
 
 def test_stuck_particles_are_counted_where_chance_cannot_make_them() -> None:
-    """Five of 1000, after ten trajectories each; after three a good one may have rejected all."""
-    particles = np.repeat(np.arange(1000), 2)
-    accept_prob = np.where(particles < 5, 0.02, 0.8)
-    assert stuck_share(accept_prob, particles, 5) == pytest.approx(0.005)
+    """Five of 1000; after few trajectories a particle that moves well may have rejected them all.
+
+    Each particle has four draws next to each other, and what counts is the mean over all of them.
+    """
+    particles = np.repeat(np.arange(1000), 4)
+    accept_prob = np.full(4000, 0.8)
+    accept_prob[particles < 5] = 0.02
+    accept_prob[(particles == 5) & (np.arange(4000) % 4 > 0)] = 0.0  # one good draw in four
+    assert stuck_share(accept_prob, particles, 2) == pytest.approx(0.005)
     assert stuck_share(accept_prob, particles, 1) == 0
+    # Particles that have not been drawn are not known to move well.
+    some = particles < 100
+    assert stuck_share(accept_prob[some], particles[some], 2) == pytest.approx(0.05)
 
 
 def test_everything_is_in_the_dictionary():
