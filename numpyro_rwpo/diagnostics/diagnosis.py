@@ -98,7 +98,7 @@ def _laplace_sites(mcmc: Any, centring: np.ndarray) -> dict[str, str]:
     kernel = mcmc.sampler
     if kernel.model is not None:
         return describe_laplace_sites(
-            kernel.model, mcmc._args, mcmc._kwargs, kernel.nonsmooth, centring
+            kernel.model, mcmc._args, mcmc._kwargs, kernel.nonsmooth, centring, kernel.priors
         )
     if kernel.nonsmooth is None or isinstance(kernel.nonsmooth, str):
         return {}

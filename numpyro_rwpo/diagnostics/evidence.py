@@ -30,7 +30,7 @@ from numpyro_rwpo.diagnostics.importance import (
     importance_evidence,
 )
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, Head
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 
 MAX_FITTED = 2000  # draws that the density is fitted to: more would no longer change it
 NUM_PROPOSALS = 4000  # draws from the fitted density; four times as many where there is no bridge
@@ -119,7 +119,7 @@ def estimate_evidence(
     rng_key: jax.Array,
     draws: np.ndarray,
     log_density: LogDensity,
-    prior: LaplacePrior,
+    prior: Prior,
     *,
     attention: Head = BUILT_IN_HEADS["copula"],
     relative_time: float = 0.1,

@@ -22,7 +22,7 @@ import numpy as np
 from numpyro_rwpo.diagnostics.convergence import pareto_smoothing
 from numpyro_rwpo.heads.density import ProximalDensity, relative_prox_time
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, Head
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 
 LogDensity = Callable[[Any], np.ndarray]
 
@@ -65,7 +65,7 @@ class Coverage(NamedTuple):
 def _propose(
     rng_key: jax.Array,
     draws: jax.Array,
-    prior: LaplacePrior,
+    prior: Prior,
     relative_time: float,
     *,
     attention: Head,
@@ -87,7 +87,7 @@ def fitted_ratios(
     rng_key: jax.Array,
     draws: np.ndarray,
     log_density: LogDensity,
-    prior: LaplacePrior,
+    prior: Prior,
     *,
     attention: Head,
     relative_time: float,
@@ -151,7 +151,7 @@ def ensemble_coverage(
     draws: np.ndarray,
     num_particles: int,
     log_density: LogDensity,
-    prior: LaplacePrior,
+    prior: Prior,
     *,
     attention: Head = BUILT_IN_HEADS["copula"],
     relative_time: float = 0.1,

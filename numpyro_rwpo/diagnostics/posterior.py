@@ -19,11 +19,13 @@ from numpyro import handlers
 from numpyro.infer.util import unconstrain_fn
 
 from numpyro_rwpo.model.laplace_sites import LaplaceSplit
-from numpyro_rwpo.model.model_source import ravel_prior
+from numpyro_rwpo.model.model_source import flat_prior
 from numpyro_rwpo.model.potential_source import prior_from_leaves
+from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry
 from numpyro_rwpo.model.split_check import checked_split
 from numpyro_rwpo.model.tracing import default_key, inspect_trace, is_latent
-from numpyro_rwpo.priors.laplace import LaplacePrior, no_prior
+from numpyro_rwpo.priors.laplace import no_prior
+from numpyro_rwpo.priors.protocol import Prior
 
 _BLOCK = 500  # positions whose density is computed at once
 
@@ -46,7 +48,7 @@ class Posterior(NamedTuple):
     draws: np.ndarray
     names: list[str]
     evaluate: ValueAndGradient
-    prior: LaplacePrior
+    prior: Prior
     is_normalised: bool
 
 
@@ -93,6 +95,7 @@ def model_posterior(
     nonsmooth: Any = "auto",
     centring: int = 0,
     inverse_temperature: float = 1.0,
+    registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> Posterior:
     """The posterior of a model and draws of its sites.
 
@@ -104,11 +107,12 @@ def model_posterior(
         nonsmooth: as for ``RWPO``.
         centring: parametrisation of Laplace sites with latent scales, 0 or 1.
         inverse_temperature: power of the posterior.
+        registry: the kinds of distributions with closed forms.
 
     Raises:
         ValueError: a latent site is missing among the draws, or none has a free coordinate.
     """
-    split, _ = checked_split(model, args, kwargs, nonsmooth)
+    split, _ = checked_split(model, args, kwargs, nonsmooth, registry)
     sites, is_proper = inspect_trace(
         model,
         args,
@@ -171,11 +175,11 @@ def _base_name(name: str, taken: Any) -> str:
 
 def _model_prior(
     split: LaplaceSplit, args: tuple[Any, ...], kwargs: dict[str, Any], prototype: Any
-) -> LaplacePrior:
+) -> Prior:
     if not split.names:
         flat = ravel_pytree(prototype)[0]
         return no_prior(flat.size, flat.dtype)
-    return ravel_prior(split.prior_parameters(args, kwargs), prototype)
+    return flat_prior(split.site_priors(args, kwargs), prototype)
 
 
 def potential_posterior(
@@ -184,11 +188,12 @@ def potential_posterior(
     *,
     nonsmooth: Any = None,
     inverse_temperature: float = 1.0,
+    registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> Posterior:
     """The posterior of a potential function and its draws, leaves (chains, draws, ...)."""
     prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), samples)
     flat, unravel = ravel_pytree(prototype)
-    prior = prior_from_leaves(nonsmooth, prototype) or no_prior(flat.size, flat.dtype)
+    prior = prior_from_leaves(nonsmooth, prototype, registry) or no_prior(flat.size, flat.dtype)
     names = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(prototype):
         label = jax.tree_util.keystr(path, simple=True, separator=".") or "x"
@@ -220,6 +225,7 @@ def posterior_of(mcmc: Any, *, centring: int = 0) -> Posterior:
     options = {
         "nonsmooth": kernel.nonsmooth,
         "inverse_temperature": kernel.settings.inverse_temperature,
+        "registry": kernel.priors,
     }
     if kernel.model is None:
         return potential_posterior(kernel.potential_fn, samples, **options)
