@@ -198,6 +198,8 @@ class RWPO(MCMCKernel):
         self._settings: Settings | None = None
         self._make_programs()
         self._layout: Any = None  # structure, shapes and types of the draws
+        # Number of the flow that the last run chose, for its layout and settings.
+        self._preferred: dict[Any, int] = {}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -305,7 +307,8 @@ class RWPO(MCMCKernel):
         radius = start_radius(self._init_strategy, init_params)
         settings = self._resolve(start, num_warmup, radius, model_args, model_kwargs)
         self._settings = settings
-        numbers = Numbers(self._target_accept_prob, self._relative_prox_time)
+        preferred = self._preferred.get((source.layout, settings), -1)
+        numbers = Numbers(self._target_accept_prob, self._relative_prox_time, preferred)
         warm = self._warm_up(
             (source.layout, settings), (keys[:, 1], start, numbers), model_args, model_kwargs
         )
@@ -359,7 +362,9 @@ class RWPO(MCMCKernel):
         assert settings is not None and self._source is not None
         chosen = warm.adaptation.chosen[0]
         is_traced = isinstance(chosen, jax.core.Tracer)
-        ready = after_warm_up(warm, 0 if is_traced else int(chosen))
+        number = 0 if is_traced else int(chosen)
+        ready = after_warm_up(warm, number)
+        self._preferred = {(self._source.layout, settings): number}
         can_start_anew = (
             settings.corrected
             and settings.num_warmup >= MIN_WARMUP

@@ -203,7 +203,9 @@ def concrete_split_errors(
 
 def refused_sites(errors: Mapping[str, Any]) -> frozenset[str]:
     """Names of the sites whose errors, as :func:`split_errors` gives them, exceed rounding."""
-    return frozenset(name for name, x in errors.items() if not x <= np.sqrt(jnp.finfo(x.dtype).eps))
+    # In NumPy: where JAX is tracing something else, its comparisons would be traced, too.
+    values = {name: np.asarray(error) for name, error in errors.items()}
+    return frozenset(name for name, x in values.items() if not x <= np.sqrt(np.finfo(x.dtype).eps))
 
 
 def checked_split(
