@@ -40,8 +40,9 @@ from numpyro_rwpo.model.target import Target
 MAX_STEPS = 1024
 # Mean acceptance below which the step size is so wrong that it shrinks by a factor of ten.
 HOPELESS = 0.02
-# How much better than the preferred flow another has to be.
-PREFERENCE = 2.0
+# How much better than the preferred flow another has to be. A loop that is compiled anew takes
+# seconds, in which most runs on new data of the same shape are over.
+PREFERENCE = 8.0
 # Updates that each flow on trial has before the first comparison; the first of them still meets
 # the step size that was guessed.
 TRIAL_UPDATES = 3
@@ -326,7 +327,8 @@ def adapt(
         target: the posterior.
         settings: of the run.
         target_accept_prob: acceptance probability at which the step size aims.
-        preferred: number of the flow that is kept unless another is twice as good, -1 for none.
+        preferred: number of the flow that is kept unless another is eight times as good, -1 for
+            none.
     """
     number = whose_turn(adaptation, len(settings.flows))
     log_step = adaptation.log_step[number]

@@ -26,7 +26,7 @@ class Numbers(NamedTuple):
         target_accept_prob: acceptance probability at which the step size aims.
         relative_prox_time: bandwidth of the attention, in units of each coordinate's variance.
         preferred: number of the flow on trial that the kernel's last run chose, -1 for none. It is
-            kept unless another is twice as good, so that a loop that is compiled can be used again.
+            kept unless another is eight times as good, so that a compiled loop is used again.
     """
 
     target_accept_prob: float

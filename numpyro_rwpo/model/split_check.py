@@ -204,7 +204,12 @@ def concrete_split_errors(
 def refused_sites(errors: Mapping[str, Any]) -> frozenset[str]:
     """Names of the sites whose errors, as :func:`split_errors` gives them, exceed rounding."""
     # In NumPy: where JAX is tracing something else, its comparisons would be traced, too.
-    values = {name: np.asarray(error) for name, error in errors.items()}
+    # What depends on traced arguments cannot be judged.
+    values = {
+        name: np.asarray(error)
+        for name, error in errors.items()
+        if not isinstance(error, jax.core.Tracer)
+    }
     return frozenset(name for name, x in values.items() if not x <= np.sqrt(np.finfo(x.dtype).eps))
 
 
