@@ -14,8 +14,8 @@ def same_rank(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
 
     Scalars remain scalars: they go with arrays of any rank.
     """
-    arrays = tuple(jnp.asarray(x) for x in arrays)
-    rank = max(x.ndim for x in arrays)
+    all_of_them = [jnp.asarray(x) for x in arrays]
+    rank = max(x.ndim for x in all_of_them)
     return tuple(
-        jnp.expand_dims(x, tuple(range(rank - x.ndim))) if 0 < x.ndim < rank else x for x in arrays
+        jnp.expand_dims(x, tuple(range(rank - x.ndim))) if x.ndim else x for x in all_of_them
     )
