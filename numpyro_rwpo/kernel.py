@@ -16,7 +16,7 @@ All but the last happen in :meth:`RWPO.init`, as programs of their own
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,18 +55,19 @@ from numpyro_rwpo.dynamics.trees import (
 )
 from numpyro_rwpo.dynamics.warmup import WarmUp, spread, warm_up
 from numpyro_rwpo.heads.registry import Fit, find_head
+from numpyro_rwpo.model.binding import Bound, bind, different_model, fits
 from numpyro_rwpo.model.checks import explained
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.potential_source import PotentialSource
 from numpyro_rwpo.model.preparation import CompiledOnce, Preparation, check_preparation
+from numpyro_rwpo.model.prior_registry import PriorRegistry, entry_names, registry_with
 from numpyro_rwpo.model.proposal import (
-    change_coordinates,
     check_proposal,
     check_proposal_dim,
     fingerprint,
 )
 from numpyro_rwpo.model.source import Source, layout, start_radius
-from numpyro_rwpo.model.target import Differentiation, Target, has_loop, pool_chains
+from numpyro_rwpo.model.target import Differentiation, has_loop, pool_chains
 from numpyro_rwpo.support.checks import (
     check_choice,
     check_init_strategy,
@@ -79,58 +80,8 @@ from numpyro_rwpo.support.checks import (
 from numpyro_rwpo.support.compilation import quick_options
 from numpyro_rwpo.support.memory import check_memory, check_memory_maps
 from numpyro_rwpo.support.precision import in_full_precision
-from numpyro_rwpo.support.sharding import Placement, check_mesh, check_use
+from numpyro_rwpo.support.sharding import check_mesh, check_use
 from numpyro_rwpo.support.threads import one_at_a_time
-
-
-def different_model(values: Any) -> ValueError:
-    """The error where a state is of another model."""
-    return ValueError(
-        "The state from which to go on must be of the same model: its latent sites have "
-        f"the shapes {jax.tree.map(jnp.shape, values)}; the model's do not. Use the saved "
-        "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
-    )
-
-
-def fits(values: Any, expected: Any) -> bool:
-    """Whether values have a layout's structure and shapes, with whatever leading axes."""
-    structure, leaves = layout(values)
-    pairs = zip(leaves, expected[1], strict=False)
-    return structure == expected[0] and all(
-        a[max(len(a) - len(b), 0) :] == b[max(len(b) - len(a), 0) :] for (a, _), (b, _) in pairs
-    )
-
-
-class Bound(NamedTuple):
-    """A posterior with its data.
-
-    Attributes:
-        target: what the moves need of it.
-        emit: maps a flat position and a centring to unconstrained values and the log Jacobian of
-            the way back.
-    """
-
-    target: Target
-    emit: Callable[..., Any]
-
-
-def bind(
-    source: Source,
-    model_args: tuple[Any, ...],
-    model_kwargs: dict[str, Any],
-    *,
-    proposal: dist.Distribution | None,
-    placement: Placement,
-    dtype: Any,
-) -> Bound:
-    """Bind a source to the model's arguments, once for everything that follows."""
-    target = source.bind(model_args, model_kwargs)._replace(placement=placement)
-    emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
-    if proposal is not None:
-        ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
-        values = partial(emit, centring=target.centring)
-        target = target._replace(proposal=change_coordinates(proposal, dtype, ravel, values))
-    return Bound(target, emit)
 
 
 class RWPO(MCMCKernel):
@@ -160,6 +111,10 @@ class RWPO(MCMCKernel):
             With ``potential_fn``, a pytree like ``init_params`` of ``Laplace`` or
             ``AsymmetricLaplace`` distributions or ``None``, saying which part of the potential
             (which stays the whole one) is a Laplace prior.
+        priors: further kinds of distributions with closed forms, a mapping from classes of NumPyro
+            distributions to functions that make a prior of one, see
+            :class:`numpyro_rwpo.priors.protocol.Prior`. Their sites are split off, too, where their
+            parameters are fixed.
         dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric (with fewer
             than two particles a dimension one that is diagonal but for a few directions) and a
             diagonal one with the exact flow of the prior; ``True`` (up to four dimensions a
@@ -200,6 +155,7 @@ class RWPO(MCMCKernel):
         inverse_temperature: float = 1.0,
         correction: str | None = "metropolis",
         nonsmooth: Any = "auto",
+        priors: PriorRegistry | None = None,
         dense_mass: bool | str = "auto",
         target_accept_prob: float = 0.8,
         init_strategy: Callable[..., Any] = init_to_uniform,
@@ -227,6 +183,7 @@ class RWPO(MCMCKernel):
         self._relative_prox_time = relative_prox_time
         self._correction = correction
         self._nonsmooth = nonsmooth
+        self._priors = registry_with(priors)
         self._dense_mass = dense_mass
         self._target_accept_prob = target_accept_prob
         self._init_strategy = init_strategy
@@ -257,6 +214,7 @@ class RWPO(MCMCKernel):
             "inverse_temperature": self._differentiation.inverse_temperature,
             "correction": self._correction,
             "nonsmooth": nonsmooth,
+            "priors": entry_names(self._priors),
             "dense_mass": self._dense_mass,
             "target_accept_prob": float(self._target_accept_prob),
             "proposal": fingerprint(self._proposal),
@@ -277,6 +235,11 @@ class RWPO(MCMCKernel):
     def nonsmooth(self) -> Any:
         """What the user said about Laplace priors."""
         return self._nonsmooth
+
+    @property
+    def priors(self) -> PriorRegistry:
+        """The kinds of distributions with closed forms: the built-in ones and the user's."""
+        return self._priors
 
     @property
     def settings(self) -> Settings | None:
@@ -335,19 +298,9 @@ class RWPO(MCMCKernel):
         is_batch = not is_prng_key(rng_key)
         keys = jax.vmap(random.split)(rng_key if is_batch else rng_key[None])
         batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
-        refused: frozenset[str] = frozenset()
-        while True:
-            source = self._make_source(is_batch, init_params, model_args, model_kwargs, refused)
-            self._source = source
-            with explained(self._model, model_args, model_kwargs):
-                prepared = self._prepare(
-                    source.layout, (keys[:, 1], batch), model_args, model_kwargs
-                )
-            wrong = source.wrong_sites(prepared, model_args, model_kwargs)
-            if not wrong:
-                break
-            refused |= wrong  # and prepare once more without these sites split off
-        check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
+        prepared = self._find_start(keys[:, 1], batch, model_args, model_kwargs)
+        source = self._source
+        assert source is not None
         start = prepared.start
         radius = start_radius(self._init_strategy, init_params)
         settings = self._resolve(start, num_warmup, radius, model_args, model_kwargs)
@@ -367,6 +320,32 @@ class RWPO(MCMCKernel):
         self._layout = layout(z)
         self._sample_fn = self._sample
         return state._replace(z=z)
+
+    def _find_start(
+        self,
+        rng_keys: jax.Array,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> Preparation:
+        """Make the source, and find a valid start for each key.
+
+        Laplace sites whose density, as split off, is not that of the model are left alone.
+        """
+        refused: frozenset[str] = frozenset()
+        while True:
+            source = self._make_source(init_params, model_args, model_kwargs, refused)
+            self._source = source
+            with explained(self._model, model_args, model_kwargs):
+                prepared = self._prepare(
+                    source.layout, (rng_keys, init_params), model_args, model_kwargs
+                )
+            wrong = source.wrong_sites(prepared, model_args, model_kwargs)
+            if not wrong:
+                break
+            refused |= wrong
+        check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
+        return prepared
 
     def _choose_move(
         self,
@@ -445,7 +424,6 @@ class RWPO(MCMCKernel):
 
     def _make_source(
         self,
-        is_batch: bool,
         init_params: Any,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
@@ -460,6 +438,7 @@ class RWPO(MCMCKernel):
                 nonsmooth=self._nonsmooth,
                 differentiation=self._differentiation,
                 refused=refused,
+                registry=self._priors,
             )
         if init_params is None:
             raise ValueError(
@@ -469,9 +448,10 @@ class RWPO(MCMCKernel):
         assert self._potential_fn is not None
         return PotentialSource(
             self._potential_fn,
-            jax.tree.map(lambda x: x[0], init_params) if is_batch else init_params,
+            jax.tree.map(lambda x: x[0], init_params),
             nonsmooth=self._nonsmooth,
             differentiation=self._differentiation,
+            registry=self._priors,
         )
 
     def _make_programs(self) -> None:

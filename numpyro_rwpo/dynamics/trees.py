@@ -31,7 +31,8 @@ NUM_PARTICLES = 8
 # Stan's windows, and the updates at which the step size is left alone.
 WINDOWS = (20, 50, 100, 175)
 NUM_UPDATES = 225
-# Fewest iterations of warm-up in which a small ensemble can start anew: in fewer it would not arrive.
+# Fewest iterations of warm-up in which a small ensemble can start anew; in fewer it would not
+# converge.
 MIN_WARMUP = 100
 # Trees of the first updates are cut short: they only descend, and the step size is still a guess.
 FIRST_DEPTH = 5

@@ -14,8 +14,9 @@ def same_rank(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
 
     Scalars remain scalars: they go with arrays of any rank.
     """
-    all_of_them = [jnp.asarray(x) for x in arrays]
-    rank = max(x.ndim for x in all_of_them)
+    converted = [jnp.asarray(x) for x in arrays]
+    rank = max(x.ndim for x in converted)
     return tuple(
-        jnp.expand_dims(x, tuple(range(rank - x.ndim))) if x.ndim else x for x in all_of_them
+        jnp.expand_dims(x, tuple(range(rank - x.ndim))) if 0 < x.ndim < rank else x
+        for x in converted
     )

@@ -359,9 +359,9 @@ def test_slow_statistics_get_more_trajectories_between_draws(
     np.testing.assert_allclose(move.step_size * move.num_steps, TRAJECTORY_LENGTH, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("rate", "jumps"), [(1.0, 1), (0.3, 2), (0.1, 7), (0.0, MAX_JUMPS)])
+@pytest.mark.parametrize(("rate", "jumps"), [(1.0, 1), (0.3, 7), (0.1, 22), (0.0, MAX_JUMPS)])
 def test_rarely_accepted_jumps_are_tried_more_often(rate: float, jumps: int) -> None:
-    """Until one of two particles has jumped: (1 - rate)^jumps below a half."""
+    """Until nine of ten particles have jumped: (1 - rate)^jumps below a tenth."""
     start = initial_adaptation(DIM, jnp.float32, make_settings("exact"))
     move = make_move("exact", 0, start._replace(jump_rate=jnp.asarray(rate)), NORMAL)
     assert int(move.num_jumps) == jumps

@@ -54,30 +54,44 @@ def test_trees_learn_scales_and_step_size() -> None:
     assert warm.num_gradients >= warm.num_rows > 0
 
 
-def ready(particles: np.ndarray, is_settled: bool = True, correlation: float = 0.5) -> object:
-    """What `agree` looks at: ensembles (chains, particles, dim), and what warm-up says of them."""
+def do_agree(
+    particles: np.ndarray,
+    is_settled: bool = True,
+    correlation: float = 0.5,
+    centring: tuple[float, ...] | None = None,
+) -> bool:
+    """Whether ensembles (chains, particles, dim) agree, with what warm-up says of them.
+
+    With a centring for each chain, coordinate 7 has another meaning at each.
+    """
     chains = len(particles)
-    return SimpleNamespace(
+    ready = SimpleNamespace(
         ensemble=SimpleNamespace(particles=particles),
         potential=0.5 * (particles**2).sum(-1),
+        centring=np.zeros(chains) if centring is None else np.array(centring),
         warm_up=SimpleNamespace(
             is_settled=np.full(chains, is_settled), correlation=np.full(chains, correlation)
         ),
     )
+    is_rewritten = None if centring is None else np.arange(particles.shape[2]) == 7
+    return agree(ready, is_rewritten)
 
 
 def test_ensembles_that_disagree_or_have_not_settled_start_anew() -> None:
     normal = np.random.default_rng(0).normal(size=(4, 64, 30))
-    assert agree(ready(normal))
-    assert not agree(ready(normal, is_settled=False))
+    assert do_agree(normal)
+    assert not do_agree(normal, is_settled=False)
     shifted, wide = normal.copy(), normal.copy()
     shifted[0, :, 7] += 2
     wide[0, :, 7] *= 6
-    assert not agree(ready(shifted))
-    assert not agree(ready(wide))
+    assert not do_agree(shifted)
+    assert not do_agree(wide)
+    # What cannot be compared says nothing.
+    assert do_agree(shifted, centring=(1, 0, 0, 0))
+    assert not do_agree(shifted, centring=(0, 0, 0, 0))
     # A single chain has no other to disagree with.
-    assert agree(ready(shifted[:1]))
-    assert not agree(ready(normal[:1], correlation=MAX_CORRELATION + 0.01))
+    assert do_agree(shifted[:1])
+    assert not do_agree(normal[:1], correlation=MAX_CORRELATION + 0.01)
 
 
 @pytest.mark.parametrize(("starts", "move"), [((20, 20), HamiltonianMove), ((20, -20), TreeMove)])
