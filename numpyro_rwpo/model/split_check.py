@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from numpyro_rwpo.model.laplace_sites import (
@@ -203,7 +202,9 @@ def concrete_split_errors(
 
 def refused_sites(errors: Mapping[str, Any]) -> frozenset[str]:
     """Names of the sites whose errors, as :func:`split_errors` gives them, exceed rounding."""
-    return frozenset(name for name, x in errors.items() if not x <= np.sqrt(jnp.finfo(x.dtype).eps))
+    # As numbers: where JAX is tracing, it would trace a comparison of arrays, too.
+    rounding = {name: float(jnp.finfo(error.dtype).eps) ** 0.5 for name, error in errors.items()}
+    return frozenset(name for name, error in errors.items() if not float(error) <= rounding[name])
 
 
 def checked_split(
