@@ -60,6 +60,7 @@ from numpyro_rwpo.model.checks import explained
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.potential_source import PotentialSource
 from numpyro_rwpo.model.preparation import CompiledOnce, Preparation, check_preparation
+from numpyro_rwpo.model.prior_registry import PriorRegistry, entry_names, registry_with
 from numpyro_rwpo.model.proposal import (
     check_proposal,
     check_proposal_dim,
@@ -110,6 +111,10 @@ class RWPO(MCMCKernel):
             With ``potential_fn``, a pytree like ``init_params`` of ``Laplace`` or
             ``AsymmetricLaplace`` distributions or ``None``, saying which part of the potential
             (which stays the whole one) is a Laplace prior.
+        priors: further kinds of distributions with closed forms, a mapping from classes of NumPyro
+            distributions to functions that make a prior of one, see
+            :class:`numpyro_rwpo.priors.protocol.Prior`. Their sites are split off, too, where their
+            parameters are fixed.
         dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric (with fewer
             than two particles a dimension one that is diagonal but for a few directions) and a
             diagonal one with the exact flow of the prior; ``True`` (up to four dimensions a
@@ -150,6 +155,7 @@ class RWPO(MCMCKernel):
         inverse_temperature: float = 1.0,
         correction: str | None = "metropolis",
         nonsmooth: Any = "auto",
+        priors: PriorRegistry | None = None,
         dense_mass: bool | str = "auto",
         target_accept_prob: float = 0.8,
         init_strategy: Callable[..., Any] = init_to_uniform,
@@ -177,6 +183,7 @@ class RWPO(MCMCKernel):
         self._relative_prox_time = relative_prox_time
         self._correction = correction
         self._nonsmooth = nonsmooth
+        self._priors = registry_with(priors)
         self._dense_mass = dense_mass
         self._target_accept_prob = target_accept_prob
         self._init_strategy = init_strategy
@@ -191,6 +198,8 @@ class RWPO(MCMCKernel):
         self._settings: Settings | None = None
         self._make_programs()
         self._layout: Any = None  # structure, shapes and types of the draws
+        # Number of the flow that the last run chose, for its layout and settings.
+        self._preferred: dict[Any, int] = {}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -207,6 +216,7 @@ class RWPO(MCMCKernel):
             "inverse_temperature": self._differentiation.inverse_temperature,
             "correction": self._correction,
             "nonsmooth": nonsmooth,
+            "priors": entry_names(self._priors),
             "dense_mass": self._dense_mass,
             "target_accept_prob": float(self._target_accept_prob),
             "proposal": fingerprint(self._proposal),
@@ -227,6 +237,11 @@ class RWPO(MCMCKernel):
     def nonsmooth(self) -> Any:
         """What the user said about Laplace priors."""
         return self._nonsmooth
+
+    @property
+    def priors(self) -> PriorRegistry:
+        """The kinds of distributions with closed forms: the built-in ones and the user's."""
+        return self._priors
 
     @property
     def settings(self) -> Settings | None:
@@ -292,7 +307,8 @@ class RWPO(MCMCKernel):
         radius = start_radius(self._init_strategy, init_params)
         settings = self._resolve(start, num_warmup, radius, model_args, model_kwargs)
         self._settings = settings
-        numbers = Numbers(self._target_accept_prob, self._relative_prox_time)
+        preferred = self._preferred.get((source.layout, settings), -1)
+        numbers = Numbers(self._target_accept_prob, self._relative_prox_time, preferred)
         warm = self._warm_up(
             (source.layout, settings), (keys[:, 1], start, numbers), model_args, model_kwargs
         )
@@ -346,7 +362,9 @@ class RWPO(MCMCKernel):
         assert settings is not None and self._source is not None
         chosen = warm.adaptation.chosen[0]
         is_traced = isinstance(chosen, jax.core.Tracer)
-        ready = after_warm_up(warm, 0 if is_traced else int(chosen))
+        number = 0 if is_traced else int(chosen)
+        ready = after_warm_up(warm, number)
+        self._preferred = {(self._source.layout, settings): number}
         can_start_anew = (
             settings.corrected
             and settings.num_warmup >= MIN_WARMUP
@@ -425,6 +443,7 @@ class RWPO(MCMCKernel):
                 nonsmooth=self._nonsmooth,
                 differentiation=self._differentiation,
                 refused=refused,
+                registry=self._priors,
             )
         if init_params is None:
             raise ValueError(
@@ -437,6 +456,7 @@ class RWPO(MCMCKernel):
             jax.tree.map(lambda x: x[0], init_params),
             nonsmooth=self._nonsmooth,
             differentiation=self._differentiation,
+            registry=self._priors,
         )
 
     def _make_programs(self) -> None:

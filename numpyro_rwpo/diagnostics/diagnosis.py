@@ -157,7 +157,7 @@ def _laplace_sites(run: Run) -> dict[str, str]:
     if run.model is not None:
         centering = np.asarray(run.state.centring)
         return describe_laplace_sites(
-            run.model, run.model_args, run.model_kwargs, run.nonsmooth, centering
+            run.model, run.model_args, run.model_kwargs, run.nonsmooth, centering, run.priors
         )
     if run.nonsmooth is None or isinstance(run.nonsmooth, str):
         return {}

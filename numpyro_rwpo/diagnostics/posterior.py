@@ -18,11 +18,13 @@ from numpyro import handlers
 from numpyro.infer.util import unconstrain_fn
 
 from numpyro_rwpo.model.laplace_sites import LaplaceSplit
-from numpyro_rwpo.model.model_source import ravel_prior
+from numpyro_rwpo.model.model_source import flat_prior
 from numpyro_rwpo.model.potential_source import prior_from_leaves
+from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry
 from numpyro_rwpo.model.split_check import checked_split
 from numpyro_rwpo.model.tracing import default_key, inspect_trace, is_latent
-from numpyro_rwpo.priors.laplace import LaplacePrior, no_prior
+from numpyro_rwpo.priors.laplace import no_prior
+from numpyro_rwpo.priors.protocol import Prior
 from numpyro_rwpo.runs.mcmc import Run
 
 # Positions at which the density is evaluated in one call. The last block is padded, so that one
@@ -49,7 +51,7 @@ class Posterior(NamedTuple):
     draws: np.ndarray
     names: list[str]
     evaluate: ValueAndGradient
-    prior: LaplacePrior
+    prior: Prior
     is_normalized: bool
 
 
@@ -108,6 +110,7 @@ def model_posterior(
     nonsmooth: Any = "auto",
     centering: int = 0,
     inverse_temperature: float = 1.0,
+    registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> Posterior:
     """The posterior of a model and draws of its sites.
 
@@ -119,11 +122,12 @@ def model_posterior(
         nonsmooth: as for ``RWPO``.
         centering: parameterization of Laplace sites with latent scales, 0 or 1.
         inverse_temperature: power of the posterior.
+        registry: the kinds of distributions with closed forms.
 
     Raises:
         ValueError: a latent site is missing among the draws, or none has a free coordinate.
     """
-    split, _ = checked_split(model, args, kwargs, nonsmooth)
+    split, _ = checked_split(model, args, kwargs, nonsmooth, registry)
     sites, is_proper = _latent_sites(model, args, kwargs)
     missing = sorted(set(sites) - set(samples))
     if missing:
@@ -178,11 +182,11 @@ def _base_name(name: str, taken: Any) -> str:
 
 def _model_prior(
     split: LaplaceSplit, args: tuple[Any, ...], kwargs: dict[str, Any], prototype: Any
-) -> LaplacePrior:
+) -> Prior:
     if not split.names:
         flat = ravel_pytree(prototype)[0]
         return no_prior(flat.size, flat.dtype)
-    return ravel_prior(split.prior_parameters(args, kwargs), prototype)
+    return flat_prior(split.site_priors(args, kwargs), prototype)
 
 
 def potential_posterior(
@@ -191,11 +195,12 @@ def potential_posterior(
     *,
     nonsmooth: Any = None,
     inverse_temperature: float = 1.0,
+    registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> Posterior:
     """The posterior of a potential function and its draws, leaves (chains, draws, ...)."""
     prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), samples)
     flat, unravel = ravel_pytree(prototype)
-    prior = prior_from_leaves(nonsmooth, prototype) or no_prior(flat.size, flat.dtype)
+    prior = prior_from_leaves(nonsmooth, prototype, registry) or no_prior(flat.size, flat.dtype)
     names = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(prototype):
         label = jax.tree_util.keystr(path, simple=True, separator=".") or "x"
@@ -230,6 +235,7 @@ def posterior_of(run: Run, *, centering: int = 0) -> Posterior:
             run.samples,
             nonsmooth=run.nonsmooth,
             inverse_temperature=run.settings.inverse_temperature,
+            registry=run.priors,
         )
     return model_posterior(
         run.model,
@@ -239,4 +245,5 @@ def posterior_of(run: Run, *, centering: int = 0) -> Posterior:
         nonsmooth=run.nonsmooth,
         centering=centering,
         inverse_temperature=run.settings.inverse_temperature,
+        registry=run.priors,
     )

@@ -223,7 +223,8 @@ def warm_up(
 
         def update(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
             key = random.fold_in(key_adapt, carry[1].updates)
-            return adapt(key, *carry, target, settings, numbers.target_accept_prob)
+            aim, preferred = numbers.target_accept_prob, numbers.preferred
+            return adapt(key, *carry, target, settings, aim, preferred)
 
         ensemble, adaptation = lax.while_loop(
             lambda carry: ~is_finished(carry[1], settings),

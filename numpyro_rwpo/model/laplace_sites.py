@@ -1,4 +1,4 @@
-"""Which latent sites of a NumPyro model are Laplace priors with known parameters.
+"""Which latent sites of a NumPyro model have priors with closed forms and known parameters.
 
 A site is split off into the nonsmooth part of the target when its distribution is ``Laplace`` or
 ``AsymmetricLaplace`` (through ``expand``, ``to_event``, plates, ``sample_shape``) and its location
@@ -9,6 +9,9 @@ Informative data make that parametrisation a funnel, and the user's own one near
 *centring* c stays an argument of the rewritten model: at 0 the site is a standard Laplace and its
 density is split off; at 1 it is the user's own site and its density stays with the rest. Which of
 the two an ensemble uses is decided by evidence when it starts.
+
+Sites of other kinds (:mod:`numpyro_rwpo.model.prior_registry`) are split off where all their
+parameters are fixed, and left alone otherwise.
 
 That the rewritten model has the density of the user's is checked at preparation, see
 :mod:`numpyro_rwpo.model.split_check`.
@@ -26,6 +29,14 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_rwpo.model.enumeration import enumeration_dim, marginal_potential
+from numpyro_rwpo.model.prior_registry import (
+    BUILT_IN_PRIORS,
+    PriorRegistry,
+    find_kind,
+    kind_names,
+    site_prior,
+    unwrapped,
+)
 from numpyro_rwpo.model.tracing import (
     Model,
     default_key,
@@ -37,14 +48,7 @@ from numpyro_rwpo.model.tracing import (
     trace_at,
     trace_model,
 )
-
-
-class SiteParameters(NamedTuple):
-    """Parameters of one Laplace site, each broadcast to the site's shape."""
-
-    location: jax.Array
-    rate_left: jax.Array
-    rate_right: jax.Array
+from numpyro_rwpo.priors.protocol import Prior
 
 
 class keep_density(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
@@ -129,60 +133,45 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
         return base.expand(fn.shape()).to_event(fn.event_dim)
 
 
-def unwrapped(fn: Any) -> Any:
-    """The distribution inside ``expand`` and ``to_event``."""
-    while type(fn) in (dist.ExpandedDistribution, dist.Independent):
-        fn = fn.base_dist
-    return fn
-
-
 def is_laplace(fn: Any) -> bool:
-    """Whether a distribution has the density of Laplace or AsymmetricLaplace, expanded or not.
-
-    A subclass of either counts unless it has a density or support of its own.
-    """
-    base = unwrapped(fn)
-    return any(
-        isinstance(base, kind)
-        and type(base).log_prob is kind.log_prob
-        and type(base).support is kind.support
-        for kind in (dist.Laplace, dist.AsymmetricLaplace)
-    )
-
-
-def distribution_parameters(fn: Any, shape: tuple[int, ...] | None = None) -> SiteParameters:
-    """Location and rates of a Laplace distribution, broadcast to its shape or the one given."""
-    base = unwrapped(fn)
-    if isinstance(base, dist.AsymmetricLaplace):
-        rates = 1 / base.left_scale, 1 / base.right_scale
-    else:
-        rates = 1 / base.scale, 1 / base.scale
-    shape = fn.shape() if shape is None else shape
-    return SiteParameters(*(jnp.broadcast_to(x, shape) for x in (base.loc, *rates)))
+    """Whether a distribution has the density of Laplace or AsymmetricLaplace, expanded or not."""
+    return find_kind(fn, BUILT_IN_PRIORS) is not None
 
 
 class _Parents(NamedTuple):
-    """The latent sites, discrete ones too, on which a Laplace site's parameters depend."""
+    """The latent sites, discrete ones too, on which the parameters of a site's prior depend.
+
+    Attributes:
+        location_scale: of location and scale of a Laplace site, which can be standardized.
+        other: of all other parameters.
+    """
 
     location_scale: frozenset[str]
-    asymmetry: frozenset[str]
+    other: frozenset[str]
 
 
 def _latent_parents(
-    model: Model, names: list[str], values: dict[str, Any], args: Any, kwargs: Any
+    model: Model,
+    names: list[str],
+    values: dict[str, Any],
+    registry: PriorRegistry,
+    args: Any,
+    kwargs: Any,
 ) -> dict[str, _Parents]:
     def parameters(**values: Any) -> dict[str, tuple[Any, Any]]:
         substituted = handlers.substitute(handlers.seed(default_key(model), 0), data=values)
         trace = handlers.trace(substituted).get_trace(*args, **kwargs)
-        bases = {name: unwrapped(trace[name]["fn"]) for name in names}
-        return {
-            name: ((base.loc, base.scale), getattr(base, "asymmetry", 1.0))
-            for name, base in bases.items()
-        }
+        return {name: split_parameters(trace[name]["fn"]) for name in names}
+
+    def split_parameters(fn: Any) -> tuple[list[Any], list[Any]]:
+        if not is_laplace(fn):
+            return [], jax.tree.leaves(site_prior(fn, registry))
+        base = unwrapped(fn)
+        return [base.loc, base.scale], [getattr(base, "asymmetry", 1.0)]
 
     provenance = eval_provenance(parameters, **values)
     return {
-        name: _Parents(frozenset().union(*provenance[name][0]), provenance[name][1])
+        name: _Parents(*(frozenset().union(*parents) for parents in provenance[name]))
         for name in names
     }
 
@@ -196,12 +185,14 @@ class LaplaceSplit(NamedTuple):
         rewritten: names of those with latent location or scale.
         enumeration_dim: where discrete sites are summed out, ``None`` without any, see
             :mod:`numpyro_rwpo.model.enumeration`.
+        registry: what makes priors of the sites.
     """
 
     user_model: Model
     fixed: tuple[str, ...]
     rewritten: tuple[str, ...]
     enumeration_dim: int | None
+    registry: PriorRegistry
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -243,14 +234,15 @@ class LaplaceSplit(NamedTuple):
             kwargs = {**kwargs, "_centring": centring}
         return marginal_potential(model, values, args, kwargs, self.enumeration_dim)
 
-    def prior_parameters(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, SiteParameters]:
-        """Parameters of all split sites for these model arguments, base sites at centring 0."""
+    def site_priors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Prior]:
+        """Priors of all split sites for these model arguments, base sites at centring 0.
+
+        Their parameters are in the sites' shapes.
+        """
         trace = trace_model(self.model(), args, kwargs)
         sites = {name: trace[name] for name in self.names}
         return {
-            name: distribution_parameters(site["fn"], site_shape(site))
+            name: site_prior(site["fn"], self.registry, site_shape(site))
             for name, site in sites.items()
         }
 
@@ -299,18 +291,26 @@ class LaplaceSplit(NamedTuple):
 
 
 def split_laplace_sites(
-    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], nonsmooth: Any = "auto"
+    model: Model,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    nonsmooth: Any = "auto",
+    registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> LaplaceSplit:
-    """Find the Laplace sites of ``model``; standardise those with latent parameters.
+    """Find the sites of ``model`` whose priors have closed forms.
+
+    Laplace sites with latent location or scale are standardized; sites of other kinds only count
+    with fixed parameters.
 
     Args:
         model: NumPyro model.
         args: positional arguments of the model.
         kwargs: keyword arguments of the model.
         nonsmooth: ``"auto"`` for every site that can be split, ``None`` for none, or site names.
+        registry: the kinds of distributions with closed forms.
 
     Raises:
-        ValueError: a name in ``nonsmooth`` is not a Laplace site that can be split.
+        ValueError: a name in ``nonsmooth`` is not a site that can be split.
     """
 
     def read(trace: dict[str, Any]) -> tuple[list[str], dict[str, Any], set[str], int | None]:
@@ -322,25 +322,27 @@ def split_laplace_sites(
         names = [
             name
             for name, site in sampled.items()
-            if is_laplace(site["fn"]) and site["scale"] is None and is_direct(name, site)
+            if find_kind(site["fn"], registry) is not None
+            and site["scale"] is None
+            and is_direct(name, site)
         ]
         discrete = {name for name, site in sampled.items() if is_discrete(site)}
         return names, values, discrete, enumeration_dim(trace)
 
     names, values, discrete, dim = inspect_trace(model, args, kwargs, read)
     if nonsmooth is None:
-        return LaplaceSplit(model, (), (), dim)
-    parents = _latent_parents(model, names, values, args, kwargs) if names else {}
+        return LaplaceSplit(model, (), (), dim, registry)
+    parents = _latent_parents(model, names, values, registry, args, kwargs) if names else {}
     # Only fixed asymmetries: a latent one would stay latent in the base site. And a site whose
     # parameters depend on a discrete one has a mixture for its density once that is summed out.
-    able = [n for n in names if not (parents[n].asymmetry or parents[n].location_scale & discrete)]
+    able = [n for n in names if not (parents[n].other or parents[n].location_scale & discrete)]
     if nonsmooth != "auto":
         unknown = sorted(set(nonsmooth) - set(able))
         if unknown:
             raise ValueError(
-                f"`nonsmooth` names {unknown}, which are not latent Laplace or AsymmetricLaplace "
+                f"`nonsmooth` names {unknown}, which are not latent {kind_names(registry)} "
                 f"sites of the model; those that can be split are {sorted(able)}."
             )
         able = [name for name in able if name in nonsmooth]
     fixed = tuple(name for name in able if not parents[name].location_scale)
-    return LaplaceSplit(model, fixed, tuple(n for n in able if n not in fixed), dim)
+    return LaplaceSplit(model, fixed, tuple(n for n in able if n not in fixed), dim, registry)

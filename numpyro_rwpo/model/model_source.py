@@ -19,13 +19,14 @@ from numpyro_rwpo.model.checks import (
     with_fixed_sites,
 )
 from numpyro_rwpo.model.enumeration import enumerated
-from numpyro_rwpo.model.laplace_sites import SiteParameters, split_laplace_sites
+from numpyro_rwpo.model.laplace_sites import split_laplace_sites
 from numpyro_rwpo.model.preparation import Preparation
+from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, lay_out_prior
 from numpyro_rwpo.model.source import layout, values_like
 from numpyro_rwpo.model.split_check import concrete_split_errors, refused_sites, split_errors
 from numpyro_rwpo.model.target import Differentiation, Target
 from numpyro_rwpo.model.tracing import default_key
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 
 
 class ModelSource:
@@ -44,6 +45,7 @@ class ModelSource:
         refused: names of Laplace sites that are not split off all the same, see
             :func:`numpyro_rwpo.model.split_check.refused_sites`.
         differentiation: temperature and differentiation mode.
+        registry: the kinds of distributions with closed forms.
 
     Raises:
         ValueError: discrete latent sites that are not summed out, Delta sites, or a name in
@@ -62,13 +64,14 @@ class ModelSource:
         nonsmooth: Any,
         differentiation: Differentiation,
         refused: Collection[str] = (),
+        registry: PriorRegistry = BUILT_IN_PRIORS,
     ) -> None:
         self._init_strategy = init_strategy
         self._differentiation = differentiation
         sites = check_model(model, model_args, model_kwargs)
         model = with_fixed_sites(model, sites)
         with explained(model, model_args, model_kwargs):
-            split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth)
+            split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth, registry)
             shapes = split.unconstrained_shapes(model_args, model_kwargs)
         self._has_deterministic = sites.has_deterministic
         self._prototype = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
@@ -125,11 +128,11 @@ class ModelSource:
         emit = partial(self.emit, model_args=model_args, model_kwargs=model_kwargs)
         # A loop and not a batch: some models cannot be batched.
         values, _ = lax.map(lambda x: emit(x, jnp.zeros(())), start)
-        prior, errors = {}, {}
+        priors, errors = {}, {}
         if self.has_prior:
-            prior = self._split.prior_parameters(model_args, model_kwargs)
+            priors = self._split.site_priors(model_args, model_kwargs)
             errors = split_errors(self._split, model_args, model_kwargs)
-        return Preparation(start, values, potential, gradient, prior, errors)
+        return Preparation(start, values, potential, gradient, priors, errors)
 
     def wrong_sites(
         self,
@@ -155,13 +158,12 @@ class ModelSource:
 
         if not self.has_prior:
             return self._differentiation.target(smooth, None)
-        prior = ravel_prior(split.prior_parameters(model_args, model_kwargs), self._prototype)
+        prior = flat_prior(split.site_priors(model_args, model_kwargs), self._prototype)
         if not split.rewritten:
             return self._differentiation.target(smooth, prior)
         is_rewritten = jnp.asarray(self.is_rewritten)
         # What g leaves out of minus the log density: the centrings must differ by nothing else.
-        width = jnp.where(is_rewritten, 1 / prior.rate_left + 1 / prior.rate_right, 1.0)
-        log_normalizer = jnp.log(width).sum()
+        log_normalizer = jnp.where(is_rewritten, prior.log_mass(), 0.0).sum()
 
         def comparable(position: jax.Array, centring: jax.Array) -> jax.Array:
             return smooth(position, centring) + jnp.where(centring > 0, 0.0, log_normalizer)
@@ -227,14 +229,7 @@ def _idle_potential(position: jax.Array) -> jax.Array:
     return 0.5 * (position**2).sum()
 
 
-def ravel_prior(parameters: dict[str, SiteParameters], prototype: Any) -> LaplacePrior:
-    """Lay the parameters of Laplace sites out over the flat position; rate 0 elsewhere."""
-
-    def field(k: int) -> jax.Array:
-        leaves = {
-            name: parameters[name][k].astype(x.dtype).reshape(x.shape) if name in parameters else x
-            for name, x in prototype.items()
-        }
-        return ravel_pytree(leaves)[0]
-
-    return LaplacePrior(field(0), field(1), field(2))
+def flat_prior(priors: dict[str, Prior], prototype: dict[str, Any]) -> Prior:
+    """The prior of the flat position, from those of the sites that have one."""
+    names = sorted(prototype)  # as `ravel_pytree` lays them out
+    return lay_out_prior([priors.get(name) for name in names], [prototype[n] for n in names])

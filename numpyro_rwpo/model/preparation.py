@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.model.checks import no_valid_start
-from numpyro_rwpo.model.laplace_sites import SiteParameters
+from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class Preparation(NamedTuple):
         values: the same as unconstrained values of the user's sites, with a leading chain axis.
         potential: smooth part of the potential, (chains,).
         gradient: its gradient, (chains, dim).
-        prior_parameters: of the Laplace sites that are split off, by name.
+        site_priors: of the sites that are split off, by name.
         split_errors: of the same sites, see :mod:`numpyro_rwpo.model.split_check`.
     """
 
@@ -36,7 +37,7 @@ class Preparation(NamedTuple):
     values: Any
     potential: jax.Array
     gradient: jax.Array
-    prior_parameters: dict[str, SiteParameters]
+    site_priors: dict[str, Prior]
     split_errors: dict[str, jax.Array]
 
 
@@ -47,15 +48,16 @@ def check_preparation(
     model_args: tuple[Any, ...],
     model_kwargs: dict[str, Any],
 ) -> None:
-    """Refuse starts without a finite potential and gradient, and unusable Laplace scales.
+    """Refuse starts without a finite potential and gradient, and unusable priors.
 
     Raises:
-        ValueError: a Laplace scale.
+        ValueError: a Laplace scale, or a parameter of another prior.
         RuntimeError: no valid starting position; the message names the site to blame.
     """
     if isinstance(prepared.start, jax.core.Tracer):
         return
-    check_rates({f"'{name}'": p for name, p in prepared.prior_parameters.items()})
+    for name, prior in prepared.site_priors.items():
+        check_site_prior(f"'{name}'", prior)
     potential, gradient = np.asarray(prepared.potential), np.asarray(prepared.gradient)
     if np.isfinite(potential).all() and np.isfinite(gradient).all():
         return
@@ -68,27 +70,34 @@ def check_preparation(
     )
 
 
-def check_rates(parameters: dict[str, SiteParameters]) -> None:
+def check_site_prior(name: str, prior: Prior) -> None:
     """Refuse Laplace scales that are not positive, or too small for their square.
 
     Args:
-        parameters: of each site, fields in the site's shape, under the words that name it.
+        name: The words that name the site.
+        prior: Of the site. Of kinds other than Laplace the parameters must be finite.
 
     Raises:
         ValueError: names the site and the scales.
     """
-    for name, (_, left, right) in parameters.items():
-        rates = np.stack([left, right])
-        with np.errstate(over="ignore", divide="ignore"):
-            is_usable = np.isfinite(rates**2) & (rates > 0)
-            scales = 1 / rates
-        if not is_usable.all():
-            smallest = 1 / np.sqrt(float(np.finfo(rates.dtype).max))
+    if not isinstance(prior, LaplacePrior):
+        if not all(np.isfinite(field).all() for field in jax.tree.leaves(prior)):
             raise ValueError(
-                f"The scale of Laplace site {name} must be positive and finite everywhere, and in "
-                f"{rates.dtype} above {smallest:.0e}; got scales between {scales.min()} and "
-                f"{scales.max()}. Correct the scale (and asymmetry) in the model."
+                f"The parameters of the prior of site {name} must be finite; got {prior}. Correct "
+                "the parameters of its distribution in the model."
             )
+        return
+    rates = np.stack([prior.rate_left, prior.rate_right])
+    with np.errstate(over="ignore", divide="ignore"):
+        is_usable = np.isfinite(rates**2) & (rates > 0)
+        scales = 1 / rates
+    if not is_usable.all():
+        smallest = 1 / np.sqrt(float(np.finfo(rates.dtype).max))
+        raise ValueError(
+            f"The scale of Laplace site {name} must be positive and finite everywhere, and in "
+            f"{rates.dtype} above {smallest:.0e}; got scales between {scales.min()} and "
+            f"{scales.max()}. Correct the scale (and asymmetry) in the model."
+        )
 
 
 class _Mark(Enum):

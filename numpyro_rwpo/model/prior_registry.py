@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
 
 from numpyro_rwpo.priors.composite import Slice, compose_prior
 from numpyro_rwpo.priors.laplace import LaplacePrior
@@ -48,6 +49,7 @@ def registry_with(priors: Any) -> PriorRegistry:
 
     Raises:
         TypeError: If ``priors`` is no such mapping.
+        ValueError: If a class of distributions is not on the whole real line.
     """
     if priors is None:
         return dict(BUILT_IN_PRIORS)
@@ -60,6 +62,12 @@ def registry_with(priors: Any) -> PriorRegistry:
             "`priors` must map classes of NumPyro distributions to functions that make a prior of "
             f"one, such as {{dist.Normal: normal_prior}}; got {priors!r}."
         )
+    for kind in priors:
+        if kind.support is not constraints.real:
+            raise ValueError(
+                "Closed forms are for distributions of numbers on the whole real line; `priors` "
+                f"has an entry for {kind.__name__}, whose support is {kind.support}."
+            )
     return {**BUILT_IN_PRIORS, **priors}
 
 
@@ -71,6 +79,11 @@ def entry_names(registry: PriorRegistry) -> dict[str, str] | None:
         if BUILT_IN_PRIORS.get(kind) is not function
     }
     return names or None
+
+
+def kind_names(registry: PriorRegistry) -> str:
+    """The registered kinds in words."""
+    return " or ".join(kind.__name__ for kind in registry)
 
 
 def unwrapped(fn: Any) -> Any:

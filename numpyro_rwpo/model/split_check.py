@@ -12,18 +12,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpyro.distributions as dist
 from jax import lax
 
 from numpyro_rwpo.model.laplace_sites import (
     LaplaceSplit,
     LocationScale,
-    SiteParameters,
     split_laplace_sites,
-    unwrapped,
 )
+from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, unwrapped
 from numpyro_rwpo.model.tracing import inspect_trace, is_latent, site_shape, trace_at
+from numpyro_rwpo.priors.protocol import Prior
 
 _RADIUS = 2.0  # half width of the uniform density of the random point, as in `init_to_uniform`
 
@@ -75,10 +73,10 @@ def split_errors(
         name: jax.random.uniform(key, shapes[name].shape, shapes[name].dtype, -_RADIUS, _RADIUS)
         for key, name in zip(keys, sorted(shapes), strict=True)
     }
-    prior = split.prior_parameters(args, kwargs)
+    priors = split.site_priors(args, kwargs)
 
     def at(centring: Any) -> dict[str, jax.Array]:
-        return _errors_at(split, prior, values, centring, args, kwargs)
+        return _errors_at(split, priors, values, centring, args, kwargs)
 
     if not split.rewritten:
         return at(0)
@@ -89,7 +87,7 @@ def split_errors(
 
 def _errors_at(
     split: LaplaceSplit,
-    prior: dict[str, SiteParameters],
+    priors: dict[str, Prior],
     values: dict[str, jax.Array],
     centring: Any,
     args: tuple[Any, ...],
@@ -99,11 +97,11 @@ def _errors_at(
     users = {**values, **{name: site.value for name, site in sites.items()}}
     original = _terms(split.user_model, users, args, kwargs)
     smooth = _terms(split.smooth_model, values, args, {**kwargs, "_centring": centring})
-    closed = {name: _closed_form(values[name], prior[name], sites.get(name)) for name in prior}
-    is_split = {name: (name in split.fixed) | (centring == 0) for name in prior}
+    closed = {name: _closed_form(values[name], priors[name], sites.get(name)) for name in priors}
+    is_split = {name: (name in split.fixed) | (centring == 0) for name in priors}
     errors = {
         name: _site_error(original.pop(name), smooth.pop(name), closed[name], is_split[name])
-        for name in prior
+        for name in priors
     }
     rest = _rest_error(original, smooth)
     if split.enumeration_dim is not None:
@@ -111,7 +109,7 @@ def _errors_at(
         user_split = split.without(split.names)
         whole = -user_split.potential(users, 0, args, kwargs)
         parts = [-split.potential(values, centring, args, kwargs, is_smooth_part=True)]
-        parts += [jnp.where(is_split[name], closed[name].log_prob.sum(), 0.0) for name in prior]
+        parts += [jnp.where(is_split[name], closed[name].log_prob.sum(), 0.0) for name in priors]
         terms = jnp.stack(parts)
         rest = jnp.maximum(rest, _gap(whole, terms.sum(), jnp.abs(terms).sum()))
     for name in split.rewritten or split.fixed:  # only a rewritten site can change others
@@ -139,17 +137,15 @@ def _terms(
     return terms
 
 
-def _closed_form(x: jax.Array, prior: SiteParameters, site: LocationScale | None) -> _ClosedForm:
+def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _ClosedForm:
     """Of a site at position x, which is the base of a rewritten one; all in the site's shape."""
-    z = x - prior.location
-    rate = jnp.where(z < 0, prior.rate_left, prior.rate_right)
-    log_width = jnp.log(1 / prior.rate_left + 1 / prior.rate_right)
-    log_prob = -rate * jnp.abs(z) - log_width
-    magnitude = rate * (jnp.abs(x) + jnp.abs(prior.location)) + jnp.abs(log_width)
+    log_mass, slope = prior.log_mass(), jnp.abs(prior.subgradient(x))
+    log_prob = -prior.potential(x) - log_mass
+    magnitude = slope * (jnp.abs(x) + jnp.abs(prior.location)) + jnp.abs(log_mass)
     if site is None:
         return _ClosedForm(log_prob, magnitude)
     log_scale = jnp.log(site.scale)
-    cancelled = rate * (jnp.abs(site.value) + jnp.abs(site.location)) / site.scale
+    cancelled = slope * (jnp.abs(site.value) + jnp.abs(site.location)) / site.scale
     return _ClosedForm(log_prob - log_scale, magnitude + jnp.abs(log_scale) + cancelled)
 
 
@@ -206,11 +202,22 @@ def concrete_split_errors(
 
 def refused_sites(errors: Mapping[str, Any]) -> frozenset[str]:
     """Names of the sites whose errors, as :func:`split_errors` gives them, exceed rounding."""
-    return frozenset(name for name, x in errors.items() if not x <= np.sqrt(jnp.finfo(x.dtype).eps))
+    # In NumPy: where JAX is tracing something else, its comparisons would be traced, too.
+    # What depends on traced arguments cannot be judged.
+    values = {
+        name: np.asarray(error)
+        for name, error in errors.items()
+        if not isinstance(error, jax.core.Tracer)
+    }
+    return frozenset(name for name, x in values.items() if not x <= np.sqrt(np.finfo(x.dtype).eps))
 
 
 def checked_split(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], nonsmooth: Any
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    nonsmooth: Any,
+    registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> tuple[LaplaceSplit, frozenset[str]]:
     """The split that sampling uses, and the sites that were left alone because they were wrong.
 
@@ -219,8 +226,9 @@ def checked_split(
         args: its positional arguments.
         kwargs: its keyword arguments.
         nonsmooth: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
+        registry: likewise.
     """
-    whole = split_laplace_sites(model, args, kwargs, nonsmooth)
+    whole = split_laplace_sites(model, args, kwargs, nonsmooth, registry)
     split, refused = whole, frozenset[str]()
     while wrong := refused_sites(concrete_split_errors(split, args, kwargs)):
         refused |= wrong
@@ -234,8 +242,9 @@ def describe_laplace_sites(
     kwargs: dict[str, Any],
     nonsmooth: Any,
     centring: Any,
+    registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> dict[str, str]:
-    """How each latent Laplace site of ``model`` was treated, in words.
+    """How each latent site of ``model`` of a kind with closed forms was treated, in words.
 
     Args:
         model: NumPyro model.
@@ -243,10 +252,11 @@ def describe_laplace_sites(
         kwargs: its keyword arguments.
         nonsmooth: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
         centring: parametrisation that each chain chose, (chains,).
+        registry: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
     """
-    split, refused = checked_split(model, args, kwargs, nonsmooth)
-    able = split_laplace_sites(model, args, kwargs).names
-    kinds = (dist.Laplace, dist.AsymmetricLaplace)
+    split, refused = checked_split(model, args, kwargs, nonsmooth, registry)
+    able = split_laplace_sites(model, args, kwargs, registry=registry).names
+    kinds = tuple(registry)
     names = inspect_trace(
         model,
         args,
@@ -277,8 +287,9 @@ def describe_laplace_sites(
             return "left in the smooth part, as `nonsmooth` says"
         return (
             "left in the smooth part: cannot be split (masked or scaled by weights, inside scan or "
-            "cond, with a value from a handler, a latent asymmetry, a density of its own, or "
-            "parameters that depend on an enumerated site)"
+            "cond, with a value from a handler, a latent asymmetry, latent parameters of a prior "
+            "other than Laplace, a density of its own, or parameters that depend on an enumerated "
+            "site)"
         )
 
     return {name: describe(name) for name in names}

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.support.broadcasting import same_rank
 from numpyro_rwpo.support.sharding import ONE_PLACE, Placement
 
 
@@ -62,8 +63,8 @@ class Target(NamedTuple):
         """``beta g`` in this parametrisation: at centring 1 the rewritten sites are in f."""
         if self.full_prior is None or self.is_rewritten is None:
             return self.full_prior
-        is_split = ~(self.is_rewritten & (self.centring[..., None] > 0))
-        return self.full_prior.tempered(is_split)
+        rewritten, centered = same_rank(self.is_rewritten, self.centring[..., None] > 0)
+        return self.full_prior.tempered(~(rewritten & centered))
 
     def prior_potential(self, particles: jax.Array) -> jax.Array:
         """``beta g`` summed over coordinates, (..., dim) -> (...)."""

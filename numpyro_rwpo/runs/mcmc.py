@@ -15,6 +15,7 @@ import numpy as np
 
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.state import RWPOState
+from numpyro_rwpo.model.prior_registry import PriorRegistry
 
 
 class Run(NamedTuple):
@@ -24,6 +25,7 @@ class Run(NamedTuple):
         model: the NumPyro model, ``None`` with a potential function.
         potential_fn: the potential function, ``None`` with a model.
         nonsmooth: the argument of that name given to ``RWPO``.
+        priors: kinds of distributions with closed forms.
         has_proposal: whether ``RWPO`` was given a proposal.
         model_args: positional arguments of the model.
         model_kwargs: keyword arguments of the model.
@@ -42,6 +44,7 @@ class Run(NamedTuple):
     model: Callable[..., Any] | None
     potential_fn: Callable[[Any], jax.Array] | None
     nonsmooth: Any
+    priors: PriorRegistry
     has_proposal: bool
     model_args: tuple[Any, ...]
     model_kwargs: dict[str, Any]
@@ -153,6 +156,7 @@ def read_run(mcmc: Any) -> Run:
         model=kernel.model,
         potential_fn=kernel.potential_fn,
         nonsmooth=kernel.nonsmooth,
+        priors=kernel.priors,
         has_proposal=kernel.arguments["proposal"] is not None,
         model_args=mcmc._args,
         model_kwargs=mcmc._kwargs,

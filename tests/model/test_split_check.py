@@ -245,7 +245,7 @@ def test_density_and_shapes_of_the_split_model(
     def evaluate(x: jax.Array, centring: jax.Array) -> tuple[Any, ...]:
         at = source.bind((), {})._replace(centring=centring)
         potential = at.value_and_grad(x[None])[0][0] + at.prior_potential(x)
-        for name, prior in split.prior_parameters((), {}).items():
+        for name, prior in split.site_priors((), {}).items():
             if name in split.fixed:
                 potential += jnp.log(1 / prior.rate_left + 1 / prior.rate_right).sum()
         values, log_jacobian = source.emit(x, centring, (), {})
