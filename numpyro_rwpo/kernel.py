@@ -13,6 +13,7 @@ All but the last happen in :meth:`RWPO.init`, as programs of their own
 (:mod:`numpyro_rwpo.dynamics.warmup`): NumPyro's loop compiles no more than it runs.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -50,7 +51,7 @@ from numpyro_rwpo.dynamics.trees import (
     NUM_PARTICLES,
     TreeMove,
 )
-from numpyro_rwpo.dynamics.warmup import WarmUp
+from numpyro_rwpo.dynamics.warmup import WarmUp, transport_path
 from numpyro_rwpo.heads.registry import Fit, find_head
 from numpyro_rwpo.model.binding import Bound, bind, different_model, fits
 from numpyro_rwpo.model.checks import explained
@@ -321,6 +322,40 @@ class RWPO(MCMCKernel):
         self._layout = layout(z)
         self._sample_fn = self._sample
         return state._replace(z=z)
+
+    def transport_path(
+        self, rng_key: jax.Array, *args: Any, num_steps: int = 40, **kwargs: Any
+    ) -> jax.Array:
+        """The way of one ensemble through the noise-free flow, from NumPyro's plain start.
+
+        No run is needed and none is changed.
+
+        Args:
+            rng_key: random key.
+            args: arguments of the model.
+            num_steps: steps of transport.
+            kwargs: keyword arguments of the model.
+
+        Returns:
+            Unconstrained positions before each step and after the last, (num_steps + 1,
+            num_particles, dim), for :func:`numpyro_rwpo.plots.plot_transport`.
+
+        Raises:
+            ValueError: The kernel was made with a potential function, for which no start is known.
+        """
+        if self._model is None:
+            raise ValueError("`transport_path` needs a model; this kernel has a `potential_fn`.")
+        check_rng_key(rng_key)
+        kernel = copy.copy(self)
+        kernel._programs = kernel._make_programs()
+        key_start, key_spread = random.split(rng_key)
+        start = kernel._find_start(key_start[None], None, args, kwargs).start
+        radius = start_radius(self._init_strategy, None)
+        settings = kernel._resolve(start, num_steps, radius, args, kwargs)
+        numbers = Numbers(self._target_accept_prob, self._relative_prox_time)
+        target = kernel._bind(args, kwargs, start.dtype).target
+        follow = partial(transport_path, settings=settings, numbers=numbers, num_steps=num_steps)
+        return jax.jit(lambda key, start: follow(key, start, target))(key_spread, start[0])
 
     def _find_start(
         self,
