@@ -230,6 +230,8 @@ def one_more(
         potential=height.mean() + above * height.std(),
         num_steps=jnp.asarray(num_steps),
         uses=jnp.asarray([40]),
+        finished_at=jnp.zeros((), int),
+        is_settled=jnp.zeros((), bool),
     )
     settings = make_settings("exact")
     after = adapt(random.key(7), ensemble, changed, NORMAL, settings, 0.8)[1]
