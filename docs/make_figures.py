@@ -16,7 +16,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC
 
-from numpyro_rwpo import RWPO, laplace_prior, plots, to_arviz
+from numpyro_rwpo import RWPO, laplace_prior, plots
 
 HERE = Path(__file__).parent
 BIAS = HERE.parent / "benchmarks" / "results" / "bias.json"
@@ -38,14 +38,9 @@ def correlated_lasso(y: jax.Array) -> None:
 def transport() -> None:
     """Draw an ensemble in transport, the corrected draws, and what one particle attends to."""
     data, num_particles = jnp.array([1.5, 1.0]), 300
-    kernel = RWPO(correlated_lasso, num_particles=num_particles, correction=None)
-    mcmc = MCMC(kernel, num_warmup=60, num_samples=num_particles)
-    fields = ("ensemble.particles",)
-    mcmc.warmup(jax.random.key(0), data, collect_warmup=True, extra_fields=fields)
-    group = to_arviz(mcmc, evidence=False)["warmup_ensemble"]
-    path = np.asarray(group["particles"].values)[0]
-
     kernel = RWPO(correlated_lasso, num_particles=num_particles)
+    path = np.asarray(kernel.transport_path(jax.random.key(0), data, num_steps=60))
+
     mcmc = MCMC(kernel, num_warmup=200, num_samples=num_particles)
     mcmc.run(jax.random.key(0), data)
     draws = np.asarray(mcmc.get_samples()["x"])

@@ -13,6 +13,7 @@ All but the last happen in :meth:`RWPO.init`, as programs of their own
 (:mod:`numpyro_rwpo.dynamics.warmup`): NumPyro's loop compiles no more than it runs.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_rwpo.dynamics.iteration import iterate
+from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import (
     Numbers,
     Settings,
@@ -43,23 +45,19 @@ from numpyro_rwpo.dynamics.state import (
     after_trees,
     after_warm_up,
     agree,
-    initial_state,
-    placed_state,
 )
 from numpyro_rwpo.dynamics.trees import (
     MIN_WARMUP,
     NUM_PARTICLES,
     TreeMove,
-    TreeWarmUp,
-    warm_up_trees,
 )
-from numpyro_rwpo.dynamics.warmup import WarmUp, spread, warm_up
+from numpyro_rwpo.dynamics.warmup import WarmUp, transport_path
 from numpyro_rwpo.heads.registry import Fit, find_head
 from numpyro_rwpo.model.binding import Bound, bind, different_model, fits
 from numpyro_rwpo.model.checks import explained
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.potential_source import PotentialSource
-from numpyro_rwpo.model.preparation import CompiledOnce, Preparation, check_preparation
+from numpyro_rwpo.model.preparation import Preparation, check_preparation
 from numpyro_rwpo.model.prior_registry import PriorRegistry, entry_names, registry_with
 from numpyro_rwpo.model.proposal import (
     check_proposal,
@@ -77,7 +75,6 @@ from numpyro_rwpo.support.checks import (
     check_site_names,
     check_target,
 )
-from numpyro_rwpo.support.compilation import quick_options
 from numpyro_rwpo.support.memory import check_memory, check_memory_maps
 from numpyro_rwpo.support.precision import in_full_precision
 from numpyro_rwpo.support.sharding import check_mesh, check_use
@@ -196,8 +193,10 @@ class RWPO(MCMCKernel):
         self._sample_fn: Callable[..., RWPOState] | None = None
         self._source: Source | None = None
         self._settings: Settings | None = None
-        self._make_programs()
+        self._programs = self._make_programs()
         self._layout: Any = None  # structure, shapes and types of the draws
+        # Number of the flow that the last run chose, for its layout and settings.
+        self._preferred: dict[Any, int] = {}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -305,14 +304,17 @@ class RWPO(MCMCKernel):
         radius = start_radius(self._init_strategy, init_params)
         settings = self._resolve(start, num_warmup, radius, model_args, model_kwargs)
         self._settings = settings
-        numbers = Numbers(self._target_accept_prob, self._relative_prox_time)
-        warm = self._warm_up(
+        preferred = self._preferred.get((source.layout, settings), -1)
+        numbers = Numbers(self._target_accept_prob, self._relative_prox_time, preferred)
+        warm = self._programs.warm_up(
             (source.layout, settings), (keys[:, 1], start, numbers), model_args, model_kwargs
         )
         ready, num_states = self._choose_move(
             warm, (keys[:, 1], start, numbers), model_args, model_kwargs
         )
-        state = self._first_state((num_warmup, num_states), (keys[:, 0], ready), (), {})
+        state = self._programs.first_state(
+            (num_warmup, num_states, self._placement), (keys[:, 0], ready), (), {}
+        )
         if not is_batch:
             state = jax.tree.map(lambda x: x[0] if jnp.ndim(x) else x, state)
             state = state._replace(iteration=jnp.array(-num_warmup))
@@ -320,6 +322,40 @@ class RWPO(MCMCKernel):
         self._layout = layout(z)
         self._sample_fn = self._sample
         return state._replace(z=z)
+
+    def transport_path(
+        self, rng_key: jax.Array, *args: Any, num_steps: int = 40, **kwargs: Any
+    ) -> jax.Array:
+        """The way of one ensemble through the noise-free flow, from NumPyro's plain start.
+
+        No run is needed and none is changed.
+
+        Args:
+            rng_key: random key.
+            args: arguments of the model.
+            num_steps: steps of transport.
+            kwargs: keyword arguments of the model.
+
+        Returns:
+            Unconstrained positions before each step and after the last, (num_steps + 1,
+            num_particles, dim), for :func:`numpyro_rwpo.plots.plot_transport`.
+
+        Raises:
+            ValueError: The kernel was made with a potential function, for which no start is known.
+        """
+        if self._model is None:
+            raise ValueError("`transport_path` needs a model; this kernel has a `potential_fn`.")
+        check_rng_key(rng_key)
+        kernel = copy.copy(self)
+        kernel._programs = kernel._make_programs()
+        key_start, key_spread = random.split(rng_key)
+        start = kernel._find_start(key_start[None], None, args, kwargs).start
+        radius = start_radius(self._init_strategy, None)
+        settings = kernel._resolve(start, num_steps, radius, args, kwargs)
+        numbers = Numbers(self._target_accept_prob, self._relative_prox_time)
+        target = kernel._bind(args, kwargs, start.dtype).target
+        follow = partial(transport_path, settings=settings, numbers=numbers, num_steps=num_steps)
+        return jax.jit(lambda key, start: follow(key, start, target))(key_spread, start[0])
 
     def _find_start(
         self,
@@ -337,7 +373,7 @@ class RWPO(MCMCKernel):
             source = self._make_source(init_params, model_args, model_kwargs, refused)
             self._source = source
             with explained(self._model, model_args, model_kwargs):
-                prepared = self._prepare(
+                prepared = self._programs.prepare(
                     source.layout, (rng_keys, init_params), model_args, model_kwargs
                 )
             wrong = source.wrong_sites(prepared, model_args, model_kwargs)
@@ -359,7 +395,9 @@ class RWPO(MCMCKernel):
         assert settings is not None and self._source is not None
         chosen = warm.adaptation.chosen[0]
         is_traced = isinstance(chosen, jax.core.Tracer)
-        ready = after_warm_up(warm, 0 if is_traced else int(chosen))
+        number = 0 if is_traced else int(chosen)
+        ready = after_warm_up(warm, number)
+        self._preferred = {(self._source.layout, settings): number}
         can_start_anew = (
             settings.corrected
             and settings.num_warmup >= MIN_WARMUP
@@ -370,7 +408,9 @@ class RWPO(MCMCKernel):
         if not can_start_anew or agree(ready, self._source.is_rewritten):
             return ready, settings.num_states
         small = settings._replace(num_particles=NUM_PARTICLES)
-        trees = self._warm_up_trees((None, small), inputs, model_args, model_kwargs)
+        trees = self._programs.warm_up_trees(
+            (self._source.layout, small), inputs, model_args, model_kwargs
+        )
         return after_trees(ready, trees), num_states(NUM_PARTICLES)
 
     def _resolve(
@@ -454,59 +494,14 @@ class RWPO(MCMCKernel):
             registry=self._priors,
         )
 
-    def _make_programs(self) -> None:
-        """Programs that are traced when `init` has made a source; freed with the kernel."""
-
+    def _make_programs(self) -> Programs:
         def prepare(
-            _: Any, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+            rng_keys: jax.Array, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> Preparation:
             assert self._source is not None
-            rng_keys, init_params = inputs
             return self._source.prepare(rng_keys, init_params, args, kwargs)
 
-        def warm_up_chains(
-            constants: Any, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> WarmUp:
-            _, settings = constants
-            rng_keys, starts, numbers = inputs
-            target = pool_chains(self._bind(args, kwargs, starts.dtype).target, "chain")
-
-            def warm_up_chain(key: jax.Array, start: jax.Array) -> WarmUp:
-                return warm_up(key, start, target, settings, numbers)
-
-            return jax.vmap(warm_up_chain, axis_name="chain")(rng_keys, starts)
-
-        def warm_up_small(
-            constants: Any, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> TreeWarmUp:
-            _, settings = constants
-            rng_keys, starts, numbers = inputs
-            target = self._bind(args, kwargs, starts.dtype).target
-
-            def warm_up_chain(key: jax.Array, start: jax.Array) -> TreeWarmUp:
-                key_spread, key_trees = random.split(key)
-                particles = spread(key_spread, start, settings)
-                aim = numbers.target_accept_prob
-                return warm_up_trees(key_trees, particles, target, settings.num_warmup, aim)
-
-            return jax.vmap(warm_up_chain)(rng_keys, starts)
-
-        def first_state(
-            constants: Any, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> RWPOState:
-            rng_keys, ready = inputs
-            states = jax.vmap(
-                lambda key, ready: initial_state(key, ready, *constants), out_axes=STATE_AXES
-            )(rng_keys, ready)
-            return placed_state(states, self._placement)
-
-        def options(constants: Any, inputs: Any) -> dict[str, Any] | None:
-            return quick_options(constants[1].num_particles * inputs[1].size)
-
-        self._prepare = CompiledOnce(prepare, lambda constants, inputs: quick_options(0))
-        self._warm_up = CompiledOnce(warm_up_chains, options)
-        self._warm_up_trees = CompiledOnce(warm_up_small)
-        self._first_state = CompiledOnce(first_state, lambda constants, inputs: quick_options(0))
+        return Programs(prepare, lambda args, kwargs, dtype: self._bind(args, kwargs, dtype).target)
 
     def _bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any], dtype: Any) -> Bound:
         assert self._source is not None
@@ -568,18 +563,10 @@ class RWPO(MCMCKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""
-        built = (
-            "_sample_fn",
-            "_source",
-            "_layout",
-            "_prepare",
-            "_warm_up",
-            "_warm_up_trees",
-            "_first_state",
-        )
-        return {**self.__dict__, **dict.fromkeys(built)}
+        built = dict.fromkeys(["_sample_fn", "_source", "_layout", "_programs"])
+        return {**self.__dict__, **built, "_preferred": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the programs anew."""
         self.__dict__.update(state)
-        self._make_programs()
+        self._programs = self._make_programs()

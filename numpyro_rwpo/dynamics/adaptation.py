@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from jax.typing import ArrayLike
 
 from numpyro_rwpo.dynamics.ensemble import Ensemble, gradient, potential, replace
 from numpyro_rwpo.dynamics.factors import Factor, LowRank
@@ -39,6 +40,9 @@ from numpyro_rwpo.model.target import Target
 MAX_STEPS = 1024
 # Mean acceptance below which the step size is so wrong that it shrinks by a factor of ten.
 HOPELESS = 0.02
+# How much better than the preferred flow another has to be. A loop that is compiled anew takes
+# seconds, in which most runs on new data of the same shape are over.
+PREFERENCE = 8.0
 # Updates that each flow on trial has before the first comparison; the first of them still meets
 # the step size that was guessed.
 TRIAL_UPDATES = 3
@@ -264,7 +268,7 @@ def _learn_sweep(
     )
 
 
-def _cheapest(adaptation: Adaptation, target: Target) -> jax.Array:
+def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> jax.Array:
     """Number of the flow whose slowest statistic decorrelates most per gradient.
 
     All chains together decide, so that one compiled program serves them all; they share nothing
@@ -273,6 +277,8 @@ def _cheapest(adaptation: Adaptation, target: Target) -> jax.Array:
     slowest = jnp.clip(adaptation.correlation.max(1), 1e-3, 0.999)
     num_steps = num_leapfrog_steps(jnp.exp(adaptation.log_step_mean), MAX_STEPS)
     efficiency = -jnp.log(slowest) / num_steps
+    is_preferred = jnp.arange(efficiency.size) == preferred
+    efficiency = efficiency * jnp.where(is_preferred, PREFERENCE, 1.0)
     if target.placement.chain_axis is not None:
         efficiency = lax.pmean(jnp.log(efficiency), target.placement.chain_axis)
     return jnp.argmax(efficiency)
@@ -310,6 +316,7 @@ def adapt(
     target: Target,
     settings: Settings,
     target_accept_prob: float,
+    preferred: ArrayLike = -1,
 ) -> tuple[Ensemble, Adaptation]:
     """One update: a sweep with the flow whose turn it is, and what is learned from it.
 
@@ -320,6 +327,8 @@ def adapt(
         target: the posterior.
         settings: of the run.
         target_accept_prob: acceptance probability at which the step size aims.
+        preferred: number of the flow that is kept unless another is eight times as good, -1 for
+            none.
     """
     number = whose_turn(adaptation, len(settings.flows))
     log_step = adaptation.log_step[number]
@@ -345,7 +354,7 @@ def adapt(
     learned = learned._replace(
         updates=adaptation.updates + 1,
         num_steps=adaptation.num_steps + num_steps,
-        chosen=_cheapest(learned, target),
+        chosen=_cheapest(learned, target, preferred),
     )
     is_steady = _is_steady(learned, mean, spread, settings)
     is_first = (is_steady | _is_spent(learned, settings)) & (adaptation.finished_at == 0)

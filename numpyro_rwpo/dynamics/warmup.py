@@ -110,6 +110,32 @@ def spread(rng_key: jax.Array, start: jax.Array, settings: Settings) -> jax.Arra
     return particles.at[0].set(start)
 
 
+def _placed(particles: jax.Array, target: Target, settings: Settings) -> Placed:
+    """Evaluated particles before transport."""
+    dim, dtype = particles.shape[1], particles.dtype
+    ensemble = evaluate(particles, target)
+    adaptation = learn_moments(initial_adaptation(dim, dtype, settings), ensemble, target)
+    return Placed(ensemble, target.centring, initial_progress(dtype), adaptation)
+
+
+def _transported(placed: Placed, target: Target, settings: Settings, numbers: Numbers) -> Placed:
+    """The ensemble one step of transport later."""
+    ensemble, progress = transport_step(
+        placed.ensemble,
+        placed.progress,
+        placed.adaptation.preconditioner,
+        target,
+        attention=settings.attention,
+        relative_time=numbers.relative_prox_time,
+    )
+    # A particle whose new position overflowed stays where it was.
+    moved, old = ensemble.particles, placed.ensemble.particles
+    moved = jnp.where(jnp.isfinite(moved).all(1, keepdims=True), moved, old)
+    ensemble = evaluate(moved, target)
+    adaptation = learn_moments(placed.adaptation, ensemble, target)
+    return Placed(ensemble, placed.centring, progress, adaptation)
+
+
 def _transport(
     particles: jax.Array,
     centring: jax.Array,
@@ -120,34 +146,34 @@ def _transport(
 ) -> Placed:
     """Evaluate particles and let them flow until they are at rest, at most ``most`` steps."""
     target = target._replace(centring=centring)
-    ensemble = evaluate(particles, target)
-    dim, dtype = particles.shape[1], particles.dtype
-
-    def learned(ensemble: Ensemble, adaptation: Adaptation) -> Adaptation:
-        return learn_moments(adaptation, ensemble, target)
-
-    def step(placed: Placed) -> Placed:
-        ensemble, progress = transport_step(
-            placed.ensemble,
-            placed.progress,
-            placed.adaptation.preconditioner,
-            target,
-            attention=settings.attention,
-            relative_time=numbers.relative_prox_time,
-        )
-        # A particle whose new position overflowed stays where it was.
-        moved, old = ensemble.particles, placed.ensemble.particles
-        moved = jnp.where(jnp.isfinite(moved).all(1, keepdims=True), moved, old)
-        ensemble = evaluate(moved, target)
-        adaptation = learned(ensemble, placed.adaptation)
-        return Placed(ensemble, centring, progress, adaptation)
-
-    start = learned(ensemble, initial_adaptation(dim, dtype, settings))
     return lax.while_loop(
         lambda p: (p.progress.steps < most) & ~is_at_rest(p.progress, settings.corrected),
-        step,
-        Placed(ensemble, centring, initial_progress(dtype), start),
+        lambda p: _transported(p, target, settings, numbers),
+        _placed(particles, target, settings),
     )
+
+
+def transport_path(
+    rng_key: jax.Array,
+    start: jax.Array,
+    target: Target,
+    settings: Settings,
+    numbers: Numbers,
+    num_steps: int,
+) -> jax.Array:
+    """Where the particles of an ensemble are before each step of transport and after the last.
+
+    Returns:
+        Positions, (num_steps + 1, num_particles, dim).
+    """
+    first = _placed(spread(rng_key, start, settings), target, settings)
+
+    def step(placed: Placed, _: None) -> tuple[Placed, jax.Array]:
+        placed = _transported(placed, target, settings, numbers)
+        return placed, placed.ensemble.particles
+
+    _, path = lax.scan(step, first, length=num_steps)
+    return jnp.concatenate([first.ensemble.particles[None], path])
 
 
 def _evidence(placed: Placed, target: Target) -> jax.Array:
@@ -223,7 +249,8 @@ def warm_up(
 
         def update(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
             key = random.fold_in(key_adapt, carry[1].updates)
-            return adapt(key, *carry, target, settings, numbers.target_accept_prob)
+            aim, preferred = numbers.target_accept_prob, numbers.preferred
+            return adapt(key, *carry, target, settings, aim, preferred)
 
         ensemble, adaptation = lax.while_loop(
             lambda carry: ~is_finished(carry[1], settings),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from numpyro_rwpo.model.laplace_sites import (
@@ -186,7 +187,8 @@ def _gap(a: jax.Array, b: jax.Array, magnitude: jax.Array) -> jax.Array:
         return jnp.asarray(jnp.inf)
     a_finite, b_finite = jnp.isfinite(a), jnp.isfinite(b)
     gap = jnp.where(a_finite & b_finite, jnp.abs(a - b) / (1 + magnitude), jnp.inf)
-    return jnp.max(jnp.where(a_finite | b_finite, gap, 0.0), initial=0.0)
+    is_same = (a == b) | ~(a_finite | b_finite)
+    return jnp.max(jnp.where(is_same, 0.0, gap), initial=0.0)
 
 
 def concrete_split_errors(
@@ -202,9 +204,14 @@ def concrete_split_errors(
 
 def refused_sites(errors: Mapping[str, Any]) -> frozenset[str]:
     """Names of the sites whose errors, as :func:`split_errors` gives them, exceed rounding."""
-    # As numbers: where JAX is tracing, it would trace a comparison of arrays, too.
-    rounding = {name: float(jnp.finfo(error.dtype).eps) ** 0.5 for name, error in errors.items()}
-    return frozenset(name for name, error in errors.items() if not float(error) <= rounding[name])
+    # In NumPy: where JAX is tracing something else, its comparisons would be traced, too.
+    # What depends on traced arguments cannot be judged.
+    values = {
+        name: np.asarray(error)
+        for name, error in errors.items()
+        if not isinstance(error, jax.core.Tracer)
+    }
+    return frozenset(name for name, x in values.items() if not x <= np.sqrt(np.finfo(x.dtype).eps))
 
 
 def checked_split(

@@ -203,7 +203,7 @@ class LaplacePrior(NamedTuple):
         """
         if method not in ("exact", "laplace"):
             raise ValueError(f"`method` must be 'exact' or 'laplace'; got {method!r}.")
-        scale, offset, left, right = self._standardize(y, prox_time, inverse_temperature)
+        scale, offset, left, right = self.standardize(y, prox_time, inverse_temperature)
         if method == "laplace":
             return jnp.log(scale * SQRT_TWO_PI) - envelope(offset, left, right)
         return jnp.log(scale) + log_integral(offset, left, right)
@@ -260,7 +260,7 @@ class LaplacePrior(NamedTuple):
         Returns:
             Draws in the broadcast shape of ``y``, the fields and the parameters.
         """
-        scale, offset, left, right = self._standardize(y, prox_time, inverse_temperature)
+        scale, offset, left, right = self.standardize(y, prox_time, inverse_temperature)
         mass_left, mass_right, _ = masses(left + offset, right - offset)
         shape = (2, *jnp.broadcast_shapes(scale.shape, mass_left.shape))
         side, level = jax.random.uniform(rng_key, shape, mass_left.dtype)
@@ -335,7 +335,7 @@ class LaplacePrior(NamedTuple):
         )
         return x, direction * p
 
-    def _standardize(
+    def standardize(
         self, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """The scale s and, in its units, the offset u and the two rates alpha."""
@@ -354,7 +354,7 @@ class LaplacePrior(NamedTuple):
             x, y, prox_time, inverse_temperature, *self
         )
         prior = LaplacePrior(*fields)
-        scale, offset, left, right = prior._standardize(y, prox_time, inverse_temperature)
+        scale, offset, left, right = prior.standardize(y, prox_time, inverse_temperature)
         z, shift = (x - prior.location) / scale, (x - y) / scale
         log_prob, log_cdf, log_survival = log_distribution(z, shift, offset, left, right)
         return log_prob - jnp.log(scale), log_cdf, log_survival

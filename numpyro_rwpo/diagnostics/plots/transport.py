@@ -23,8 +23,7 @@ def _checked_path(particles: Any) -> np.ndarray:
     if path.ndim != 3 or path.shape[0] < 1 or path.shape[2] < 1:
         raise ValueError(
             "`particles` must have shape (iterations, num_particles, dim), the trajectory of one "
-            f"ensemble; got {path.shape}. Collect it with `mcmc.warmup(..., collect_warmup=True, "
-            'extra_fields=("ensemble.particles",))` and take one chain.'
+            f"ensemble; got {path.shape}. `RWPO(model).transport_path(rng_key, *args)` returns it."
         )
     return path
 
@@ -51,14 +50,13 @@ def plot_transport(
     coordinates: tuple[int, int] | None = None,
     axes: Any = None,
 ) -> Any:
-    """Draw an ensemble at several iterations of the warm-up, in two dimensions.
+    """Draw an ensemble at several steps of transport, in two dimensions.
 
     Gray points are those of the last iteration.
 
     Args:
-        particles: trajectory of one ensemble, (iterations, num_particles, dim): one chain of the
-            extra field ``ensemble.particles``, or of ``particles`` in the group
-            ``warmup_ensemble`` of :func:`numpyro_rwpo.to_arviz`.
+        particles: trajectory of one ensemble, (iterations, num_particles, dim), as
+            ``RWPO(model).transport_path(...)`` returns it.
         frames: iterations to draw; without, four that are closer together at the beginning.
         coordinates: two coordinates to draw; without, principal components of the last iteration.
         axes: axes to draw on, one for each frame; without, new ones.
