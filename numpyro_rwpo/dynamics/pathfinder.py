@@ -375,7 +375,7 @@ def _follow_paths(
         value -= (white**2).sum(1) / 2
         member = path[None] == jnp.arange(num_paths)[:, None]
         number = member.sum(1)
-        energy = jnp.where(member, value, 0.0).sum(1) / number
+        energy = jnp.where(member, value[None], 0.0).sum(1) / number
         spread = jnp.where(member, (value[None] - energy[:, None]) ** 2, 0.0).sum(1)
         bound = source.log_det / 2 - energy
         # Two standard errors down: the worse the approximation, the more its energy scatters.
