@@ -29,6 +29,9 @@ from numpyro_rwpo.priors.composite import CompositePrior
 from numpyro_rwpo.priors.laplace import no_prior
 from numpyro_rwpo.priors.protocol import Prior
 
+# The guide's prior is written as users write, without a thought for rank promotion.
+pytestmark = pytest.mark.usefixtures("silent_broadcasting")
+
 GUIDE = runpy.run_path(
     str(Path(__file__).parents[2] / "examples" / "developer" / "normal_prior.py")
 )
