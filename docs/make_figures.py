@@ -39,7 +39,7 @@ def transport() -> None:
     """Draw an ensemble in transport, the corrected draws, and what one particle attends to."""
     data, num_particles = jnp.array([1.5, 1.0]), 300
     kernel = RWPO(correlated_lasso, num_particles=num_particles)
-    path = np.asarray(kernel.transport_path(jax.random.key(0), data, num_steps=60))
+    path = np.asarray(kernel.transport_path(jax.random.key(0), data, num_steps=40))
 
     mcmc = MCMC(kernel, num_warmup=200, num_samples=num_particles)
     mcmc.run(jax.random.key(0), data)

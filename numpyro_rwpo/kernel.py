@@ -328,7 +328,7 @@ class RWPO(MCMCKernel):
     ) -> jax.Array:
         """The way of one ensemble through the noise-free flow, from NumPyro's plain start.
 
-        No run is needed and none is changed.
+        Particles stay where they are once the flow is at rest. No run is needed, none is changed.
 
         Args:
             rng_key: random key.

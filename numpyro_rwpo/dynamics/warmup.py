@@ -163,13 +163,17 @@ def transport_path(
 ) -> jax.Array:
     """Where the particles of an ensemble are before each step of transport and after the last.
 
+    Once the flow is at rest they stay where they are, as they do in warm-up.
+
     Returns:
         Positions, (num_steps + 1, num_particles, dim).
     """
     first = _placed(spread(rng_key, start, settings), target, settings)
 
     def step(placed: Placed, _: None) -> tuple[Placed, jax.Array]:
-        placed = _transported(placed, target, settings, numbers)
+        after = _transported(placed, target, settings, numbers)
+        at_rest = is_at_rest(placed.progress, settings.corrected)
+        placed = jax.tree.map(lambda old, new: jnp.where(at_rest, old, new), placed, after)
         return placed, placed.ensemble.particles
 
     _, path = lax.scan(step, first, length=num_steps)
