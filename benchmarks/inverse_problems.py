@@ -53,9 +53,9 @@ class InverseProblem(NamedTuple):
 
     def log_density(self, theta: jax.Array) -> jax.Array:
         """Log joint density of unknowns (n, dim) and measurements, with all constants, (n,)."""
-        residual = (self.y - jax.vmap(self.forward)(theta)) / self.noise
+        residual = (self.y[None] - jax.vmap(self.forward)(theta)) / self.noise
         likelihood = -0.5 * jnp.sum(residual**2, -1)
-        prior = -jnp.sum(jnp.abs(theta) / self.scale, -1)
+        prior = -jnp.sum(jnp.abs(theta) / self.scale[None], -1)
         normal = self.y.size * np.log(np.sqrt(2 * np.pi) * self.noise)
         return likelihood + prior - normal - np.log(2 * self.scale).sum()
 

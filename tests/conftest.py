@@ -22,6 +22,12 @@ import jax
 import numpyro
 import pytest
 
+# JAX then refuses what NumPy broadcasts silently, a frequent mistake of shape; users may ask for
+# it, and NumPyro's kernels run with it. Strict promotion of dtypes NumPyro does not survive: NUTS
+# adds integers to floating-point numbers, and so do some distributions when they are made. Where no
+# NumPyro is involved, in `heads` and `priors`, the fixture `strict_dtypes` asks for it.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
 # Two devices, so that `chain_method="parallel"` really runs in parallel on a CPU.
 numpyro.set_host_device_count(2)
 
@@ -98,6 +104,27 @@ def lasso_run() -> LassoRun:
     warmed = copy.copy(mcmc)
     mcmc.run(jax.random.key(1), X, y=y, extra_fields=fields)  # the same program
     return LassoRun(mcmc, warmed, 32)
+
+
+@pytest.fixture
+def silent_broadcasting() -> Iterator[None]:
+    """Let JAX broadcast as NumPy does, for code of others that needs it."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
+def strict_dtypes() -> Iterator[None]:
+    """Refuse arithmetic of arrays of different dtypes."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def no_nans() -> Iterator[None]:
+    """Raise where a program that is not expected to computes a nan."""
+    with jax.debug_nans(True):
+        yield
 
 
 @pytest.fixture

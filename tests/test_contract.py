@@ -243,7 +243,7 @@ class TestFinishedRun:
     def test_log_likelihood(self, lasso: MCMC) -> None:
         samples = lasso.get_samples()
         value = log_likelihood(lasso_regression, samples, X, y=Y)["y"]
-        expected = dist.Normal(samples["mean"], samples["noise"][:, None]).log_prob(Y)
+        expected = dist.Normal(samples["mean"], samples["noise"][:, None]).log_prob(Y[None])
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
 
     def test_arviz(self, lasso: MCMC) -> None:

@@ -86,7 +86,7 @@ def test_iterations_of_the_authors_code() -> None:
     centres = jnp.asarray(np.pad(CENTRES, ((0, 0), (0, 18))))
 
     def f(x: jax.Array) -> jax.Array:
-        return -jax.nn.logsumexp(-jnp.sum((x - centres) ** 2, 1) / 8)
+        return -jax.nn.logsumexp(-jnp.sum((x[None] - centres) ** 2, 1) / 8)
 
     @jax.jit
     def step(x: jax.Array) -> jax.Array:

@@ -225,7 +225,7 @@ def test_traffic_counts_loops_and_keeps_branches_apart() -> None:
 
     def program(x: jax.Array, flag: jax.Array) -> jax.Array:
         total = jax.lax.fori_loop(
-            0, 7, lambda _, c: placement.whole(placement.rows(jnp.sin(x + c)).sum(0)), x[0]
+            0, 7, lambda _, c: placement.whole(placement.rows(jnp.sin(x + c[None])).sum(0)), x[0]
         )
         return jax.lax.cond(flag, lambda t: t + placement.whole(jnp.cos(x).sum(0)), jnp.sin, total)
 

@@ -5,6 +5,7 @@ that several modules share is in :mod:`numpyro_rwpo.diagnostics.thresholds`. Fin
 the draws with the posterior density are in :mod:`numpyro_rwpo.diagnostics.density_findings`.
 """
 
+import math
 from collections.abc import Callable
 
 from numpyro_rwpo.diagnostics.density_findings import Finding, fit_findings, stein_findings
@@ -186,12 +187,20 @@ def _divergences(measurements: CorrectedMeasurements) -> Finding | None:
     total = settings.num_draws * settings.num_chains
     if not number:
         return None
+    seen = f"{number} of {total} draws ({number / total:.1%}) diverged"
+    jumps = measurements.stein.jumps
+    if jumps is not None and math.isinf(jumps.largest):
+        return Finding(
+            "divergences",
+            f"{seen}; trajectories across a border of the support count as such, and the density "
+            f"falls to zero in {jumps.name}; give it the support that the data leave it.",
+        )
     return Finding(
         "divergences",
-        f"{number} of {total} draws ({number / total:.1%}) diverged; the posterior curves more "
-        "sharply somewhere than the step size can follow, and that region may be missing from "
-        "the draws; reparameterize the model (LocScaleReparam for a hierarchy), or raise "
-        f"`target_accept_prob` (now {settings.target_accept_prob:g}) toward 0.99.",
+        f"{seen}; the posterior curves more sharply somewhere than the step size can follow, and "
+        "that region may be missing from the draws; reparameterize the model (LocScaleReparam for "
+        f"a hierarchy), or raise `target_accept_prob` (now {settings.target_accept_prob:g}) toward "
+        "0.99.",
     )
 
 

@@ -211,8 +211,8 @@ def whose_turn(adaptation: Adaptation, num_flows: int) -> jax.Array:
 
 def _standardize(x: jax.Array) -> jax.Array:
     """Center and scale over particles (axis 0); 0 where all are equal."""
-    centered = x - x.mean(0)
-    spread = jnp.sqrt((centered**2).mean(0))
+    centered = x - x.mean(0, keepdims=True)
+    spread = jnp.sqrt((centered**2).mean(0, keepdims=True))
     return jnp.where(spread > 0, centered / jnp.where(spread > 0, spread, 1.0), 0.0)
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from numpyro_rwpo.support.broadcasting import same_rank
+
 
 class LowRank(NamedTuple):
     r"""A diagonal factor times one that differs from the identity in a few directions only.
@@ -56,29 +58,35 @@ def squared(factor: Factor) -> Factor:
     return factor**2 if factor.ndim == 1 else factor @ factor.T
 
 
+def _times(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Vectors (..., dim) times a diagonal matrix (dim,)."""
+    x, scale = same_rank(x, scale)
+    return x * scale
+
+
 def times_squared(square: Factor, x: jax.Array) -> jax.Array:
     """Vectors (..., dim) times what :func:`squared` returned."""
     if isinstance(square, LowRank):
-        return square.turned(x * square.scale, square.core) * square.scale
-    return x * square if square.ndim == 1 else x @ square
+        return _times(square.turned(_times(x, square.scale), square.core), square.scale)
+    return _times(x, square) if square.ndim == 1 else x @ square
 
 
 def to_position(factor: Factor, whitened: jax.Array) -> jax.Array:
     """Map whitened vectors (..., dim) to position units: A w."""
     if isinstance(factor, LowRank):
-        return factor.turned(whitened, factor.core) * factor.scale
-    return whitened * factor if factor.ndim == 1 else whitened @ factor.T
+        return _times(factor.turned(whitened, factor.core), factor.scale)
+    return _times(whitened, factor) if factor.ndim == 1 else whitened @ factor.T
 
 
 def to_whitened(inverse: Factor, position: jax.Array) -> jax.Array:
     """Map vectors in position units (..., dim) to whitened coordinates: w = A^-1 x."""
     if isinstance(inverse, LowRank):
-        return inverse.turned(position * inverse.scale, inverse.core)
-    return position * inverse if inverse.ndim == 1 else position @ inverse.T
+        return inverse.turned(_times(position, inverse.scale), inverse.core)
+    return _times(position, inverse) if inverse.ndim == 1 else position @ inverse.T
 
 
 def to_whitened_gradient(factor: Factor, gradient: jax.Array) -> jax.Array:
     """Map gradients (..., dim) to whitened coordinates: A^T g."""
     if isinstance(factor, LowRank):
-        return factor.turned(gradient * factor.scale, factor.core.T)
-    return gradient * factor if factor.ndim == 1 else gradient @ factor
+        return factor.turned(_times(gradient, factor.scale), factor.core.T)
+    return _times(gradient, factor) if factor.ndim == 1 else gradient @ factor

@@ -69,7 +69,10 @@ class ExactFlow(NamedTuple):
     def phase(self, ensemble: Ensemble, momentum: jax.Array) -> Phase:
         """The phase of evaluated particles with whitened momenta."""
         return Phase(
-            ensemble, ensemble.particles / self.scale, momentum, ensemble.gradient * self.scale
+            ensemble,
+            ensemble.particles / self.scale[None],
+            momentum,
+            ensemble.gradient * self.scale[None],
         )
 
     def drift(
@@ -77,11 +80,11 @@ class ExactFlow(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """Positions and whitened momenta, (num_particles, dim), one step later."""
         if target.prior is None:
-            return self.scale * (phase.whitened + step_size * momentum), momentum
+            return self.scale[None] * (phase.whitened + step_size * momentum), momentum
         whitened, momentum = target.prior.scaled(self.scale).hamiltonian_flow(
             phase.whitened, momentum, step_size
         )
-        return self.scale * whitened, momentum
+        return self.scale[None] * whitened, momentum
 
 
 class HarmonicFlow(NamedTuple):
@@ -103,9 +106,9 @@ class HarmonicFlow(NamedTuple):
 
     def phase(self, ensemble: Ensemble, momentum: jax.Array) -> Phase:
         """The phase of evaluated particles with whitened momenta."""
-        deviation = ensemble.particles - self.mean
+        deviation = ensemble.particles - self.mean[None]
         whitened = to_whitened(self.inverse, deviation)
-        gradient = ensemble.gradient + self.prior_slope + self.prior_curvature * deviation
+        gradient = ensemble.gradient + self._prior_force(deviation)
         force = to_whitened_gradient(self.factor, gradient) - whitened
         return Phase(ensemble, whitened, momentum, force)
 
@@ -116,7 +119,7 @@ class HarmonicFlow(NamedTuple):
         prior = target.prior
         if prior is None:
             whitened, momentum = _rotate(phase.whitened, momentum, step_size)
-            return self.mean + to_position(self.factor, whitened), momentum
+            return self.mean[None] + to_position(self.factor, whitened), momentum
         covariance = squared(self.factor)
         substep = step_size / NUM_SUBSTEPS
 
@@ -124,14 +127,18 @@ class HarmonicFlow(NamedTuple):
             _: jax.Array, carry: tuple[jax.Array, jax.Array]
         ) -> tuple[jax.Array, jax.Array]:
             deviation, velocity = _rotate(*carry, substep / 2)
-            kick = prior.subgradient(self.mean + deviation)
-            kick = kick - self.prior_slope - self.prior_curvature * deviation
+            kick = prior.subgradient(self.mean[None] + deviation)
+            kick = kick - self._prior_force(deviation)
             velocity = velocity - substep * times_squared(covariance, kick)
             return _rotate(deviation, velocity, substep / 2)
 
-        start = phase.ensemble.particles - self.mean, to_position(self.factor, momentum)
+        start = phase.ensemble.particles - self.mean[None], to_position(self.factor, momentum)
         deviation, velocity = lax.fori_loop(0, NUM_SUBSTEPS, one_substep, start)
-        return self.mean + deviation, to_whitened(self.inverse, velocity)
+        return self.mean[None] + deviation, to_whitened(self.inverse, velocity)
+
+    def _prior_force(self, deviation: jax.Array) -> jax.Array:
+        """Gradient of the prior's quadratic at deviations from the mean, (num_particles, dim)."""
+        return self.prior_slope[None] + self.prior_curvature[None] * deviation
 
 
 Flow = ExactFlow | HarmonicFlow

@@ -76,7 +76,7 @@ def _winsorize(x: jax.Array) -> jax.Array:
     # Some of the particles are enough, and a sort costs more than all else here.
     ordered = jnp.sort(x[:: max(1, x.shape[0] // _NUM_SORTED)], axis=0)
     count = ordered.shape[0]
-    lower, median, upper = ordered[count // 4], ordered[count // 2], ordered[(3 * count) // 4]
+    lower, median, upper = (ordered[None, (k * count) // 4] for k in (1, 2, 3))
     deviation = x - median
     limit = _OUTLIER * (upper - lower) / 2
     return median + jnp.where(limit > 0, jnp.clip(deviation, -limit, limit), deviation)
@@ -95,8 +95,8 @@ def ensemble_moments(particles: jax.Array, gradients: jax.Array, dense: bool) ->
     mean = particles.mean(0)
     return Moments(
         mean,
-        _covariance(particles - mean, dense),
-        _covariance(gradients - gradients.mean(0), dense),
+        _covariance(particles - mean[None], dense),
+        _covariance(gradients - gradients.mean(0, keepdims=True), dense),
     )
 
 
@@ -120,7 +120,7 @@ def _eigen(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _symmetric_roots(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The symmetric square root of a positive matrix, and its inverse."""
     spectrum, rotation = _eigen(matrix)
-    root = jnp.sqrt(spectrum)
+    root = jnp.sqrt(spectrum)[None]
     return (rotation * root) @ rotation.T, (rotation / root) @ rotation.T
 
 
@@ -148,8 +148,8 @@ def _dense(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
     root, inverse_root = _symmetric_roots(correlation)
     m = root @ (moments.gradient_covariance * jnp.outer(scale, scale)) @ root
     spectrum, rotation = _eigen(m)
-    factor = scale[:, None] * (root @ rotation) * spectrum**-0.25
-    inverse = spectrum[:, None] ** 0.25 * (rotation.T @ inverse_root) / scale
+    factor = scale[:, None] * (root @ rotation) * spectrum[None] ** -0.25
+    inverse = spectrum[:, None] ** 0.25 * (rotation.T @ inverse_root) / scale[None]
     usable = jnp.all(jnp.isfinite(factor)) & jnp.all(jnp.isfinite(inverse))
     return (
         jnp.where(usable, factor, jnp.diag(scale)),
@@ -160,7 +160,8 @@ def _dense(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def initial_directions(dim: int, rank: int, dtype: jnp.dtype) -> jax.Array:
     """Orthonormal columns (dim, rank) to begin with: cosines of falling wave length."""
-    phase = (jnp.arange(dim, dtype=dtype)[:, None] + 0.5) * jnp.arange(1, rank + 1, dtype=dtype)
+    wave_number = jnp.arange(1, rank + 1, dtype=dtype)[None]
+    phase = (jnp.arange(dim, dtype=dtype)[:, None] + 0.5) * wave_number
     return jnp.cos(jnp.pi * phase / dim) * (2 / dim) ** 0.5
 
 
@@ -184,8 +185,9 @@ def low_rank_preconditioner(
         weight: of this ensemble in the directions, between 0 and 1.
     """
     scale, inverse_scale, _ = _diagonal(moments)
-    particles, gradients = particles - particles.mean(0), gradients - gradients.mean(0)
-    scaled, slope = particles * inverse_scale, gradients * scale
+    particles = particles - particles.mean(0, keepdims=True)
+    gradients = gradients - gradients.mean(0, keepdims=True)
+    scaled, slope = particles * inverse_scale[None], gradients * scale[None]
     count = max(particles.shape[0] - 1, 1)
 
     along, along_slope = scaled @ directions, slope @ directions

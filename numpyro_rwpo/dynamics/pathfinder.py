@@ -205,7 +205,7 @@ def _share_out(bound: jax.Array, num_particles: int) -> jax.Array:
     num_paths = bound.size
     share = jnp.tril(jnp.ones((num_paths, num_paths), bound.dtype)) @ jax.nn.softmax(bound)
     rank = (jnp.arange(num_particles) + 0.5) / num_particles
-    return jnp.minimum((share < rank[:, None]).sum(1), num_paths - 1)
+    return jnp.minimum((share[None] < rank[:, None]).sum(1), num_paths - 1)
 
 
 def num_start_evaluations(num_particles: int, target: Target) -> int:
@@ -355,7 +355,8 @@ def _follow_paths(
             descent,
         )
         final_path = _share_out(jnp.where(centring == chosen, best.bound, -jnp.inf), num_particles)
-        rivals = jnp.argmax(jnp.where(centring == jnp.arange(2)[:, None], best.bound, -jnp.inf), 1)
+        of_centring = centring[None] == jnp.arange(2)[:, None]
+        rivals = jnp.argmax(jnp.where(of_centring, best.bound[None], -jnp.inf), 1)
         # A path is judged by every eighth draw, an odd one by odd draws: the rivals change sides.
         rival_path = rivals[(jnp.arange(num_draws) + 1) % 2]
         path = jnp.where(is_last, jnp.where(is_duel, rival_path, final_path[row]), every_path)
@@ -372,10 +373,10 @@ def _follow_paths(
         # Less the draws' own energy, whose mean is the same for all: what is left is constant
         # where the approximation is right, so few draws tell good paths from bad ones.
         value -= (white**2).sum(1) / 2
-        member = path == jnp.arange(num_paths)[:, None]
+        member = path[None] == jnp.arange(num_paths)[:, None]
         number = member.sum(1)
-        energy = jnp.where(member, value, 0.0).sum(1) / number
-        spread = jnp.where(member, (value - energy[:, None]) ** 2, 0.0).sum(1)
+        energy = jnp.where(member, value[None], 0.0).sum(1) / number
+        spread = jnp.where(member, (value[None] - energy[:, None]) ** 2, 0.0).sum(1)
         bound = source.log_det / 2 - energy
         # Two standard errors down: the worse the approximation, the more its energy scatters.
         judged = bound - 2 * jnp.sqrt(spread) / number

@@ -109,7 +109,7 @@ def transport_step(
     # The width sqrt(m) is the ensemble's variance over the target's along each direction. Too
     # narrow: at most double it; too wide: the heat part is weak there and allows a longer step.
     step_size = jnp.where(width > 2.0, _WIDE_STEP, jnp.minimum(_STIFFNESS * relative_time, width))
-    move = -step_size * velocity
+    move = -step_size[None] * velocity
     # In whitened coordinates the ensemble's mean squared radius is the sum of its widths.
     longest = _LONGEST_MOVE * jnp.sqrt(width.sum())
     move = move * _at_most(longest, jnp.linalg.norm(move, axis=1, keepdims=True))

@@ -124,7 +124,7 @@ class Window(NamedTuple):
         """The moments with more particles, (n, dim)."""
         count, mean = particles.shape[0], particles.mean(0)
         number, change = self.number + count, mean - self.mean
-        square = self.square + ((particles - mean) ** 2).sum(0)
+        square = self.square + ((particles - mean[None]) ** 2).sum(0)
         square = square + change**2 * self.number * count / number
         return Window(number, self.mean + change * count / number, square)
 

@@ -104,7 +104,7 @@ def spread(rng_key: jax.Array, start: jax.Array, settings: Settings) -> jax.Arra
     shape, size = (settings.num_particles, start.size), settings.num_particles * start.size
     radius = settings.radius
     if radius is None:
-        particles = start + BALL * random.normal(rng_key, (size,), start.dtype).reshape(shape)
+        particles = start[None] + BALL * random.normal(rng_key, (size,), start.dtype).reshape(shape)
     else:
         particles = random.uniform(rng_key, (size,), start.dtype, -radius, radius).reshape(shape)
     return particles.at[0].set(start)

@@ -87,7 +87,7 @@ class GridDensity(NamedTuple):
         x, origin, spacing = same_rank(x, self.origin, self.spacing)
         position = (x - origin) / spacing
         cell = (jnp.clip(jnp.floor(position), -1, self.slope.shape[0] - 2) + 1).astype(int)
-        return cell, position - jnp.maximum(cell - 1, 0)
+        return cell, position - jnp.maximum(cell - 1, 0).astype(position.dtype)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """Normalised log density per coordinate, (..., dim)."""
@@ -178,7 +178,7 @@ class GridDensity(NamedTuple):
         # In the tails the same logarithm is linear in the distance to the last node.
         distance = jnp.where(is_lower, depth, 1 - depth)
         distance = jnp.where(jnp.isinf(outer_mass), log_fraction / slope, distance)
-        position = jnp.maximum(cell - 1, 0) + distance
+        position = jnp.maximum(cell - 1, 0).astype(distance.dtype) + distance
         return (self.origin[None] + self.spacing[None] * position).reshape(shape)
 
 
@@ -222,7 +222,7 @@ def fit_grid(
     origin, coarse, kink = lax.stop_gradient((origin, coarse, kink))
     origin, coarse, kink, scale = _computed_once(origin, coarse, kink, scale)
 
-    nodes = origin[None] + coarse[None] * jnp.arange(_NUM_COARSE)[:, None]
+    nodes = origin[None] + coarse[None] * jnp.arange(_NUM_COARSE, dtype=origin.dtype)[:, None]
     kernel_time = 0.5 * inverse_temperature * scale**2
     log_normalizer = prior.log_normalizer(nodes, kernel_time, inverse_temperature)
     histogram = _linear_histogram((particles - origin[None]) / coarse[None])
@@ -233,7 +233,7 @@ def fit_grid(
     spacing = coarse / _REFINEMENT
     half_prior = prior.tempered(0.5 * inverse_temperature)
     start = jnp.where(is_inside, prior.location, lax.stop_gradient(origin + kink * coarse))
-    steps = jnp.arange(-1, _NUM_NODES + 1)[:, None] - _REFINEMENT * kink[None]
+    steps = jnp.arange(-1, _NUM_NODES + 1, dtype=kink.dtype)[:, None] - _REFINEMENT * kink[None]
     log_density = log_heat - half_prior.rise(start, steps * spacing[None])[0]
     prior_slope = half_prior.rise(start, (steps[:-1] + 0.5) * spacing[None])[1]
     return _integrate(origin, spacing, log_density, prior_slope, 1 / scale)
@@ -284,7 +284,7 @@ def _log_heat(log_weight: jax.Array, scale: jax.Array) -> jax.Array:
         peak = lax.stop_gradient(jnp.max(exponent, 1))  # no result depends on it
         masses = jnp.exp(exponent - peak[:, None])
         total, moment = jnp.matmul(masses, sums.astype(masses.dtype), precision="highest").T
-        return peak + jnp.log(total), curvature * (moment / total - index)
+        return peak + jnp.log(total), curvature * (moment / total - index.astype(total.dtype))
 
     # Linear binning adds 1/6 squared spacing to the variance on average, the mean of t (1 - t) over
     # the position t between two nodes. The kernel is narrower by as much.

@@ -255,6 +255,15 @@ def test_numbers_are_short_however_large():
     assert [formatted(1234.5, ",.1f"), formatted(1e300, "+.1f")] == ["1,234.5", "+1.00e+300"]
 
 
+def test_divergences_at_a_border_are_those_of_trajectories_across_it():
+    border = changed("stein.jumps", Jumps(0.05, float("inf"), "a"), deviating())
+    found = find(changed("chains.0.num_divergences", 700, border))
+    assert [finding.about for finding in found] == ["divergences", "jumps"]
+    assert_has_three_parts(found[0].sentence)
+    assert "across a border of the support" in found[0].sentence
+    assert "curves" not in found[0].sentence
+
+
 def test_noise_free_reports_say_that_r_hat_does_not_apply():
     text = str(Report(noise_free(), []))
     assert "R-hat and ESS do not apply" in text

@@ -18,6 +18,9 @@ from helpers import run_mcmc
 
 from numpyro_rwpo import RWPO, fit_joint, laplace_prior
 
+# The examples are written as users write, without a thought for rank promotion.
+pytestmark = pytest.mark.usefixtures("silent_broadcasting")
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "developer"
 MAX_LINES = {"normal_prior.py": 120, "gaussian_head.py": 60}

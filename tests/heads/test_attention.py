@@ -85,8 +85,8 @@ def test_score_is_the_gradient_of_the_log_density(head: str) -> None:
     np.testing.assert_allclose(values["score"], derivative(density, x), rtol=1e-6, atol=1e-8)
     if head != "joint":
         # On a grid the heat part is interpolated between the middles of the cells.
-        grid = density.grid
-        x = grid.origin + grid.spacing * (np.floor((x - grid.origin) / grid.spacing) + 0.5)
+        origin, spacing = density.grid.origin[None], density.grid.spacing[None]
+        x = origin + spacing * (np.floor((x - origin) / spacing) + 0.5)
         values = evaluate(density, x)
     expected = values["score"] + BETA / 2 * PRIOR.subgradient(x)
     np.testing.assert_allclose(values["heat_score"], expected, rtol=1e-6, atol=1e-6)
@@ -245,7 +245,7 @@ def test_weights_sum_to_one(groups: int) -> None:
     _, displacement = jax.jit(streamed_attention)(*arrays, 0.5)
     mean = queries + displacement
     np.testing.assert_allclose(mean[:, 1], 7, rtol=1e-6)
-    assert np.all((mean > keys.min(0) - 1e-5) & (mean < keys.max(0) + 1e-5))
+    assert np.all((mean > keys.min(0)[None] - 1e-5) & (mean < keys.max(0)[None] + 1e-5))
 
 
 def test_far_queries_are_finite() -> None:
@@ -427,8 +427,8 @@ def test_streamed_attention_has_the_derivatives_of_the_dense_softmax() -> None:
     bias = jax.random.normal(jax.random.key(1), (9, 1))
 
     def dense(keys: jax.Array, bias: jax.Array, scale: jax.Array) -> jax.Array:
-        square = jnp.sum((queries[:, None] - keys) ** 2, -1)
-        logits = -0.5 * square / scale**2 - bias[:, 0]
+        square = jnp.sum((queries[:, None] - keys[None]) ** 2, -1)
+        logits = -0.5 * square / scale**2 - bias[None, :, 0]
         mean = jax.nn.softmax(logits, 1) @ keys
         return jnp.sum(jax.nn.logsumexp(logits, 1)) + jnp.sum((mean - queries) ** 2)
 
@@ -482,7 +482,7 @@ def test_copula_has_the_derivatives_of_finite_differences(mixing: float) -> None
             copula_results(particles + step * moves[0], rate + step * moves[1], prox_time)
             for step in (1e-6, -1e-6)
         )
-        found = np.sum(gradient * (moves[0] + moves[1]), axis=tuple(range(1, gradient.ndim)))
+        found = np.sum(gradient * (moves[0] + moves[1])[None], axis=tuple(range(1, gradient.ndim)))
         np.testing.assert_allclose(found, (above - below) / 2e-6, rtol=1e-6, atol=1e-8)
     correlation = copula_results(particles, rate, prox_time)[3]
     assert (correlation == 0) == (mixing == 0)  # both cases are what they are meant to be

@@ -52,10 +52,11 @@ def test_masses_are_integrals() -> None:
     density = fit(*ensembles())
     roots, weights = np.polynomial.legendre.leggauss(20)
     num_nodes = density.log_density.shape[0] - 1
-    nodes = density.origin + density.spacing * np.arange(num_nodes)[:, None]
+    spacing = density.spacing[None]
+    nodes = density.origin[None] + spacing * np.arange(num_nodes)[:, None]
     # Tails of at least one per kernel scale: 400 spacings hold all but exp(-100).
-    edges = [nodes[:1] - density.spacing * np.arange(400, 0, -1)[:, None], nodes]
-    edges = np.concatenate([*edges, nodes[-1:] + density.spacing * np.arange(1, 401)[:, None]])
+    edges = [nodes[:1] - spacing * np.arange(400, 0, -1)[:, None], nodes]
+    edges = np.concatenate([*edges, nodes[-1:] + spacing * np.arange(1, 401)[:, None]])
     middle, half = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
     values = np.exp(log_prob(density, middle + half * roots[:, None, None]))
     masses = half * np.einsum("q,qcd->cd", weights, values)
@@ -95,7 +96,8 @@ def test_prior_bends_the_density_at_its_location_and_nowhere_else() -> None:
     score, heat = jax.jit(GridDensity.score), jax.jit(GridDensity.heat_score)
     # In the middle of a cell heat part and score differ by the prior, and by nothing else.
     num_cells = density.slope.shape[0] - 2
-    middle = density.origin + density.spacing * (np.arange(num_cells) + 0.5)[:, None]
+    spacing = density.spacing[None]
+    middle = density.origin[None] + spacing * (np.arange(num_cells) + 0.5)[:, None]
     gap = heat(density, middle) - score(density, middle)
     is_far = np.arange(8) == 4  # that coordinate's grid does not reach its prior's location
     side = np.where(is_far, np.sign(particles.mean(0) - prior.location), 1)
@@ -116,7 +118,7 @@ def test_heat_score_is_continuous() -> None:
     x = np.linspace(density.origin - 1, density.origin + 258 * density.spacing, 20_001)
     heat = np.asarray(jax.jit(GridDensity.heat_score)(density, x))
     step = np.abs(np.diff(density.heat_slope, axis=0)).max(0) * (x[1] - x[0]) / density.spacing
-    assert np.all(np.abs(np.diff(heat, axis=0)) < 1.01 * step + 1e-9)
+    assert np.all(np.abs(np.diff(heat, axis=0)) < 1.01 * step[None] + 1e-9)
 
 
 def exact_log_prob(
@@ -222,7 +224,7 @@ def test_units_do_not_matter() -> None:
     unit = 10.0 ** np.arange(-4, 4)
     density = fit(particles, prior, prox_time)
     scaled = fit(particles / unit, prior.scaled(unit), prox_time / unit**2)
-    expected = log_prob(density, particles) + np.log(unit)
+    expected = log_prob(density, particles) + np.log(unit)[None]
     np.testing.assert_allclose(log_prob(scaled, particles / unit), expected, rtol=1e-7, atol=1e-7)
 
 

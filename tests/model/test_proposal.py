@@ -93,7 +93,7 @@ def test_density_in_standardised_coordinates() -> None:
     def flat(position: Any) -> Any:
         return ravel_pytree(to_values(position)[0])[0]
 
-    expected = users.log_prob(jax.vmap(flat)(positions))
+    expected = jax.vmap(users.log_prob)(jax.vmap(flat)(positions))
     expected += jnp.linalg.slogdet(jax.vmap(jax.jacfwd(flat))(positions))[1]
     np.testing.assert_allclose(proposal.log_prob(positions), expected, rtol=1e-5, atol=1e-5)
     drawn = users.sample(jax.random.key(0), (20,))
