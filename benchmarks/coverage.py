@@ -99,7 +99,7 @@ def measure(name: str, draws: np.ndarray, num_particles: int) -> list[dict[str, 
             for size in SIZES:
                 found = coverage_of_ratios(ratios[:size], len(fitted))
                 rows.append(row | {"fit": fit} | found._asdict())
-        coverage = ensemble_coverage(keys[2], run, num_particles, log_density, target.prior)
+        coverage = ensemble_coverage(keys[2], run[:, -num_particles:], log_density, target.prior)
         rows.append(row | {"fit": "diagnose"} | coverage._asdict())
         print(rows[-1], flush=True)
     return rows

@@ -50,7 +50,7 @@ from numpyro_rwpo.diagnostics.importance import (
     fitted_ratios,
     importance_evidence,
 )
-from numpyro_rwpo.diagnostics.plots import COLOURS
+from numpyro_rwpo.diagnostics.plots.style import COLORS
 from numpyro_rwpo.flow import (
     ForwardKL,
     NeuralODEFlow,
@@ -357,7 +357,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8, 2.9 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     for line, name in zip(figure.subplots(len(names), 2, squeeze=False), names, strict=True):
-        for kind, color in zip(KINDS, COLOURS[:2], strict=True):
+        for kind, color in zip(KINDS, COLORS[:2], strict=True):
             for row in content["rows"]:
                 # The other loss has no known minimum.
                 if (row["problem"], row["flow"], row["loss"]) == (name, kind, first):

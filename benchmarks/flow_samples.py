@@ -39,7 +39,7 @@ from benchmarks.cell import write_json
 from benchmarks.flow_targets import PLANAR, SPARSE_SCALE, log_prob, sample
 from benchmarks.machine import versions
 from benchmarks.report import markdown_table
-from numpyro_rwpo.diagnostics.plots import COLOURS
+from numpyro_rwpo.diagnostics.plots.style import COLORS
 from numpyro_rwpo.flow import (
     EnergyDistance,
     MaximumLikelihood,
@@ -244,7 +244,7 @@ def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(4 * len(dims), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, dim in zip(np.ravel(figure.subplots(1, len(dims))), dims, strict=True):
-        for kind, color in zip(KINDS, COLOURS[:2], strict=True):
+        for kind, color in zip(KINDS, COLORS[:2], strict=True):
             for row in rows:
                 if (row["dim"], row["flow"]) == (dim, kind):
                     steps = 50 * np.arange(1, len(row["monitored"]) + 1)
@@ -271,7 +271,7 @@ def draw_samples(rows: list[dict[str, Any]], path: Path) -> None:
         for axes, name in zip(grid[line], names, strict=True):
             truth = sample(name, dim, np.random.default_rng(0), 600)
             x = np.asarray(draws[dim, name, label]) if label in KINDS else truth
-            color = dict(zip(labels, ("0.2", *COLOURS), strict=False))[label]
+            color = dict(zip(labels, ("0.2", *COLORS), strict=False))[label]
             axes.plot(x[:, 0], x[:, 1], ".", color=color, ms=1.5)
             axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
         grid[line, 0].set_ylabel(f"{label}, d = {dim}", fontsize="x-small")

@@ -16,8 +16,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC
 
-from numpyro_rwpo import RWPO, laplace_prior, to_arviz
-from numpyro_rwpo.diagnostics.plots import plot_attention, plot_transport
+from numpyro_rwpo import RWPO, laplace_prior, plots
 
 HERE = Path(__file__).parent
 BIAS = HERE.parent / "benchmarks" / "results" / "bias.json"
@@ -39,14 +38,9 @@ def correlated_lasso(y: jax.Array) -> None:
 def transport() -> None:
     """Draw an ensemble in transport, the corrected draws, and what one particle attends to."""
     data, num_particles = jnp.array([1.5, 1.0]), 300
-    kernel = RWPO(correlated_lasso, num_particles=num_particles, correction=None)
-    mcmc = MCMC(kernel, num_warmup=60, num_samples=num_particles)
-    fields = ("ensemble.particles",)
-    mcmc.warmup(jax.random.key(0), data, collect_warmup=True, extra_fields=fields)
-    group = to_arviz(mcmc, evidence=False)["warmup_ensemble"]
-    path = np.asarray(group["particles"].values)[0]
-
     kernel = RWPO(correlated_lasso, num_particles=num_particles)
+    path = np.asarray(kernel.transport_path(jax.random.key(0), data, num_steps=40))
+
     mcmc = MCMC(kernel, num_warmup=200, num_samples=num_particles)
     mcmc.run(jax.random.key(0), data)
     draws = np.asarray(mcmc.get_samples()["x"])
@@ -54,7 +48,7 @@ def transport() -> None:
     figure, axes = plt.subplots(
         1, 4, figsize=(9, 2.6), layout="constrained", sharex=True, sharey=True
     )
-    plot_transport(path, frames=[0, 4, len(path) - 1], coordinates=(0, 1), axes=axes[:3])
+    plots.plot_transport(path, frames=[0, 4, len(path) - 1], coordinates=(0, 1), axes=axes[:3])
     axes[3].plot(*draws.T, ".", color=GREEN, markersize=4)
     axes[3].spines[["top", "right"]].set_visible(False)
     axes[3].set_title("draws after correction", fontsize="medium")
@@ -65,7 +59,7 @@ def transport() -> None:
     draws = draws[:120]  # more particles would hide each other
     query = int(np.argmin(((draws - np.array([1.0, 1.0])) ** 2).sum(1)))
     for axes, attention in ((left, "joint"), (right, "marginal")):
-        plot_attention(draws, query, laplace_prior(1.0), attention=attention, axes=axes)
+        plots.plot_attention(draws, query, laplace_prior(1.0), attention=attention, axes=axes)
         axes.set_title(f"{attention}: {axes.get_title()}", fontsize="medium")
     save(figure, "attention")
 

@@ -106,6 +106,9 @@ def run_sampler(name: str, num_warmup: int, num_samples: int, seed: int) -> Resu
 
     def run_and_count(key: jax.Array) -> tuple[Any, jax.Array]:
         again = make_mcmc()
+        if name == "RWPO":  # counts them itself, warm-up included
+            again.run(key, *data)
+            return again.get_samples(), again.last_state.num_gradients.sum()
         again.warmup(key, *data, collect_warmup=True, extra_fields=("num_steps",))
         num_gradients = again.get_extra_fields()["num_steps"].sum()
         again.run(key, *data, extra_fields=("num_steps",))

@@ -19,7 +19,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS, Predictive
 from sklearn.datasets import load_wine
 
-from numpyro_rwpo import RWPO, compare, diagnose
+from numpyro_rwpo import RWPO, compare_runs, diagnose
 
 FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = (
@@ -57,7 +57,7 @@ train, test = (X[~is_test], y[~is_test]), (X[is_test], y[is_test])
 # Sampling
 # --------
 # What ``diagnose`` reports about R-hat of individual weights is true, but harmless if the
-# predictions agree between chains. ``compare`` therefore looks at the predictions, the site
+# predictions agree between chains. ``compare_runs`` therefore looks at the predictions, the site
 # ``mean``.
 runs = {}
 for kernel, num_warmup in (
@@ -76,7 +76,7 @@ for kernel, num_warmup in (
 print(diagnose(runs["RWPO"]))
 
 # %%
-print(compare(*runs.values(), sites=["mean", "noise"]))
+print(compare_runs(*runs.values(), sites=["mean", "noise"]))
 
 # %%
 # Prediction

@@ -17,7 +17,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS
 
-from numpyro_rwpo import RWPO, compare, diagnose
+from numpyro_rwpo import RWPO, compare_runs, diagnose
 
 FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
@@ -73,7 +73,7 @@ for kernel, num_warmup in (
 print(diagnose(runs["RWPO"]))
 
 # %%
-print(compare(*runs.values(), sites=["level", "noise"]))
+print(compare_runs(*runs.values(), sites=["level", "noise"]))
 
 # %%
 # When did it change?

@@ -18,7 +18,7 @@ from numpyro.infer import MCMC, NUTS
 from sklearn.datasets import load_diabetes
 from sklearn.preprocessing import PolynomialFeatures
 
-from numpyro_rwpo import RWPO, compare, diagnose
+from numpyro_rwpo import RWPO, compare_runs, diagnose
 
 FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
@@ -69,7 +69,7 @@ for kernel, num_warmup in (
 print(diagnose(runs["RWPO"]))
 
 # %%
-print(compare(runs["RWPO"], runs["NUTS"]))
+print(compare_runs(runs["RWPO"], runs["NUTS"]))
 
 # %%
 # The scale and its effect

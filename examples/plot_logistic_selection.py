@@ -17,8 +17,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS
 from sklearn.datasets import load_breast_cancer
 
-from numpyro_rwpo import RWPO, compare, diagnose
-from numpyro_rwpo.diagnostics.plots import plot_selection
+from numpyro_rwpo import RWPO, compare_runs, diagnose, plots
 from numpyro_rwpo.diagnostics.selection import select_variables
 
 FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
@@ -58,7 +57,7 @@ print(diagnose(runs["RWPO"]))
 # %%
 # k-hat is far above its limit here: nearly separable data and collinear columns give a posterior
 # that no Gaussian copula covers. The draws do not depend on the copula, as the comparison shows.
-print(compare(runs["RWPO"], runs["NUTS"]))
+print(compare_runs(runs["RWPO"], runs["NUTS"]))
 
 # %%
 # Selection
@@ -72,5 +71,5 @@ print("selected:", ", ".join(data.feature_names[selection.selected]) or "none")
 print(f"false-discovery rate of the set: {selection.false_discovery_rate:.3f}")
 
 figure, axes = plt.subplots(figsize=(9, 8), layout="constrained")
-plot_selection(draws, epsilon=0.1, names=list(data.feature_names), max_fdr=0.05, axes=axes)
+plots.plot_selection(draws, epsilon=0.1, names=list(data.feature_names), max_fdr=0.05, axes=axes)
 plt.show()

@@ -19,7 +19,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS, init_to_uniform
 
-from numpyro_rwpo import RWPO, compare, diagnose
+from numpyro_rwpo import RWPO, compare_runs, diagnose
 
 FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 SHARES = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
@@ -58,7 +58,7 @@ print(diagnose(rwpo))
 #
 # Here is NUTS with the same initialization:
 nuts = run(NUTS(model, init_strategy=start), 1000)
-print(compare(rwpo, nuts))
+print(compare_runs(rwpo, nuts))
 
 
 # %%

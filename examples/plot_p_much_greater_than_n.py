@@ -19,7 +19,7 @@ import numpyro.distributions as dist
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 
-from numpyro_rwpo import RWPO, compare, diagnose
+from numpyro_rwpo import RWPO, compare_runs, diagnose
 
 FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
@@ -77,7 +77,7 @@ print(f"NUTS: {np.mean(num_steps):.0f} gradients per draw, {seconds_nuts:.0f} s 
 # %%
 # In the comparison, the Monte Carlo errors are large because there are so few draws of NUTS. Check
 # its own R-hat and ESS before looking at the differences.
-print(compare(mcmc, nuts, labels=["RWPO", "NUTS"], seconds=[seconds_rwpo, seconds_nuts]))
+print(compare_runs(mcmc, nuts, labels=["RWPO", "NUTS"], seconds=[seconds_rwpo, seconds_nuts]))
 
 # %%
 # What was found

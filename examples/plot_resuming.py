@@ -22,7 +22,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC
 from sklearn.datasets import load_diabetes
 
-from numpyro_rwpo import RWPO, diagnose, load, run_in_pieces, save
+from numpyro_rwpo import RWPO, diagnose, load_state, run_in_pieces, save_state
 
 FAST = "--fast" in sys.argv  # few draws, only to check that the script runs
 OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if FAST else {}
@@ -107,9 +107,9 @@ print(f"Largest difference of a coefficient in {difference.shape[0]} draws: {dif
 # NumPyro's own convention works, too: save the state, load it into ``post_warmup_state``, and run.
 # Settings that do not match those in the file are refused.
 
-save(resumed, folder / "by_hand.npz")
+save_state(resumed, folder / "by_hand.npz")
 mcmc = make_mcmc(DRAWS_PER_PIECE)
-mcmc.post_warmup_state = load(folder / "by_hand.npz", mcmc)
+mcmc.post_warmup_state = load_state(folder / "by_hand.npz", mcmc)
 mcmc.run(mcmc.post_warmup_state.rng_key, *data)
 
 # %%

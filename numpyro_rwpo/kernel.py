@@ -1,69 +1,70 @@
 """``RWPO``, the NumPyro kernel: argument checks, and which phase comes when.
 
-One NumPyro chain is one independent ensemble of particles; draw t is particle t. A chain's life:
+One NumPyro chain is one independent ensemble of particles. A chain's life:
 
 1. start: a quasi-Newton descent places the particles (:mod:`numpyro_rwpo.dynamics.pathfinder`);
 2. transport: the noise-free flow moves them (:mod:`numpyro_rwpo.dynamics.transport`);
-3. correction: exact moves (:mod:`numpyro_rwpo.dynamics.hamiltonian`), adapted during the rest of
-   warm-up (:mod:`numpyro_rwpo.dynamics.adaptation`), then frozen. The whole ensemble is refreshed
-   before its first particle is emitted, and again whenever its last one has been.
+3. adaptation: exact moves (:mod:`numpyro_rwpo.dynamics.moves`) until their tuning is steady
+   (:mod:`numpyro_rwpo.dynamics.adaptation`); it is then frozen;
+4. sampling: a refresh takes every particle through a few successive states, which are emitted one
+   after another, particle after particle (:mod:`numpyro_rwpo.dynamics.iteration`).
+
+All but the last happen in :meth:`RWPO.init`, as programs of their own
+(:mod:`numpyro_rwpo.dynamics.warmup`): NumPyro's loop compiles no more than it runs.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import lax, random
+from jax import random
 from jax.sharding import Mesh
 from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_rwpo.dynamics.adaptation import (
-    Adaptation,
-    SweepPair,
-    learn_moments,
-    learn_sweeps,
-    replace_hopeless,
-    tuning,
-    whose_turn,
-)
-from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
-from numpyro_rwpo.dynamics.hamiltonian import Refresh, refresh_ensemble
-from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, start_ensemble
+from numpyro_rwpo.dynamics.iteration import iterate
+from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import (
+    Numbers,
     Settings,
     default_num_particles,
-    make_candidates,
-    num_transport_iterations,
+    flows_on_trial,
+    metric_form,
+    num_states,
 )
 from numpyro_rwpo.dynamics.state import (
     STATE_AXES,
+    Ready,
     RWPOState,
-    initial_states,
-    placed_state,
-    placed_states,
-    split_keys,
+    after_trees,
+    after_warm_up,
+    agree,
 )
-from numpyro_rwpo.dynamics.transport import Flow, is_at_rest, transport_step
+from numpyro_rwpo.dynamics.trees import (
+    MIN_WARMUP,
+    NUM_PARTICLES,
+    TreeMove,
+)
+from numpyro_rwpo.dynamics.warmup import WarmUp, transport_path
 from numpyro_rwpo.heads.registry import Fit, find_head
+from numpyro_rwpo.model.binding import Bound, bind, different_model, fits
 from numpyro_rwpo.model.checks import explained
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.potential_source import PotentialSource
-from numpyro_rwpo.model.preparation import CompiledOnce, Preparation, check_preparation
+from numpyro_rwpo.model.preparation import Preparation, check_preparation
 from numpyro_rwpo.model.prior_registry import PriorRegistry, entry_names, registry_with
 from numpyro_rwpo.model.proposal import (
-    change_coordinates,
     check_proposal,
     check_proposal_dim,
     fingerprint,
 )
 from numpyro_rwpo.model.source import Source, layout, start_radius
-from numpyro_rwpo.model.target import Differentiation, Target, has_loop, pool_chains
+from numpyro_rwpo.model.target import Differentiation, has_loop, pool_chains
 from numpyro_rwpo.support.checks import (
     check_choice,
     check_init_strategy,
@@ -73,191 +74,10 @@ from numpyro_rwpo.support.checks import (
     check_site_names,
     check_target,
 )
-from numpyro_rwpo.support.control_flow import run_if
-from numpyro_rwpo.support.memory import check_memory
+from numpyro_rwpo.support.memory import check_memory, check_memory_maps
 from numpyro_rwpo.support.precision import in_full_precision
 from numpyro_rwpo.support.sharding import check_mesh, check_use
 from numpyro_rwpo.support.threads import one_at_a_time
-
-_START_ID = 2**31 - 1  # of the start's random numbers; those of refreshes count from 0
-
-
-class Chain(NamedTuple):
-    """The part of a chain's state that its phases change; see :class:`RWPOState`."""
-
-    ensemble: Ensemble
-    centring: jax.Array
-    flow: Flow
-    adaptation: Adaptation
-    refresh: Refresh
-
-
-def iterate(
-    state: RWPOState, target: Target, settings: Settings, emit: Callable[..., Any]
-) -> RWPOState:
-    """One NumPyro iteration of one ensemble: advance its phase, then emit the next particle."""
-    num_particles = state.ensemble.particles.shape[0]
-    warmup_passes = math.ceil(settings.num_warmup / num_particles)
-    index = lax.rem(state.iteration + warmup_passes * num_particles, num_particles)
-    is_warmup = state.iteration < 0
-    elapsed = state.iteration + settings.num_warmup
-    update = elapsed - settings.num_transport  # of the adaptation
-
-    # These are the same for all chains, so they stay branches where chains are vectorized.
-    is_start = elapsed == 0
-    is_flow_phase = is_warmup & ~is_start & (update < 0)
-    is_adaptation_phase = is_warmup & (update >= 0) & settings.corrected
-    is_refresh = ~is_warmup & (index == 0) & settings.corrected
-
-    def place(carry: Chain) -> Chain:
-        """Start or transport."""
-        ensemble, centring, flow = carry.ensemble, carry.centring, carry.flow
-        particles, centring = lax.cond(
-            is_start & is_warmup,
-            lambda x, c: start_ensemble(random.fold_in(state.rng_key, _START_ID), x, target),
-            lambda x, c: (x, c),
-            ensemble.particles,
-            centring,
-        )
-        placed = target._replace(centring=centring)
-        ensemble, flow = lax.cond(
-            is_flow_phase,
-            lambda e, f: transport_step(
-                e,
-                f,
-                carry.adaptation.preconditioner,
-                placed,
-                attention=settings.attention,
-                relative_time=settings.relative_prox_time,
-            ),
-            lambda e, f: (e, f),
-            ensemble._replace(particles=particles),
-            flow,
-        )
-        # A particle whose new position overflowed stays where it was.
-        moved, old = ensemble.particles, carry.ensemble.particles
-        moved = jnp.where(jnp.isfinite(moved).all(1, keepdims=True), moved, old)
-        ensemble = evaluate(moved, placed)
-        return carry._replace(ensemble=ensemble, centring=centring, flow=flow)
-
-    def correct(carry: Chain) -> Chain:
-        """Refresh and, in warm-up, learn from it."""
-        before, adaptation = carry.ensemble, carry.adaptation
-        placed = target._replace(centring=carry.centring)
-        turn = whose_turn(adaptation, update, settings.candidates)
-        tuned = tuning(adaptation, turn, placed, settings.candidates, is_warmup)
-        after, between, refresh = refresh_ensemble(state.rng_key, elapsed, before, placed, tuned)
-
-        def learn(after: Ensemble, adaptation: Adaptation) -> tuple[Ensemble, Adaptation]:
-            pair = SweepPair(before, between, after, refresh)
-            learnt = learn_sweeps(
-                adaptation,
-                update,
-                turn,
-                pair,
-                placed,
-                settings.candidates,
-                settings.target_accept_prob,
-            )
-            return replace_hopeless(update, after, refresh, placed), learnt
-
-        after, adaptation = lax.cond(is_warmup, learn, lambda *same: same, after, adaptation)
-        return carry._replace(ensemble=after, adaptation=adaptation, refresh=refresh)
-
-    def advance(carry: Chain) -> Chain:
-        adaptation = lax.cond(
-            is_flow_phase | is_adaptation_phase,
-            lambda a: learn_moments(
-                a,
-                update,
-                carry.ensemble,
-                target._replace(centring=carry.centring),
-                settings.candidates,
-            ),
-            lambda a: a,
-            carry.adaptation,
-        )
-        carry = carry._replace(adaptation=adaptation)
-        carry = lax.cond(is_start | is_flow_phase, place, lambda c: c, carry)
-        return lax.cond(is_adaptation_phase | is_refresh, correct, lambda c: c, carry)
-
-    is_flowing = is_flow_phase & ~is_at_rest(state.flow, settings.corrected)
-    is_adapting = is_adaptation_phase & ~state.adaptation.sweeps.is_settled
-    active = is_start | is_flowing | is_adapting | is_refresh
-    chain = Chain(state.ensemble, state.centring, state.flow, state.adaptation, state.refresh)
-    chain = run_if(active, advance, chain)
-
-    is_sweep = is_adapting | is_refresh
-    spent = (
-        jnp.where(is_start & is_warmup, num_start_evaluations(num_particles, target), 0)
-        + num_particles * (is_start | is_flowing)
-        + num_particles * chain.refresh.num_steps * is_sweep
-    )
-    row = target.placement.row
-    emitted = jax.tree.map(lambda x: row(x, index), chain.ensemble)
-    z, log_jacobian = emit(emitted.particles, chain.centring)
-    whole = potential(emitted, target._replace(centring=chain.centring))
-    log_step_size = chain.adaptation.log_step_mean[chain.adaptation.chosen]
-    state = state._replace(
-        iteration=state.iteration + 1,
-        z=z,
-        diverging=row(chain.refresh.diverging, index),
-        potential_energy=whole / settings.inverse_temperature - log_jacobian,
-        accept_prob=row(chain.refresh.accept_prob, index),
-        num_steps=jnp.where(is_warmup, spent, chain.refresh.num_steps),
-        num_gradients=state.num_gradients + spent,
-        step_size=jnp.exp(log_step_size),
-        **chain._asdict(),
-    )
-    return placed_state(state, target.placement)
-
-
-def different_model(values: Any) -> ValueError:
-    """The error where a state is of another model."""
-    return ValueError(
-        "The state from which to go on must be of the same model: its latent sites have "
-        f"the shapes {jax.tree.map(jnp.shape, values)}; the model's do not. Use the saved "
-        "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
-    )
-
-
-def fits(values: Any, expected: Any) -> bool:
-    """Whether values have a layout's structure and shapes, with whatever leading axes."""
-    structure, leaves = layout(values)
-    pairs = zip(leaves, expected[1], strict=False)
-    return structure == expected[0] and all(
-        a[max(len(a) - len(b), 0) :] == b[max(len(b) - len(a), 0) :] for (a, _), (b, _) in pairs
-    )
-
-
-def sample(
-    state: RWPOState,
-    model_args: tuple[Any, ...],
-    model_kwargs: dict[str, Any],
-    *,
-    source: Source,
-    settings: Settings,
-    proposal: dist.Distribution | None,
-    is_batch: bool,
-) -> RWPOState:
-    """One NumPyro iteration of one ensemble or, with a leading chain axis, of several."""
-    target = source.bind(model_args, model_kwargs)._replace(placement=settings.placement)
-    emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
-    if proposal is not None:
-        ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
-        values = partial(emit, centring=target.centring)
-        dtype = state.ensemble.particles.dtype
-        target = target._replace(proposal=change_coordinates(proposal, dtype, ravel, values))
-    step = partial(iterate, settings=settings, emit=emit)
-    if not is_batch:
-        return step(state, target)
-    # `iteration` stays unbatched: what depends on it alone stays a real branch for all chains.
-    return jax.vmap(
-        partial(step, target=pool_chains(target, "chain")),
-        in_axes=(STATE_AXES,),
-        out_axes=STATE_AXES,
-        axis_name="chain",
-    )(state)
 
 
 class RWPO(MCMCKernel):
@@ -372,8 +192,10 @@ class RWPO(MCMCKernel):
         self._sample_fn: Callable[..., RWPOState] | None = None
         self._source: Source | None = None
         self._settings: Settings | None = None
-        self._program: CompiledOnce[Preparation] | None = None
+        self._programs = self._make_programs()
         self._layout: Any = None  # structure, shapes and types of the draws
+        # Number of the flow that the last run chose, for its layout and settings.
+        self._preferred: dict[Any, int] = {}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -433,17 +255,11 @@ class RWPO(MCMCKernel):
         return ("z", "diverging")
 
     def get_diagnostics_str(self, state: RWPOState) -> str:
-        """What the progress bar says of one chain: the phase, and how it is going."""
-        iteration, settings = int(state.iteration), self._settings
-        done = iteration + (settings.num_warmup if settings is not None else 0)
-        num_transport = settings.num_transport if settings is not None else 0
-        if iteration <= 0 and done <= max(num_transport, 1):
-            phase = "start" if done <= 1 else "transport"
-            return f"{phase}: {int(state.num_steps)} gradients, residual {state.flow.residual:.2e}"
-        phase = "adaptation" if iteration <= 0 else "sampling"
+        """What the progress bar says of one chain."""
+        phase = "warm-up is over" if int(state.iteration) <= 0 else "sampling"
         return (
-            f"{phase}: {int(state.num_steps)} gradients, step size {state.step_size:.2e}, "
-            f"acc. prob {state.refresh.accept_prob.mean():.2f}"
+            f"{phase}: {int(state.num_steps)} gradients a draw, step size {state.step_size:.2e}, "
+            f"acc. prob {state.mean_accept_prob:.2f}"
         )
 
     @one_at_a_time
@@ -465,8 +281,12 @@ class RWPO(MCMCKernel):
                 out; a dense metric of far more dimensions than particles.
             RuntimeError: no valid starting position.
             MemoryError: an ensemble larger than the device's memory.
+
+        Warns:
+            UserWarning: compiled programs have used up most of the process's memory maps.
         """
         check_rng_key(rng_key)
+        check_memory_maps()
         if self._proposal is not None and self._model is not None and init_params is not None:
             raise ValueError(
                 "Particles start as draws of `proposal`, so that `init_params` would have no "
@@ -474,76 +294,177 @@ class RWPO(MCMCKernel):
             )
         model_kwargs = {} if model_kwargs is None else model_kwargs
         is_batch = not is_prng_key(rng_key)
-        rng_key, key_source = split_keys(rng_key, is_batch=is_batch)
-
+        keys = jax.vmap(random.split)(rng_key if is_batch else rng_key[None])
         batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
-        keys = key_source if is_batch else key_source[None]
+        prepared = self._find_start(keys[:, 1], batch, model_args, model_kwargs)
+        source = self._source
+        assert source is not None
+        start = prepared.start
+        radius = start_radius(self._init_strategy, init_params)
+        settings = self._resolve(start, num_warmup, radius, model_args, model_kwargs)
+        self._settings = settings
+        preferred = self._preferred.get((source.layout, settings), -1)
+        numbers = Numbers(self._target_accept_prob, self._relative_prox_time, preferred)
+        warm = self._programs.warm_up(
+            (source.layout, settings), (keys[:, 1], start, numbers), model_args, model_kwargs
+        )
+        ready, num_states = self._choose_move(
+            warm, (keys[:, 1], start, numbers), model_args, model_kwargs
+        )
+        state = self._programs.first_state(
+            (num_warmup, num_states, self._placement), (keys[:, 0], ready), (), {}
+        )
+        if not is_batch:
+            state = jax.tree.map(lambda x: x[0] if jnp.ndim(x) else x, state)
+            state = state._replace(iteration=jnp.array(-num_warmup))
+        z = prepared.values if is_batch else jax.tree.map(lambda x: x[0], prepared.values)
+        self._layout = layout(z)
+        self._sample_fn = self._sample
+        return state._replace(z=z)
+
+    def transport_path(
+        self, rng_key: jax.Array, *args: Any, num_steps: int = 40, **kwargs: Any
+    ) -> jax.Array:
+        """The way of one ensemble through the noise-free flow, from NumPyro's plain start.
+
+        Particles stay where they are once the flow is at rest. No run is needed, none is changed.
+
+        Args:
+            rng_key: random key.
+            args: arguments of the model.
+            num_steps: steps of transport.
+            kwargs: keyword arguments of the model.
+
+        Returns:
+            Unconstrained positions before each step and after the last, (num_steps + 1,
+            num_particles, dim), for :func:`numpyro_rwpo.plots.plot_transport`.
+
+        Raises:
+            ValueError: The kernel was made with a potential function, for which no start is known.
+        """
+        if self._model is None:
+            raise ValueError("`transport_path` needs a model; this kernel has a `potential_fn`.")
+        check_rng_key(rng_key)
+        source = self._source
+        key_start, key_spread = random.split(rng_key)
+        try:
+            start = self._find_start(key_start[None], None, args, kwargs).start
+            radius = start_radius(self._init_strategy, None)
+            settings = self._resolve(start, num_steps, radius, args, kwargs)
+            target = self._bind(args, kwargs, start.dtype).target
+        finally:
+            self._source = source
+        numbers = Numbers(self._target_accept_prob, self._relative_prox_time)
+        follow = partial(transport_path, settings=settings, numbers=numbers, num_steps=num_steps)
+        return jax.jit(lambda key, start: follow(key, start, target))(key_spread, start[0])
+
+    def _find_start(
+        self,
+        rng_keys: jax.Array,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> Preparation:
+        """Make the source, and find a valid start for each key.
+
+        Laplace sites whose density, as split off, is not that of the model are left alone.
+        """
         refused: frozenset[str] = frozenset()
         while True:
-            self._source = source = self._make_source(
-                is_batch, init_params, model_args, model_kwargs, refused
-            )
+            source = self._make_source(init_params, model_args, model_kwargs, refused)
+            self._source = source
             with explained(self._model, model_args, model_kwargs):
-                prepared = self._prepare(source.layout, (keys, batch), model_args, model_kwargs)
+                prepared = self._programs.prepare(
+                    source.layout, (rng_keys, init_params), model_args, model_kwargs
+                )
             wrong = source.wrong_sites(prepared, model_args, model_kwargs)
             if not wrong:
                 break
-            refused |= wrong  # and prepare once more without these sites split off
+            refused |= wrong
         check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
-        start, z = prepared.start, prepared.values
-        if not is_batch:
-            start, z = jax.tree.map(lambda x: x[0], (start, z))
-        dim = start.shape[-1]
+        return prepared
+
+    def _choose_move(
+        self,
+        warm: WarmUp,
+        inputs: tuple[jax.Array, jax.Array, Numbers],
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Ready, int]:
+        """The ensembles with the move that suits them, and states per particle and refresh."""
+        settings = self._settings
+        assert settings is not None and self._source is not None
+        chosen = warm.adaptation.chosen[0]
+        is_traced = isinstance(chosen, jax.core.Tracer)
+        number = 0 if is_traced else int(chosen)
+        ready = after_warm_up(warm, number)
+        self._preferred = {(self._source.layout, settings): number}
+        can_start_anew = (
+            settings.corrected
+            and settings.num_warmup >= MIN_WARMUP
+            and self._proposal is None
+            and self._placement.mesh is None
+            and not is_traced
+        )
+        if not can_start_anew or agree(ready, self._source.is_rewritten):
+            return ready, settings.num_states
+        small = settings._replace(num_particles=NUM_PARTICLES)
+        trees = self._programs.warm_up_trees(
+            (self._source.layout, small), inputs, model_args, model_kwargs
+        )
+        return after_trees(ready, trees), num_states(NUM_PARTICLES)
+
+    def _resolve(
+        self,
+        start: jax.Array,
+        num_warmup: int,
+        radius: float | None,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> Settings:
+        """The settings of a run whose chains start at ``start``, (chains, dim)."""
+        assert self._source is not None
+        num_chains, dim = start.shape
         if self._proposal is not None:
             check_proposal_dim(self._proposal, dim)
         num_particles = self._num_particles
         if num_particles is None:
-            bind = partial(source.bind, model_args, model_kwargs)
+            bind = partial(self._source.bind, model_args, model_kwargs)
             num_particles = default_num_particles(dim, has_loop(bind, dim, start.dtype))
         check_use(num_particles, self._placement)
-        num_transport = num_transport_iterations(num_warmup, self._correction is not None)
-        if self._proposal is not None and self._correction is not None:
-            # Attention of one mode would carry particles out of several.
-            num_transport = min(num_transport, 1)
+        dense, rank = metric_form(num_particles, dim, self._dense_mass)
+        flows = flows_on_trial(dense, rank, self._source.has_prior, self._dense_mass)
+        measured = start, self._target_accept_prob, self._relative_prox_time
+        if any(isinstance(x, jax.core.Tracer) for x in measured):
+            # Nothing can be measured before the program is compiled: a dense metric serves most
+            # posteriors of few dimensions, the prior's exact flow those of many.
+            flows = flows[:1] if dense else flows[-1:]
+        corrected = self._correction is not None
         settings = Settings(
             num_warmup=num_warmup,
-            num_transport=num_transport,
+            num_particles=num_particles,
+            num_states=num_states(num_particles) if corrected else 1,
+            radius=radius,
             attention=self._attention,
-            relative_prox_time=self._relative_prox_time,
-            corrected=self._correction is not None,
-            candidates=make_candidates(num_particles, dim, source.has_prior, self._dense_mass),
-            target_accept_prob=self._target_accept_prob,
+            corrected=corrected,
+            dense=dense,
+            rank=rank,
+            flows=flows,
             inverse_temperature=self._differentiation.inverse_temperature,
             placement=self._placement,
         )
         check_memory(
-            start.size // dim,
+            num_chains,
             num_particles // self._placement.number,
             dim,
             start.dtype.itemsize,
             attention=settings.attention.name,
-            dense=settings.candidates.dense,
+            dense=dense,
         )
-        radius = start_radius(self._init_strategy, init_params)
-        state = initial_states(rng_key, start, num_particles, radius, settings, is_batch=is_batch)
-        self._settings = settings
-        self._sample_fn = partial(
-            sample,
-            source=source,
-            settings=settings,
-            proposal=self._proposal,
-            is_batch=is_batch,
-        )
-        self._layout = layout(z)
-        state = state._replace(z=z)
-        if settings.placement.mesh is None:
-            return state
-        # As `sample` returns it, so that the first step is compiled for all of them.
-        return placed_states(state, settings.placement, is_batch=is_batch)
+        return settings
 
     def _make_source(
         self,
-        is_batch: bool,
         init_params: Any,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
@@ -568,36 +489,62 @@ class RWPO(MCMCKernel):
         assert self._potential_fn is not None
         return PotentialSource(
             self._potential_fn,
-            jax.tree.map(lambda x: x[0], init_params) if is_batch else init_params,
+            jax.tree.map(lambda x: x[0], init_params),
             nonsmooth=self._nonsmooth,
             differentiation=self._differentiation,
             registry=self._priors,
         )
 
-    @property
-    def _prepare(self) -> CompiledOnce[Preparation]:
-        """The source's preparation, as a program that is traced when `init` has made a source."""
-        if self._program is None:
+    def _make_programs(self) -> Programs:
+        def prepare(
+            rng_keys: jax.Array, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Preparation:
+            assert self._source is not None
+            return self._source.prepare(rng_keys, init_params, args, kwargs)
 
-            def prepare(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Preparation:
-                assert self._source is not None
-                rng_keys, init_params = inputs
-                return self._source.prepare(rng_keys, init_params, args, kwargs)
+        return Programs(prepare, lambda args, kwargs, dtype: self._bind(args, kwargs, dtype).target)
 
-            self._program = CompiledOnce(prepare)
-        return self._program
+    def _bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any], dtype: Any) -> Bound:
+        assert self._source is not None
+        return bind(
+            self._source,
+            model_args,
+            model_kwargs,
+            proposal=self._proposal,
+            placement=self._placement,
+            dtype=dtype,
+        )
 
     @one_at_a_time
     @in_full_precision
     def sample(
         self, state: RWPOState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> RWPOState:
-        """One iteration: advance the ensemble's phase and emit the next particle."""
+        """One iteration: emit the next draw, after a refresh where all have been drawn."""
         if self._sample_fn is None:
             raise RuntimeError("`init` must be called before `sample`.")
         if layout(state.z) != self._layout:
             raise different_model(state.z)
         return self._sample_fn(state, model_args, {} if model_kwargs is None else model_kwargs)
+
+    def _sample(
+        self, state: RWPOState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> RWPOState:
+        settings = self._settings
+        assert settings is not None
+        target, emit = self._bind(model_args, model_kwargs, state.ensemble.particles.dtype)
+        step = partial(iterate, settings=settings, emit=emit)
+        if jnp.ndim(state.step_size) == 0:
+            return step(state, target)
+        if not isinstance(state.move, TreeMove):  # particles of a tree go on at their own pace
+            target = pool_chains(target, "chain")
+        # `iteration` stays unbatched: what depends on it alone stays a branch for all chains.
+        return jax.vmap(
+            partial(step, target=target),
+            in_axes=(STATE_AXES,),
+            out_axes=STATE_AXES,
+            axis_name="chain",
+        )(state)
 
     def postprocess_fn(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
@@ -617,10 +564,10 @@ class RWPO(MCMCKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""
-        return {
-            **self.__dict__,
-            "_sample_fn": None,
-            "_source": None,
-            "_program": None,
-            "_layout": None,
-        }
+        built = dict.fromkeys(["_sample_fn", "_source", "_layout", "_programs"])
+        return {**self.__dict__, **built, "_preferred": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the programs anew."""
+        self.__dict__.update(state)
+        self._programs = self._make_programs()

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.diagnostics.findings import max_z
+from numpyro_rwpo.diagnostics.thresholds import max_z
 from numpyro_rwpo.priors.laplace import LaplacePrior
 from tests.random_models import Regression, make_regression, regressions, stein_scores
 

@@ -1,77 +1,74 @@
-"""``compare``: the draws of several samplers side by side, in Monte Carlo standard errors."""
+"""``compare_runs``: the draws of several samplers side by side, in Monte Carlo standard errors."""
 
 import html
 import math
 import textwrap
-from statistics import NormalDist
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from numpyro_rwpo.diagnostics import convergence
+from numpyro_rwpo.diagnostics.differences import QUANTILES, Row, difference_rows, summarize
 from numpyro_rwpo.diagnostics.draws import (
     Draws,
+    GradientCount,
     columns,
     common_sites,
     default_labels,
+    gradients_of,
+    is_constant,
     is_noise_free,
-    num_gradients_of,
     samples_of,
 )
-from numpyro_rwpo.diagnostics.report import Table, table_html, table_text
+from numpyro_rwpo.diagnostics.measurements import plain
+from numpyro_rwpo.diagnostics.plots import plot_comparison
+from numpyro_rwpo.diagnostics.tables import (
+    WIDTH,
+    Table,
+    count,
+    fixed,
+    formatted,
+    signed,
+    table_html,
+    table_text,
+)
+from numpyro_rwpo.diagnostics.thresholds import RELEVANT_ERROR, max_z
 
-QUANTILES = (0.05, 0.95)
-_FALSE_ALARM = 1e-3  # of the verdict on two samplers that agree, over all coordinates
-_RELEVANT = 0.1  # posterior standard deviations: a difference that matters
-_WIDTH = 88  # of sentences in a terminal
-_KNOWN_OF_PARTICLES = ("seconds", "num_gradients")  # of noise-free ones; they have no ESS
-_MAX_SHOWN = 10  # rows printed; `to_dict` and `rows` have all
+# Rows printed of each table, the most different coordinates first. They fit on a screen; `rows` and
+# `to_dict` have all coordinates.
+_MAX_ROWS = 10
 
 
-class Row(NamedTuple):
-    """One coordinate in two samplers, a the first and b the other.
+class Cost(NamedTuple):
+    """What the draws of one sampler cost, and what they are worth.
+
+    R-hat and effective sample sizes are ``None`` for noise-free particles, which are not a Markov
+    chain; seconds and gradients where they are unknown.
 
     Attributes:
-        name: of the coordinate.
-        mean_a: posterior mean; ``mean_b`` likewise.
-        sd_a: posterior standard deviation; ``sd_b`` likewise.
-        mean_z: difference of the means (a - b) in Monte Carlo standard errors of the difference.
-        mean_difference: the same in posterior standard deviations (of both samplers pooled).
-        sd_z: difference of the standard deviations in Monte Carlo standard errors.
-        sd_ratio: sd of a over that of b.
-        quantiles_a: the 5 % and 95 % quantiles; ``quantiles_b`` likewise.
-        quantile_z: differences of these in Monte Carlo standard errors.
-        ess_a: bulk effective sample size; ``ess_b`` likewise.
+        max_r_hat: largest R-hat of all coordinates.
+        min_ess: smallest bulk effective sample size of all coordinates.
+        seconds: wall time.
+        num_gradients: gradient evaluations.
+        ess_per_second: ``min_ess`` per second.
+        ess_per_gradient: ``min_ess`` per gradient evaluation.
     """
 
-    name: str
-    mean_a: float
-    mean_b: float
-    sd_a: float
-    sd_b: float
-    mean_z: float
-    mean_difference: float
-    sd_z: float
-    sd_ratio: float
-    quantiles_a: tuple[float, float]
-    quantiles_b: tuple[float, float]
-    quantile_z: tuple[float, float]
-    ess_a: float
-    ess_b: float
-
-    @property
-    def worst_z(self) -> float:
-        """Largest ``|z|`` of mean, sd and quantiles; infinite where one is not a number."""
-        z = np.abs([self.mean_z, self.sd_z, *self.quantile_z])
-        return float(np.max(np.where(np.isnan(z), np.inf, z)))
+    max_r_hat: float | None
+    min_ess: float | None
+    seconds: float | None
+    num_gradients: int | None
+    ess_per_second: float | None
+    ess_per_gradient: float | None
 
 
 class Comparison:
-    """What :func:`compare` found: the first sampler against every other.
+    """What :func:`compare_runs` found: the first sampler against every other.
 
     Attributes:
-        samplers: the draws that were compared, the first one first.
-        rows: for each other sampler's label, one :class:`Row` a coordinate.
+        samplers: the draws that were compared, the first sampler's first.
+        rows: for the label of each other sampler, one :class:`Row` per coordinate.
     """
 
     def __init__(self, samplers: list[Draws], rows: dict[str, list[Row]]) -> None:
@@ -81,13 +78,13 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """Whether no difference is larger than Monte Carlo error explains."""
-        return all(row.worst_z <= self.max_z for rows in self.rows.values() for row in rows)
+        limit = self.max_z
+        return all(row.worst_z <= limit for rows in self.rows.values() for row in rows)
 
     @property
     def max_z(self) -> float:
         """The ``|z|`` that samplers which agree exceed anywhere once in a thousand comparisons."""
-        number = 4 * sum(len(rows) for rows in self.rows.values())
-        return NormalDist().inv_cdf(1 - _FALSE_ALARM / (2 * number))
+        return max_z(sum(len(row.z_scores) for rows in self.rows.values() for row in rows))
 
     @property
     def verdict(self) -> str:
@@ -105,30 +102,27 @@ class Comparison:
         first, limit = self.samplers[0].label, self.max_z
         worst = max(rows, key=lambda row: row.worst_z)
         shift = max(rows, key=lambda row: abs(row.mean_difference))
+        ratios = [row.sd_ratio for row in rows]
         size = (
-            f"largest difference of means {abs(shift.mean_difference):.3f} posterior sd "
-            f"({shift.name}), sd ratios {min(r.sd_ratio for r in rows):.2f} to "
-            f"{max(r.sd_ratio for r in rows):.2f}"
+            f"largest difference of means {fixed(abs(shift.mean_difference), 3)} posterior sd "
+            f"({shift.name}), sd ratios {fixed(min(ratios), 2)} to {fixed(max(ratios), 2)}"
         )
         if worst.worst_z <= limit:
             return (
                 f"{first} and {label} agree: no mean, sd or tail quantile of {len(rows)} "
                 f"coordinates differs by more than {limit:.1f} Monte Carlo standard errors "
-                f"(worst: {worst.worst_z:.1f}, {worst.name}); {size}."
+                f"(worst: {fixed(worst.worst_z, 1)}, {worst.name}); {size}."
             )
         number = sum(row.worst_z > limit for row in rows)
-        relevant = abs(shift.mean_difference) > _RELEVANT or any(
-            abs(math.log(row.sd_ratio)) > _RELEVANT if row.sd_ratio > 0 else True for row in rows
-        )
         advice = (
             "at least one of them is wrong: look at R-hat, divergences and `diagnose`"
-            if relevant
-            else "a real difference, but a small one beside the posterior's width"
+            if any(map(_is_relevant, rows))
+            else "a real difference, but small compared with the width of the posterior"
         )
         return (
             f"{first} and {label} differ in {number} of {len(rows)} coordinates by more than "
-            f"{limit:.1f} Monte Carlo standard errors (worst: {worst.worst_z:.1f}, {worst.name}); "
-            f"{size}; {advice}."
+            f"{limit:.1f} Monte Carlo standard errors (worst: {fixed(worst.worst_z, 1)}, "
+            f"{worst.name}); {size}; {advice}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,8 +130,8 @@ class Comparison:
         return {
             "agrees": self.agrees,
             "verdict": self.verdict,
-            "rows": {label: [r._asdict() for r in rows] for label, rows in self.rows.items()},
-            "costs": {draws.label: _costs(draws) for draws in self.samplers},
+            "rows": plain(self.rows),
+            "costs": {draws.label: plain(_cost(draws)) for draws in self.samplers},
         }
 
     def tables(self) -> list[Table]:
@@ -150,7 +144,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """Verdict and tables as text."""
-        verdict = "\n".join(textwrap.fill(line, _WIDTH) for line in self.verdict.splitlines())
+        verdict = "\n".join(textwrap.fill(line, WIDTH) for line in self.verdict.splitlines())
         return "\n\n".join([verdict, *map(table_text, self.tables())])
 
     __repr__ = __str__
@@ -160,30 +154,38 @@ class Comparison:
         return f"<div><p>{html.escape(self.verdict)}</p>{tables}</div>"
 
     def plot(self, **options: Any) -> Any:
-        """Draw the comparison, see :func:`numpyro_rwpo.diagnostics.plots.plot_comparison`."""
-        from numpyro_rwpo.diagnostics.plots import plot_comparison
-
+        """Draw the comparison, see :func:`numpyro_rwpo.plots.plot_comparison`."""
         return plot_comparison(self, **options)
 
 
-def compare(
+def _is_relevant(row: Row) -> bool:
+    """Whether a difference matters in practice, whatever its Monte Carlo error."""
+    is_shifted = abs(row.mean_difference) > RELEVANT_ERROR
+    return is_shifted or not row.sd_ratio > 0 or abs(math.log(row.sd_ratio)) > RELEVANT_ERROR
+
+
+def compare_runs(
     *runs: Any,
     labels: list[str] | None = None,
     sites: list[str] | None = None,
     seconds: list[float | None] | None = None,
     num_gradients: list[int | None] | None = None,
 ) -> Comparison:
-    """Put the draws of two or more samplers side by side: the first against each other one.
+    """Compare the draws of two or more samplers on the same model, the first with each other one.
+
+    Not to be confused with ``az.compare``, which compares models.
 
     Args:
         *runs: each a finished NumPyro ``MCMC``, an ArviZ ``InferenceData`` or ``DataTree``, or a
             dictionary of draws (chains, draws, ...) by site.
-        labels: their names; the names of the kernels, or numbers, without.
-        sites: the sites to compare; all that the runs have in common without.
-        seconds: wall time of each run, ``None`` where unknown, for ESS per second.
-        num_gradients: gradient evaluations of each run, ``None`` where unknown. Of an ``MCMC``
-            with an ``RWPO`` kernel it is known, warm-up included; of NUTS it is the sum of
-            the extra field ``num_steps``, without warm-up.
+        labels: names of the runs; without, the names of the kernels, or numbers.
+        sites: sites to compare; without, all that the runs have in common. A deterministic site
+            that is a dictionary, tuple or list of arrays stands for all of them, which have the
+            names that :func:`numpyro_rwpo.diagnostics.draws.flat_sites` gives them.
+        seconds: wall time of each run for ESS per second, ``None`` where unknown.
+        num_gradients: gradient evaluations of each run, ``None`` where unknown. Without, they are
+            read from each ``MCMC``: with an ``RWPO`` kernel warm-up is included; with NUTS they
+            are the sum of the extra field ``num_steps``, without warm-up.
 
     Returns:
         A comparison that prints in a terminal and in a notebook: ``verdict``, ``rows``, ``plot()``.
@@ -194,144 +196,94 @@ def compare(
             different shapes, or fewer than four draws.
 
     Example:
-        >>> print(compare(mcmc, mcmc_nuts))  # doctest: +SKIP
+        >>> print(compare_runs(mcmc, mcmc_nuts))  # doctest: +SKIP
     """
     if len(runs) < 2:
-        raise ValueError(f"`compare` needs at least two runs; got {len(runs)}.")
+        raise ValueError(f"`compare_runs` needs at least two runs; got {len(runs)}.")
     labels = default_labels(runs) if labels is None else list(labels)
     seconds = [None] * len(runs) if seconds is None else list(seconds)
-    counts = [num_gradients_of(run) for run in runs]
-    gradients = [count for count, _ in counts] if num_gradients is None else list(num_gradients)
-    partial = [without and num_gradients is None for _, without in counts]
-    lists: dict[str, list[Any]] = {
-        "labels": labels,
-        "seconds": seconds,
-        "num_gradients": gradients,
-    }
-    for name, values in lists.items():
-        if len(values) != len(runs):
-            raise ValueError(f"`{name}` must have one entry a run, {len(runs)}; got {len(values)}.")
+    if num_gradients is None:
+        gradients = [gradients_of(run) for run in runs]
+    else:
+        gradients = [GradientCount(number) for number in num_gradients]
+    _check_entries(len(runs), labels=labels, seconds=seconds, num_gradients=gradients)
     if len(set(labels)) != len(labels):
         raise ValueError(f"`labels` must differ from each other; got {labels}.")
     posteriors = [samples_of(run) for run in runs]
     names = common_sites(posteriors, labels, sites)
     samplers = [
-        Draws(label, *columns(posterior, names), is_noise_free(run), spent, count, without)
-        for label, run, posterior, spent, count, without in zip(
-            labels, runs, posteriors, seconds, gradients, partial, strict=True
+        Draws(label, *columns(posterior, names), is_noise_free(run), spent, count)
+        for label, run, posterior, spent, count in zip(
+            labels, runs, posteriors, seconds, gradients, strict=True
         )
     ]
-    first = _Summary.of(samplers[0])
-    return Comparison(
-        samplers,
-        {other.label: _rows(first, _Summary.of(other), other.names) for other in samplers[1:]},
+    return _compared(samplers)
+
+
+def _check_entries(number: int, **lists: Sequence[Any]) -> None:
+    """Raise ``ValueError`` unless each list, by the name of its argument, has an entry per run."""
+    for name, values in lists.items():
+        if len(values) != number:
+            raise ValueError(f"`{name}` must have one entry per run, {number}; got {len(values)}.")
+
+
+def _compared(samplers: list[Draws]) -> Comparison:
+    """The first sampler against every other."""
+    first, *others = [summarize(draws) for draws in samplers]
+    names = samplers[0].names
+    labels = [draws.label for draws in samplers[1:]]
+    pairs = zip(labels, others, strict=True)
+    return Comparison(samplers, {label: difference_rows(first, b, names) for label, b in pairs})
+
+
+def _cost(draws: Draws) -> Cost:
+    seconds, gradients = draws.seconds, draws.gradients.number
+    if draws.is_noise_free:
+        return Cost(None, None, seconds, gradients, None, None)
+    ess = float(np.min(convergence.ess(draws.values)))
+    varying = draws.values[:, :, ~is_constant(draws.values)]  # R-hat of a constant is not defined
+    return Cost(
+        max_r_hat=float(np.max(convergence.r_hat(varying), initial=1.0)),
+        min_ess=ess,
+        seconds=seconds,
+        num_gradients=gradients,
+        ess_per_second=ess / seconds if seconds else None,
+        ess_per_gradient=ess / gradients if gradients else None,
     )
 
 
-# ------------------------------------------------------------------------------- comparing
-
-
-class _Summary(NamedTuple):
-    """Estimates with their Monte Carlo standard errors, each (num_coordinates,)."""
-
-    mean: np.ndarray
-    mean_error: np.ndarray
-    sd: np.ndarray
-    sd_error: np.ndarray
-    quantiles: np.ndarray  # (2, num_coordinates)
-    quantile_errors: np.ndarray
-    ess: np.ndarray
-
-    @classmethod
-    def of(cls, draws: Draws) -> "_Summary":
-        values = draws.values
-        return cls(
-            values.mean((0, 1)),
-            convergence.mcse(values),
-            values.std((0, 1), ddof=1),
-            convergence.mcse(values, "sd"),
-            np.quantile(values, QUANTILES, axis=(0, 1)),
-            np.stack([convergence.mcse(values, "quantile", prob=p) for p in QUANTILES]),
-            convergence.ess(values),
-        )
-
-
-def _z(difference: np.ndarray, *errors: np.ndarray) -> np.ndarray:
-    error = np.sqrt(sum(e**2 for e in errors))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(difference == 0, 0.0, difference / error)
-
-
-def _rows(a: _Summary, b: _Summary, names: list[str]) -> list[Row]:
-    pooled = np.sqrt((a.sd**2 + b.sd**2) / 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        columns = {
-            "mean_a": a.mean,
-            "mean_b": b.mean,
-            "sd_a": a.sd,
-            "sd_b": b.sd,
-            "mean_z": _z(a.mean - b.mean, a.mean_error, b.mean_error),
-            "mean_difference": (a.mean - b.mean) / pooled,
-            "sd_z": _z(a.sd - b.sd, a.sd_error, b.sd_error),
-            "sd_ratio": a.sd / b.sd,
-            "ess_a": a.ess,
-            "ess_b": b.ess,
-        }
-    quantile_z = _z(a.quantiles - b.quantiles, a.quantile_errors, b.quantile_errors)
-    pairs = {"quantiles_a": a.quantiles, "quantiles_b": b.quantiles, "quantile_z": quantile_z}
-    rows = []
-    for k, name in enumerate(names):
-        fields: dict[str, Any] = {key: float(values[k]) for key, values in columns.items()}
-        fields |= {key: (float(v[0, k]), float(v[1, k])) for key, v in pairs.items()}
-        rows.append(Row(name=name, **fields))
-    return rows
-
-
-# -------------------------------------------------------------------------------- printing
-
-
-def _costs(draws: Draws) -> dict[str, float | None]:
-    if draws.is_noise_free:  # no Markov chain: R-hat and ESS do not apply
-        none = dict.fromkeys(("max_r_hat", "min_ess", "ess_per_second", "ess_per_gradient"))
-        return none | {"seconds": draws.seconds, "num_gradients": draws.num_gradients}
-    ess = float(np.min(convergence.ess(draws.values)))
-    return {
-        "max_r_hat": float(np.max(convergence.r_hat(draws.values))),
-        "min_ess": ess,
-        "seconds": draws.seconds,
-        "num_gradients": draws.num_gradients,
-        "ess_per_second": ess / draws.seconds if draws.seconds else None,
-        "ess_per_gradient": ess / draws.num_gradients if draws.num_gradients else None,
-    }
-
-
 def _cost_table(samplers: list[Draws]) -> Table:
-    def cell(draws: Draws, key: str, form: str) -> str:
-        value = costs[draws.label][key]
-        if value is None:
-            return "-" if draws.is_noise_free and key not in _KNOWN_OF_PARTICLES else "unknown"
-        mark = "*" if "gradient" in key and draws.is_without_warmup else ""
-        return format(value, form) + mark
+    costs = [_cost(draws) for draws in samplers]
+    marks = ["" if draws.gradients.includes_warmup else "*" for draws in samplers]
 
-    costs = {draws.label: _costs(draws) for draws in samplers}
-    partial = any(draws.is_without_warmup for draws in samplers)
+    def cells(values: list[Any], form: str, missing: list[str]) -> list[str]:
+        pairs = zip(values, missing, strict=True)
+        return [word if value is None else formatted(value, form) for value, word in pairs]
+
+    def marked(values: list[str]) -> list[str]:
+        pairs = zip(values, marks, strict=True)
+        return [value if value == "unknown" else value + mark for value, mark in pairs]
+
+    unknown = ["unknown" for _ in samplers]
+    # To noise-free particles these do not apply, which is not the same as being unknown.
+    no_chain = ["-" if draws.is_noise_free else "unknown" for draws in samplers]
+    per_second = cells([cost.ess_per_second for cost in costs], ",.1f", no_chain)
+    per_gradient = cells([cost.ess_per_gradient for cost in costs], ".2g", no_chain)
+    gradients = cells([cost.num_gradients for cost in costs], ",d", unknown)
     rows = [
-        [name, *(cell(draws, key, form) for draws in samplers)]
-        for name, key, form in [
-            ("largest R-hat", "max_r_hat", ".3f"),
-            ("smallest bulk ESS", "min_ess", ",.0f"),
-            ("seconds", "seconds", ",.1f"),
-            ("gradient evaluations", "num_gradients", ",d"),
-            ("smallest ESS per second", "ess_per_second", ",.1f"),
-            ("smallest ESS per gradient", "ess_per_gradient", ".2g"),
-        ]
+        ["largest R-hat", *cells([cost.max_r_hat for cost in costs], ".3f", no_chain)],
+        ["smallest bulk ESS", *cells([cost.min_ess for cost in costs], ",.0f", no_chain)],
+        ["seconds", *cells([cost.seconds for cost in costs], ",.1f", unknown)],
+        ["gradient evaluations", *marked(gradients)],
+        ["smallest ESS per second", *per_second],
+        ["smallest ESS per gradient", *marked(per_gradient)],
     ]
-    title = "Samplers (*: warm-up not counted)" if partial else "Samplers"
+    title = "Samplers (*: warm-up not counted)" if any(marks) else "Samplers"
     return Table(title, ["", *(draws.label for draws in samplers)], rows)
 
 
 def _most_different(rows: list[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: -row.worst_z)[:_MAX_SHOWN]
+    return sorted(rows, key=lambda row: -row.worst_z)[:_MAX_ROWS]
 
 
 def _row_table(first: str, label: str, rows: list[Row]) -> Table:
@@ -344,11 +296,11 @@ def _row_table(first: str, label: str, rows: list[Row]) -> Table:
             row.name,
             f"{row.mean_a:.3g} | {row.mean_b:.3g}",
             f"{row.sd_a:.3g} | {row.sd_b:.3g}",
-            f"{row.mean_z:+.1f}",
-            f"{row.mean_difference:+.3f}",
-            f"{row.sd_ratio:.2f}",
-            f"{row.sd_z:+.1f}",
-            f"{row.ess_a:,.0f} | {row.ess_b:,.0f}",
+            signed(row.mean_z, 1),
+            signed(row.mean_difference, 3),
+            fixed(row.sd_ratio, 2),
+            signed(row.sd_z, 1),
+            f"{count(row.ess_a)} | {count(row.ess_b)}",
         ]
         for row in shown
     ]
@@ -363,7 +315,7 @@ def _tail_table(first: str, label: str, rows: list[Row]) -> Table:
             *(
                 cell
                 for a, b, z in zip(row.quantiles_a, row.quantiles_b, row.quantile_z, strict=True)
-                for cell in (f"{a:.3g} | {b:.3g}", f"{z:+.1f}")
+                for cell in (f"{a:.3g} | {b:.3g}", signed(z, 1))
             ),
         ]
         for row in _most_different(rows)

@@ -13,11 +13,12 @@ def _over_dataset(name: str, draws: Any, **options: Any) -> np.ndarray:
     import arviz as az
 
     data = az.convert_to_dataset({"x": np.asarray(draws, np.float64)})
-    return np.asarray(getattr(az, name)(data, **options)["x"].values, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):  # Constant draws give nan, as they should.
+        return np.asarray(getattr(az, name)(data, **options)["x"].values, np.float64)
 
 
 def r_hat(draws: Any) -> np.ndarray:
-    """Rank-normalised split R-hat of draws (chains, draws, ...), shape (...); needs two chains.
+    """Rank-normalized split R-hat of draws (chains, draws, ...), shape (...); needs two chains.
 
     References:
         Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021), Bayesian Analysis 16(2).
@@ -29,7 +30,7 @@ def r_hat(draws: Any) -> np.ndarray:
 
 
 def within_r_hat(draws: Any) -> np.ndarray:
-    """R-hat of the two halves of one chain, (draws, ...) -> (...)."""
+    """R-hat between the two halves of one chain, (draws, ...) -> (...)."""
     draws = np.asarray(draws)
     half = draws.shape[0] // 2
     return r_hat(np.stack([draws[:half], draws[half : 2 * half]]))
@@ -52,7 +53,8 @@ def pareto_smoothing(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
     """Pareto-smoothed importance weights, as logarithms that sum to one, and k-hat.
 
     Args:
-        log_ratios: (n,); where none is finite, all weights are zero and k-hat infinite.
+        log_ratios: logarithms of the ratios, (n,); where none is finite, all weights are zero and
+            k-hat is infinite.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646.
@@ -60,8 +62,10 @@ def pareto_smoothing(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
     finite = np.isfinite(log_ratios)
     if not finite.any():
         return np.full(log_ratios.shape, -np.inf), float("inf")
-    # The fit looks at the largest ratios only; ratios of 0 need a logarithm of some kind.
-    log_ratios = np.where(finite, log_ratios, log_ratios[finite].min() - 700.0)
+    # The fit uses the largest ratios only. A ratio of 0 needs a finite logarithm that is below all
+    # others by enough for the weight to be 0 to rounding.
+    zero = log_ratios[finite].min() + np.log(np.finfo(float).tiny)
+    log_ratios = np.where(finite, log_ratios, zero)
     try:
         from arviz import psislw
     except ImportError:  # ArviZ 1.x, which negates: it expects log likelihoods, as for LOO
@@ -74,7 +78,7 @@ def pareto_smoothing(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def pareto_k_hat(log_ratios: np.ndarray) -> float:
-    """Pareto k-hat of importance ratios (n,), given as logarithms; infinite where none is positive.
+    """Pareto k-hat of importance ratios, given as logarithms (n,); infinite where all are zero.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646.

@@ -1,47 +1,73 @@
-"""``diagnose``: what a run did, and every reason to doubt it, in sentences.
+"""``diagnose``: measure a finished run, look for reasons to doubt it, report both.
 
-Measurements come from ArviZ (R-hat, ESS), from the kernel's state (what warm-up chose) and from
-:mod:`numpyro_rwpo.diagnostics.mixing`, :mod:`numpyro_rwpo.diagnostics.importance`,
-:mod:`numpyro_rwpo.diagnostics.evidence` and :mod:`numpyro_rwpo.diagnostics.stein`; the findings
-from :mod:`numpyro_rwpo.diagnostics.findings`.
+R-hat and ESS are ArviZ's; what warm-up chose is read from the kernel's state; the other figures
+come from the modules of this package that are named after them.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.diagnostics import convergence
-from numpyro_rwpo.diagnostics.evidence import estimate_evidence
-from numpyro_rwpo.diagnostics.findings import find
-from numpyro_rwpo.diagnostics.importance import ensemble_coverage
-from numpyro_rwpo.diagnostics.mixing import compare_passes, statistics
+from numpyro_rwpo.diagnostics.evidence import Evidence, estimate_evidence
+from numpyro_rwpo.diagnostics.findings import find, find_remarks
+from numpyro_rwpo.diagnostics.importance import Coverage, ensemble_coverage
+from numpyro_rwpo.diagnostics.jumps import find_jumps
+from numpyro_rwpo.diagnostics.measurements import (
+    Chain,
+    Coordinate,
+    CorrectedChain,
+    CorrectedCoordinate,
+    CorrectedMeasurements,
+    Measurements,
+    RunSettings,
+    SlowestStatistics,
+    SteinFigures,
+)
+from numpyro_rwpo.diagnostics.mixing import particle_mixing, statistics
 from numpyro_rwpo.diagnostics.posterior import Posterior, posterior_of
 from numpyro_rwpo.diagnostics.report import Report
 from numpyro_rwpo.diagnostics.stein import MAX_DRAWS, stein_discrepancy, stein_identities
-from numpyro_rwpo.dynamics.adaptation import max_hamiltonian
-from numpyro_rwpo.dynamics.hamiltonian import MAX_STEPS, STUCK, trajectory_steps
-from numpyro_rwpo.dynamics.settings import Settings
+from numpyro_rwpo.diagnostics.thresholds import FALSE_ALARM_RATE, RELEVANT_ERROR, max_z
+from numpyro_rwpo.dynamics.adaptation import MAX_STEPS
+from numpyro_rwpo.dynamics.flows import ExactFlow
+from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.dynamics.transport import is_at_rest
+from numpyro_rwpo.dynamics.trees import TreeMove
 from numpyro_rwpo.model.split_check import describe_laplace_sites
-from numpyro_rwpo.runs.mcmc import checked_state, draws_per_pass, num_distinct_draws
+from numpyro_rwpo.runs.mcmc import Run, latest_draws, read_finished_run
 
-_ENOUGH_SWEEPS = 8  # for a mean that low to be no chance
-_MAX_CHAIN_COORDINATES = 50  # for figures of single chains: those with the fewest effective draws
+# Mean acceptance probability below which a particle is called stuck, and the fewest trajectories
+# over which that mean is taken. At the default target, a particle that moves well rejects one with
+# a probability of about 0.2, and eight in a row with a probability of 3e-6. That is far below the
+# share of stuck particles that is reported, which leaves room for the correlation of energy errors
+# in successive trajectories.
+_STUCK = 0.1
+_MIN_TRAJECTORIES = 8
+
+# Coordinates for which R-hat and ESS of single chains are computed: those with the fewest effective
+# draws over all chains. The report shows only the worst value per chain, and with four chains it
+# would take ArviZ five times as long to compute all of them.
+_MAX_COORDINATES_PER_CHAIN = 50
+
+
+# Fewest draws for the kernel Stein discrepancy, below which its test says nothing.
+_MIN_STEIN_DRAWS = 20
 
 
 def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
-    """Report on a finished run: did it converge, what did it do, what speaks against its draws.
+    """Report on a finished run: did it converge, what did it do, and what casts doubt on its draws.
 
     Args:
-        mcmc: a NumPyro ``MCMC`` with an ``RWPO`` kernel, after ``run``; also one that was pickled.
-        seed: of the random numbers that evidence and discrepancy need.
+        mcmc: a NumPyro ``MCMC`` with an ``RWPO`` kernel, after ``run``; it may have been pickled.
+        seed: seed of the random numbers that evidence and discrepancy need.
 
     Returns:
-        A report that prints in a terminal and in a notebook; ``findings`` are the sentences to act
-        on, ``to_dict()`` has every figure.
+        A report that prints in a terminal and in a notebook. Its ``findings`` are the sentences to
+        act on, its ``measurements`` and ``to_dict()`` have every figure.
 
     Raises:
         TypeError: ``mcmc`` is not such an object.
@@ -50,40 +76,53 @@ def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
     Example:
         >>> print(diagnose(mcmc))  # doctest: +SKIP
     """
-    state, settings = checked_state(mcmc)
-    centring = round(float(np.mean(state.centring)))
-    posterior = posterior_of(mcmc, centring=centring)
-    if settings.corrected:
-        lag = draws_per_pass(mcmc, state)
-    else:
-        lag = None
-        posterior = posterior._replace(draws=posterior.draws[:, : num_distinct_draws(mcmc)])
+    measurements = measure(read_finished_run(mcmc), seed)
+    return Report(measurements, find(measurements), find_remarks(measurements))
+
+
+def measure(run: Run, seed: int) -> Measurements:
+    """All figures of a run."""
+    posterior = posterior_of(run, centering=round(float(np.mean(run.state.centring))))
+    posterior = posterior._replace(draws=posterior.draws[:, run.distinct])
     draws, is_finite = _finite_draws(posterior.draws)
     flat = draws.reshape(-1, draws.shape[2])
     log_density, gradients = posterior.evaluate(flat)
     key_coverage, key_evidence, key_stein = jax.random.split(jax.random.key(seed), 3)
-    num_particles = state.ensemble.particles.shape[1]
-
-    figures: dict[str, Any] = {
-        "settings": _settings_figures(mcmc, state, settings, posterior),
-        "coordinates": _coordinates(draws, posterior.names, settings.corrected),
-        "chains": _chains(mcmc, state, settings),
-        "passes": _passes(draws, log_density, posterior.names, lag),
-        "coverage": _coverage(key_coverage, draws, num_particles, posterior, settings),
-        "evidence": _evidence(key_evidence, draws, posterior, settings),
-        "stein": _stein(key_stein, draws, gradients, posterior.names, settings.corrected),
-        "laplace_sites": _laplace_sites(mcmc, np.asarray(state.centring)),
+    is_corrected = run.settings.corrected
+    stein = _stein(key_stein, draws, gradients, posterior.names, is_corrected)
+    if _deviates(stein, is_corrected):
+        key_jumps = jax.random.fold_in(key_stein, 1)
+        jumps = find_jumps(key_jumps, flat, posterior.names, posterior.evaluate)
+        stein = replace(stein, jumps=jumps)
+    common: dict[str, Any] = {
+        "settings": _settings(run, posterior, float(is_finite.mean())),
+        "coverage": _coverage(key_coverage, draws, run, posterior),
+        "evidence": _evidence(key_evidence, draws, run, posterior),
+        "stein": stein,
+        "laplace_sites": _laplace_sites(run),
     }
-    figures["settings"]["share_of_finite_draws"] = float(is_finite.mean())
-    if settings.corrected:
-        _add_chain_convergence(figures, draws)
-    return Report(figures, find(figures))
+    if not is_corrected:
+        return Measurements(
+            coordinates=_coordinates(draws, posterior.names),
+            chains=_chains(run),
+            mixing=None,
+            **common,
+        )
+    coordinates = _corrected_coordinates(draws, posterior.names)
+    worst = np.argsort([row.ess_bulk for row in coordinates])[:_MAX_COORDINATES_PER_CHAIN]
+    return CorrectedMeasurements(
+        coordinates=coordinates,
+        chains=_corrected_chains(run, draws[:, :, worst]),
+        mixing=_mixing(draws, log_density, posterior.names, run.particles),
+        **common,
+    )
 
 
 def _finite_draws(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draws with rows that are not finite replaced by finite ones, and which are, (chains, draws).
+    """Replace draws that are not finite by finite ones; and say which are, (chains, draws).
 
-    Rounding can put a draw of a constrained site on the border of its support.
+    Rounding can put a draw of a constrained site on the border of its support, which is infinitely
+    far away in unconstrained space.
     """
     is_finite = np.isfinite(draws).all(2)
     if is_finite.all() or not is_finite.any():
@@ -94,180 +133,204 @@ def _finite_draws(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return draws, is_finite
 
 
-def _laplace_sites(mcmc: Any, centring: np.ndarray) -> dict[str, str]:
-    kernel = mcmc.sampler
-    if kernel.model is not None:
+def _settings(run: Run, posterior: Posterior, share_of_finite_draws: float) -> RunSettings:
+    num_chains, num_draws, dim = posterior.draws.shape
+    settings = run.settings
+    return RunSettings(
+        is_corrected=settings.corrected,
+        attention=settings.attention.name,
+        num_chains=num_chains,
+        num_draws=num_draws,
+        num_samples=run.num_draws,
+        num_particles=run.num_particles,
+        num_warmup=settings.num_warmup,
+        dim=dim,
+        target_accept_prob=run.target_accept_prob,
+        inverse_temperature=settings.inverse_temperature,
+        is_normalized=posterior.is_normalized,
+        share_of_finite_draws=share_of_finite_draws,
+    )
+
+
+def _laplace_sites(run: Run) -> dict[str, str]:
+    """How each Laplace site was treated, in words."""
+    if run.model is not None:
+        centering = np.asarray(run.state.centring)
         return describe_laplace_sites(
-            kernel.model, mcmc._args, mcmc._kwargs, kernel.nonsmooth, centring, kernel.priors
+            run.model, run.model_args, run.model_kwargs, run.nonsmooth, centering, run.priors
         )
-    if kernel.nonsmooth is None or isinstance(kernel.nonsmooth, str):
+    if run.nonsmooth is None or isinstance(run.nonsmooth, str):
         return {}
     return {"potential_fn": "the Laplace distributions in `nonsmooth`: split off, closed forms"}
 
 
-def _settings_figures(
-    mcmc: Any, state: RWPOState, settings: Settings, posterior: Posterior
-) -> dict[str, Any]:
-    return {
-        "is_corrected": settings.corrected,
-        "attention": settings.attention.name,
-        "num_chains": posterior.draws.shape[0],
-        "num_draws": posterior.draws.shape[1],
-        "num_samples": mcmc.num_samples // mcmc.thinning,
-        "num_particles": state.ensemble.particles.shape[1],
-        "num_warmup": settings.num_warmup,
-        "num_transport": settings.num_transport,
-        "dim": posterior.draws.shape[2],
-        "target_accept_prob": settings.target_accept_prob,
-        "inverse_temperature": settings.inverse_temperature,
-        "is_normalised": posterior.is_normalised,
-    }
-
-
-def _coordinates(draws: np.ndarray, names: list[str], is_corrected: bool) -> list[dict[str, Any]]:
-    """Mean, sd and, for draws of a Markov chain, R-hat and ESS of every coordinate."""
-    columns = {"mean": draws.mean((0, 1)), "sd": draws.std((0, 1), ddof=1)}
-    if is_corrected:
-        columns["r_hat"] = convergence.r_hat(draws)
-        columns["ess_bulk"] = convergence.ess(draws)
-        columns["ess_tail"] = convergence.ess(draws, "tail")
+def _coordinates(draws: np.ndarray, names: list[str]) -> list[Coordinate]:
+    means, sds = draws.mean((0, 1)), draws.std((0, 1), ddof=1)
     return [
-        {"name": name} | {key: float(values[k]) for key, values in columns.items()}
-        for k, name in enumerate(names)
+        Coordinate(name=name, mean=float(mean), sd=float(sd))
+        for name, mean, sd in zip(names, means, sds, strict=True)
     ]
 
 
-def _metric_and_flow(state: RWPOState, settings: Settings, chain: int) -> dict[str, str]:
-    candidates = settings.candidates
-    flow = candidates.flows[int(state.adaptation.chosen[chain])]
-    metric = "diagonal"
-    if flow != "exact":
-        metric = "dense" if candidates.dense else "low-rank" if candidates.rank else "diagonal"
-    return {"metric": metric, "flow": flow}
+def _corrected_coordinates(draws: np.ndarray, names: list[str]) -> list[CorrectedCoordinate]:
+    r_hat = convergence.r_hat(draws)
+    bulk, tail = convergence.ess(draws), convergence.ess(draws, "tail")
+    return [
+        CorrectedCoordinate(
+            name=row.name,
+            mean=row.mean,
+            sd=row.sd,
+            r_hat=float(r_hat[k]),
+            ess_bulk=float(bulk[k]),
+            ess_tail=float(tail[k]),
+        )
+        for k, row in enumerate(_coordinates(draws, names))
+    ]
 
 
-def _stuck(accept_prob: np.ndarray, num_sweeps: int, num_short: int) -> tuple[float, float]:
-    """Share of draws whose particle accepted next to nothing since its last draw.
+def _chains(run: Run) -> list[Chain]:
+    state = run.state
+    progress = state.warm_up.progress
+    at_rest = is_at_rest(progress, run.settings.corrected)
+    return [
+        Chain(
+            num_gradients=int(state.num_gradients[chain]),
+            transport_residual=float(progress.residual[chain]),
+            transport_steps=int(progress.steps[chain]),
+            transport_at_rest=bool(at_rest[chain]),
+        )
+        for chain in range(len(state.step_size))
+    ]
+
+
+def _corrected_chains(run: Run, worst: np.ndarray) -> list[CorrectedChain]:
+    """What happened in each chain, with R-hat and ESS of the worst coordinates.
 
     Args:
-        accept_prob: mean over the Hamiltonian sweeps since then, (num_draws,).
-        num_sweeps: how many these were; after only a few, which particles that move well may
-            reject by chance, the share counts as 0.
-        num_short: how many of them took short steps, which stuck particles accept too.
-
-    Returns:
-        The share, and the mean acceptance below which a particle counts.
+        run: the run.
+        worst: draws of the coordinates to look at, (chains, draws, num_coordinates).
     """
-    share_short = num_short / max(num_sweeps, 1)
-    limit = share_short + STUCK * (1 - share_short)
-    share = float(np.mean(accept_prob < limit)) if num_sweeps >= _ENOUGH_SWEEPS else 0.0
-    return share, limit
+    state, warm_up = run.state, run.state.warm_up
+    in_buffer = state.buffer.accept_prob.reshape(len(state.step_size), -1)
+    accept_prob = np.asarray(run.extra_fields.get("accept_prob", in_buffer))
+    particles = run.particles
+    if "accept_prob" not in run.extra_fields:
+        particles = np.repeat(np.arange(run.num_particles), run.num_states)
+    diverging = np.asarray(run.extra_fields["diverging"])
+    metric, flow = _metric_and_flow(run)
+    rows = []
+    for chain, row in enumerate(_chains(run)):
+        num_steps, num_sweeps, num_jumps = _way_between_draws(state, chain)
+        rows.append(
+            CorrectedChain(
+                num_gradients=row.num_gradients,
+                transport_residual=row.transport_residual,
+                transport_steps=row.transport_steps,
+                transport_at_rest=row.transport_at_rest,
+                r_hat=float(np.max(convergence.within_r_hat(worst[chain]))),
+                ess_bulk=float(np.min(convergence.ess(worst[chain : chain + 1]))),
+                ess_tail=float(np.min(convergence.ess(worst[chain : chain + 1], "tail"))),
+                accept_prob=float(accept_prob[chain].mean()),
+                num_divergences=int(diverging[chain].sum()),
+                placement="descent" if warm_up.is_descent[chain] else "plain",
+                warmup_gradients=int(warm_up.num_gradients[chain]),
+                warmup_gradients_in_a_row=int(warm_up.num_rows[chain]),
+                warmup_updates=int(warm_up.num_updates[chain]),
+                is_settled=bool(warm_up.is_settled[chain]),
+                metric=metric,
+                flow=flow,
+                step_size=float(state.step_size[chain]),
+                steps_per_trajectory=num_steps,
+                is_trajectory_cut=num_steps >= MAX_STEPS,
+                trajectories_per_draw=num_sweeps,
+                jumps_per_draw=num_jumps if run.has_proposal else 0,
+                gradients_per_draw=int(state.num_steps[chain]),
+                share_stuck=stuck_share(accept_prob[chain], particles, num_sweeps),
+            )
+        )
+    return rows
 
 
-def _chains(mcmc: Any, state: RWPOState, settings: Settings) -> list[dict[str, Any]]:
-    """What happened in each chain, from the kernel's state."""
-    fields = mcmc.get_extra_fields(group_by_chain=True)
-    accept_prob = np.asarray(fields.get("accept_prob", state.refresh.accept_prob))
-    sweeps = state.adaptation.sweeps
-    at_rest = is_at_rest(state.flow, settings.corrected)
-    has_proposal = mcmc.sampler.arguments["proposal"] is not None
-    most_sweeps = max_hamiltonian(has_proposal=has_proposal)
-    chains = []
-    for chain in range(len(state.step_size)):
-        row: dict[str, Any] = {
-            "num_gradients": int(state.num_gradients[chain]),
-            "transport_residual": float(state.flow.residual[chain]),
-            "transport_steps": int(state.flow.steps[chain]),
-            "transport_at_rest": bool(at_rest[chain]),
-        }
-        if settings.corrected:
-            step_size = float(state.step_size[chain])
-            steps = int(trajectory_steps(jnp.asarray(step_size)))
-            num_sweeps, num_short = int(sweeps.num_hamiltonian[chain]), int(sweeps.num_short[chain])
-            share_stuck, stuck_below = _stuck(accept_prob[chain], num_sweeps, num_short)
-            row |= {
-                "accept_prob": float(accept_prob[chain].mean()),
-                "num_divergences": int(np.asarray(fields["diverging"])[chain].sum()),
-                **_metric_and_flow(state, settings, chain),
-                "step_size": step_size,
-                "steps_per_sweep": steps,
-                "is_trajectory_cut": steps >= MAX_STEPS,
-                "independent_sweeps": int(sweeps.num_independent[chain]),
-                "hamiltonian_sweeps": num_sweeps,
-                "short_sweeps": num_short,
-                "is_sweep_limit_reached": num_sweeps >= most_sweeps,
-                "gradients_per_draw": int(state.refresh.num_steps[chain]),
-                "share_stuck": share_stuck,
-                "stuck_below": stuck_below,
-                "expected_residual_correlation": float(sweeps.residual_correlation[chain]),
-            }
-        chains.append(row)
-    return chains
+def _way_between_draws(state: RWPOState, chain: int) -> tuple[int, int, int]:
+    """Steps of a trajectory, trajectories, and jumps between two draws of a particle."""
+    move = state.move
+    if isinstance(move, HamiltonianMove):
+        numbers = move.num_steps[chain], move.num_sweeps[chain], move.num_jumps[chain]
+        return int(numbers[0]), int(numbers[1]), int(numbers[2])
+    return round(float(state.buffer.num_steps[chain].mean())), 1, 0
 
 
-def _add_chain_convergence(figures: dict[str, Any], draws: np.ndarray) -> None:
-    """R-hat between a chain's halves, and its own smallest ESS, over the worst coordinates."""
-    order = np.argsort([row["ess_bulk"] for row in figures["coordinates"]])
-    worst = draws[:, :, order[:_MAX_CHAIN_COORDINATES]]
-    for row, chain in zip(figures["chains"], worst, strict=True):
-        row["r_hat"] = float(np.max(convergence.within_r_hat(chain)))
-        row["ess_bulk"] = float(np.min(convergence.ess(chain[None])))
-        row["ess_tail"] = float(np.min(convergence.ess(chain[None], "tail")))
+def _metric_and_flow(run: Run) -> tuple[str, str]:
+    """The metric and the flow that warm-up chose, in words."""
+    move = run.state.move
+    if isinstance(move, TreeMove):
+        return "diagonal", "no U-turn"
+    assert isinstance(move, HamiltonianMove)
+    if isinstance(move.flow, ExactFlow):
+        return "diagonal", "exact"
+    settings = run.settings
+    return "dense" if settings.dense else "low-rank" if settings.rank else "diagonal", "harmonic"
 
 
-def _passes(
-    draws: np.ndarray, log_density: np.ndarray, names: list[str], lag: int | None
-) -> dict[str, Any] | None:
-    """Whether particles forget between passes; ``None`` where that cannot be measured."""
-    if lag is None:
-        return None
-    passes = compare_passes(statistics(draws, log_density.reshape(draws.shape[:2])), lag)
-    if passes is None:
+def stuck_share(accept_prob: np.ndarray, particles: np.ndarray, num_sweeps: int) -> float:
+    """Share of the particles that accept next to nothing.
+
+    Args:
+        accept_prob: mean acceptance probability of the trajectories before each draw, (num_draws,).
+        particles: index of the particle of which each draw is a state, (num_draws,).
+        num_sweeps: trajectories before each draw. Particles with fewer than eight in all may have
+            rejected them by chance, and do not count as stuck.
+    """
+    number = np.bincount(particles)
+    mean = np.bincount(particles, accept_prob) / np.maximum(number, 1)
+    is_stuck = (mean < _STUCK) & (number * num_sweeps >= _MIN_TRAJECTORIES)
+    return float(is_stuck.sum() / (number > 0).sum())
+
+
+def _mixing(
+    draws: np.ndarray, log_density: np.ndarray, names: list[str], particles: np.ndarray
+) -> SlowestStatistics | None:
+    """How particles decorrelate; ``None`` where each has been drawn only once."""
+    values = statistics(draws, log_density.reshape(draws.shape[:2]))
+    mixing = particle_mixing(values, particles)
+    if mixing is None:
         return None
     labels = [*names, "log density", *(f"{name} squared" for name in names)]
-    slowest = int(np.argmax(passes.correlation))
-    moving = int(np.argmax(np.abs(passes.drift_z)))
-    return {
-        "num_passes": passes.num_passes,
-        "correlation": float(passes.correlation[slowest]),
-        "correlation_error": passes.correlation_error,
-        "slowest": labels[slowest],
-        "drift_z": float(passes.drift_z[moving]),
-        "drifting": labels[moving],
-        "num_statistics": len(labels),
-    }
+    slowest = int(np.argmax(mixing.correlation))
+    moving = int(np.argmax(np.abs(mixing.drift_z)))
+    return SlowestStatistics(
+        draws_per_particle=mixing.draws_per_particle,
+        correlation=float(mixing.correlation[slowest]),
+        correlation_error=mixing.correlation_error,
+        slowest=labels[slowest],
+        drift_z=float(mixing.drift_z[moving]),
+        drifting=labels[moving],
+        num_statistics=len(labels),
+    )
 
 
-def _coverage(
-    rng_key: jax.Array,
-    draws: np.ndarray,
-    num_particles: int,
-    posterior: Posterior,
-    settings: Settings,
-) -> dict[str, Any]:
+def _coverage(rng_key: jax.Array, draws: np.ndarray, run: Run, posterior: Posterior) -> Coverage:
+    latest = latest_draws(run.particles[run.distinct], run.num_particles)
     return ensemble_coverage(
         rng_key,
-        draws,
-        num_particles,
+        draws[:, latest],
         lambda x: posterior.evaluate(x)[0],
         posterior.prior,
-        attention=settings.attention,
-        relative_time=settings.relative_prox_time,
-    )._asdict()
+        attention=run.settings.attention,
+        relative_time=run.relative_prox_time,
+    )
 
 
-def _evidence(
-    rng_key: jax.Array, draws: np.ndarray, posterior: Posterior, settings: Settings
-) -> dict[str, Any]:
+def _evidence(rng_key: jax.Array, draws: np.ndarray, run: Run, posterior: Posterior) -> Evidence:
     return estimate_evidence(
         rng_key,
         draws,
         lambda x: posterior.evaluate(x)[0],
         posterior.prior,
-        attention=settings.attention,
-        relative_time=settings.relative_prox_time,
-        is_exact=settings.corrected,
-    )._asdict()
+        attention=run.settings.attention,
+        relative_time=run.relative_prox_time,
+        is_exact=run.settings.corrected,
+    )
 
 
 def _stein(
@@ -276,27 +339,39 @@ def _stein(
     gradients: np.ndarray,
     names: list[str],
     is_corrected: bool,
-) -> dict[str, Any]:
+) -> SteinFigures:
     """Kernel Stein discrepancy, and the coordinates that violate Stein's identities most."""
     flat = draws.reshape(-1, draws.shape[2])
-    chosen = np.linspace(0, len(flat) - 1, min(MAX_DRAWS, len(flat))).astype(int)
-    discrepancy = stein_discrepancy(rng_key, flat[chosen], gradients[chosen])
-    effective = None
+    num_effective, number = None, len(flat)
     if is_corrected:
         virial = (draws - draws.mean((0, 1))) * gradients.reshape(draws.shape)
-        effective = np.clip(np.nan_to_num(convergence.ess(virial), nan=1.0), 1.0, len(flat))
-    identities = stein_identities(flat, -gradients, effective)
-    virial_at, force_at = (
-        int(np.argmax(np.abs(z))) for z in (identities.virial_z, identities.force_z)
+        num_effective = np.clip(np.nan_to_num(convergence.ess(virial), nan=1.0), 1.0, len(flat))
+        # As many draws, evenly spaced, as there are effective ones: the test takes them to be
+        # independent.
+        number = max(int(min(num_effective.min(), convergence.ess(draws).min())), _MIN_STEIN_DRAWS)
+    number = min(MAX_DRAWS, number, len(flat))
+    chosen = np.linspace(0, len(flat) - 1, number).astype(int)
+    discrepancy = stein_discrepancy(rng_key, flat[chosen], gradients[chosen])
+    identities = stein_identities(flat, -gradients, num_effective)
+    worst_virial = int(np.argmax(np.abs(identities.virial_z)))
+    worst_force = int(np.argmax(np.abs(identities.force_z)))
+    return SteinFigures(
+        discrepancy=discrepancy,
+        virial=tuple(identities.virial.tolist()),
+        force=tuple(identities.force.tolist()),
+        worst_virial=float(identities.virial[worst_virial]),
+        worst_virial_z=float(identities.virial_z[worst_virial]),
+        worst_virial_name=names[worst_virial],
+        worst_force=float(identities.force[worst_force]),
+        worst_force_z=float(identities.force_z[worst_force]),
+        worst_force_name=names[worst_force],
     )
-    return {
-        "discrepancy": discrepancy._asdict(),
-        "virial": identities.virial.tolist(),
-        "force": identities.force.tolist(),
-        "worst_virial": float(identities.virial[virial_at]),
-        "worst_virial_z": float(identities.virial_z[virial_at]),
-        "worst_virial_name": names[virial_at],
-        "worst_force": float(identities.force[force_at]),
-        "worst_force_z": float(identities.force_z[force_at]),
-        "worst_force_name": names[force_at],
-    }
+
+
+def _deviates(stein: SteinFigures, is_corrected: bool) -> bool:
+    """Whether the draws violate Stein's identities by more than chance or bias explains."""
+    if not is_corrected:
+        return any(abs(value - 1) > RELEVANT_ERROR for value in stein.virial)
+    limit = max_z(2 * len(stein.virial))
+    is_off = abs(stein.worst_virial_z) > limit or abs(stein.worst_force_z) > limit
+    return is_off or stein.discrepancy.p_value <= FALSE_ALARM_RATE

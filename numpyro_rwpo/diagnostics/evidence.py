@@ -1,18 +1,17 @@
 r"""Model evidence from a density fitted to draws of all chains.
 
-An attention head (:mod:`numpyro_rwpo.heads.density`) turns half of the draws into a normalised
-density q that can be sampled. Its draws x have importance ratios w = p(x)/q(x) against the joint
-density p of parameters and data (:mod:`numpyro_rwpo.diagnostics.importance`), and
+An attention head (:mod:`numpyro_rwpo.heads.density`) turns half of the draws into a normalized
+density q that can be sampled. Draws x from q have importance ratios w = p(x)/q(x) against the joint
+density p of parameters and data (:mod:`numpyro_rwpo.diagnostics.importance`).
 
-* their mean estimates the **evidence** Z, the integral of p, with finite variance if their Pareto
-  tail index k is below 0.5;
-* where k-hat is larger, or fewer proposals are effective than there are draws in the other half,
-  **bridge sampling** (Meng and Wong 1996) takes these in as well, and needs no more than overlap
-  of q and the posterior. Iteration and error are those of Gronau et al. (2017),
-  arXiv:1703.08614, eqs. 15 and 16.
+* The mean of the ratios estimates the **evidence** Z, the integral of p. The estimate has a finite
+  variance if the Pareto tail index k of the ratios is below 0.5.
+* Where k-hat is larger, or where fewer proposals are effective than there are draws in the other
+  half, **bridge sampling** (Meng and Wong 1996) uses those draws as well. It needs no more than an
+  overlap of q and the posterior. Estimate and error follow Gronau et al. (2017), arXiv:1703.08614,
+  eqs. 15 and 16.
 
-Not for posteriors with modes that no draw has visited: what neither q nor the draws know, no
-estimate here can see.
+No estimate here can account for a mode that no draw has visited.
 """
 
 import math
@@ -21,6 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 from numpyro_rwpo.diagnostics.convergence import ess, pareto_k_hat
 from numpyro_rwpo.diagnostics.importance import (
@@ -32,20 +33,27 @@ from numpyro_rwpo.diagnostics.importance import (
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, Head
 from numpyro_rwpo.priors.protocol import Prior
 
-MAX_FITTED = 2000  # draws that the density is fitted to: more would no longer change it
-NUM_PROPOSALS = 4000  # draws from the fitted density; four times as many where there is no bridge
-MAX_FINITE_VARIANCE = 0.5  # k-hat up to which importance ratios have a variance
-_TOLERANCE = 1e-10  # relative, of the bridge iteration
-_MAX_ITERATIONS = 1000
+# Draws that the density is fitted to, thinned evenly from half of all draws. Evaluating the density
+# costs as many kernels as it was fitted to draws; with 2000 its k-hat is below 0.5 on all three
+# posteriors in docs/diagnostics.md.
+_MAX_FITTED = 2000
+
+# Proposals from the fitted density: twice as many as the draws that it is fitted to, because more
+# proposals cost one batched evaluation of the posterior, and more draws a longer run.
+_NUM_PROPOSALS = 2 * _MAX_FITTED
+
+# Pareto tail index up to which importance ratios have a variance: that of a Pareto distribution is
+# finite if and only if its index is below one half.
+_MAX_FINITE_VARIANCE = 0.5
 
 
 class Evidence(NamedTuple):
     """Evidence of a model, and how well the density behind it covers the posterior.
 
     Attributes:
-        k_hat: Pareto tail index of the ratios; here of a density fitted to draws of all chains.
+        k_hat: Pareto tail index of the importance ratios.
         log_evidence: natural logarithm of the evidence.
-        standard_error: of ``log_evidence``.
+        standard_error: standard error of ``log_evidence``, in nats.
         method: ``"importance sampling"`` or ``"bridge sampling"``.
         efficiency: effective share of the proposals, between 0 and 1.
     """
@@ -68,7 +76,7 @@ def _at_most(draws: np.ndarray, number: int) -> np.ndarray:
 
 
 def halves(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Even and odd draws of (chains, draws, dim): one half to fit, one to judge the fit."""
+    """Even and odd draws of (chains, draws, dim): one half to fit, the other to judge the fit."""
     return draws[:, 0::2], draws[:, 1::2]
 
 
@@ -77,42 +85,51 @@ def bridge_evidence(
 ) -> tuple[float, float]:
     """Bridge-sampling estimate of the log evidence and its standard error.
 
+    With the optimal bridge function, the estimate r solves E_q[w / (s w + (1 - s) r)] =
+    E_p[r / (s w + (1 - s) r)], where w = p/q are the importance ratios and s is the share of the
+    draws among draws and proposals, both counted by their effective number. The two sides are means
+    of logistic functions of log w, one decreasing and one increasing in log r, so that there is
+    exactly one solution.
+
     Args:
         log_ratios_proposals: log p(x)/q(x) at draws x from q, (n,).
         log_ratios_draws: the same at draws from the posterior, (chains, draws).
 
     Returns:
-        Both not a number where q and the posterior do not overlap and the iteration fails.
+        The estimate and its standard error; both are not a number where q and the posterior do not
+        overlap.
 
     References:
         Meng and Wong (1996), Statistica Sinica 6; Gronau et al. (2017), arXiv:1703.08614, eqs. 15
-        (iteration, optimal bridge function) and 16 (relative error, Fruehwirth-Schnatter 2004).
+        (optimal bridge function) and 16 (relative error, Fruehwirth-Schnatter 2004).
     """
-    shift = float(np.median(log_ratios_draws))  # Gronau et al., appendix B: keeps exp in range
-    proposals = np.exp(np.clip(log_ratios_proposals - shift, -700, 700))
-    draws = np.exp(np.clip(log_ratios_draws - shift, -700, 700))
-    num_effective = float(np.nanmin([ess(log_ratios_draws), draws.size]))
-    share = num_effective / (num_effective + proposals.size)
-    ratio = 1.0
-    for _ in range(_MAX_ITERATIONS):
-        above = np.mean(proposals / (share * proposals + (1 - share) * ratio))
-        below = np.mean(1 / (share * draws + (1 - share) * ratio))
-        previous, ratio = ratio, float(above / below)
-        if not (0 < ratio < math.inf):
-            return math.nan, math.nan
-        if abs(ratio - previous) <= _TOLERANCE * ratio:
-            break
-    else:
+    every = np.concatenate([log_ratios_proposals, log_ratios_draws.ravel()])
+    finite = every[np.isfinite(every)]
+    if np.isnan(every).any() or not finite.size:
         return math.nan, math.nan
-    # With p normalised by the estimate: f1 = p / (s1 p + s2 q) under q, f2 = q / (...) under p.
-    first = proposals / (share * proposals + (1 - share) * ratio)
-    second = ratio / (share * draws + (1 - share) * ratio)
+    num_effective = float(np.nanmin([ess(log_ratios_draws), log_ratios_draws.size]))
+    share = num_effective / (num_effective + log_ratios_proposals.size)
+
+    def sides(offset: float) -> tuple[np.ndarray, np.ndarray]:
+        """The bridge functions at the proposals and at the draws, for log r = offset + logit s."""
+        first = expit(log_ratios_proposals - offset) / share
+        return first, expit(offset - log_ratios_draws) / (1 - share)
+
+    def difference(offset: float) -> float:
+        first, second = sides(offset)
+        return float(first.mean() - second.mean())
+
+    beyond = math.log(np.finfo(float).max)  # where a logistic function is 0 or 1 to rounding
+    offset = float(brentq(difference, finite.min() - beyond, finite.max() + beyond))
+    first, second = sides(offset)
+    if not (first.mean() > 0 and second.mean() > 0):
+        return math.nan, math.nan
     second_ess = float(np.nanmin([ess(second), second.size]))
     relative_variance = (
         first.var() / first.mean() ** 2 / first.size
         + second.var() / second.mean() ** 2 / second_ess
     )
-    return math.log(ratio) + shift, math.sqrt(relative_variance)
+    return offset + float(logit(share)), math.sqrt(relative_variance)
 
 
 def estimate_evidence(
@@ -123,10 +140,10 @@ def estimate_evidence(
     *,
     attention: Head = BUILT_IN_HEADS["copula"],
     relative_time: float = 0.1,
-    num_proposals: int = NUM_PROPOSALS,
+    num_proposals: int = _NUM_PROPOSALS,
     is_exact: bool = True,
 ) -> Evidence:
-    """Fit a density to half of the draws; evidence from it and the other half.
+    """Fit a density to half of the draws, and estimate the evidence from it and the other half.
 
     Args:
         rng_key: one key.
@@ -136,15 +153,16 @@ def estimate_evidence(
         attention: the attention head.
         relative_time: prox time in units of each coordinate's variance.
         num_proposals: draws from the fitted density.
-        is_exact: whether the draws are from the posterior. Noise-free particles are not; all
-            serve to fit the density, and there is no bridge. Where k-hat is above 0.7, the
-            standard error is then infinite: that of the mean ratio would mean nothing.
+        is_exact: whether the draws are from the posterior. Noise-free particles are not: all of
+            them serve to fit the density, four times as many proposals take the place of a bridge,
+            and the standard error is infinite where k-hat is above 0.7, because that of the mean
+            ratio would mean nothing.
     """
     fitted, other = halves(draws) if is_exact else (draws, draws)
     dim = draws.shape[2]
     density, ratios = fitted_ratios(
         rng_key,
-        _at_most(fitted.reshape(-1, dim), MAX_FITTED),
+        _at_most(fitted.reshape(-1, dim), _MAX_FITTED),
         log_density,
         prior,
         attention=attention,
@@ -154,7 +172,7 @@ def estimate_evidence(
     k_hat = pareto_k_hat(ratios)
     log_evidence, error, efficiency = importance_evidence(ratios)
     num_other = other.shape[0] * other.shape[1]
-    covers = k_hat <= MAX_FINITE_VARIANCE and efficiency * ratios.size >= num_other
+    covers = k_hat <= _MAX_FINITE_VARIANCE and efficiency * ratios.size >= num_other
     if covers or not is_exact:
         error = error if k_hat <= MAX_RELIABLE else math.inf
         return Evidence(k_hat, log_evidence, error, "importance sampling", efficiency)

@@ -1,51 +1,53 @@
 """Reasons to doubt a run: figures in, sentences out.
 
-Every finding is one sentence: what was seen; what it means; what to change. Thresholds have their
-reason beside them; those on z-scores are such that a sound run is found fault with about once in a
-thousand runs.
+Every finding is one sentence in three parts: what was seen; what it means; what to change. A limit
+that several modules share is in :mod:`numpyro_rwpo.diagnostics.thresholds`. Findings that compare
+the draws with the posterior density are in :mod:`numpyro_rwpo.diagnostics.density_findings`.
 """
 
-import math
 from collections.abc import Callable
-from statistics import NormalDist
-from typing import Any, NamedTuple
 
-from numpyro_rwpo.diagnostics.importance import MAX_RELIABLE, Coverage
-from numpyro_rwpo.dynamics.hamiltonian import MAX_STEPS
+from numpyro_rwpo.diagnostics.density_findings import Finding, fit_findings, stein_findings
+from numpyro_rwpo.diagnostics.measurements import CorrectedMeasurements, Measurements
+from numpyro_rwpo.diagnostics.tables import fixed
+from numpyro_rwpo.diagnostics.thresholds import MAX_R_HAT, MIN_ESS_PER_CHAIN, max_z
+from numpyro_rwpo.dynamics.adaptation import MAX_STEPS
 
-MAX_R_HAT = 1.01  # Vehtari et al. (2021), sec. 4
-MIN_ESS_PER_CHAIN = 100  # the same: below it R-hat and ESS are themselves unreliable
-# Warm-up aims at a tenth between draws of a particle; a fifth makes ESS wrong by a half.
-_MAX_STUCK = 0.0025  # share of the particles
-MAX_CORRELATION = 0.2
-_ERRORS = 5.0  # standard errors of a correlation, the largest of up to some thousand
-_FALSE_ALARM = 1e-3  # of each family of z-scores
-_MIN_ACCEPTANCE = 0.6  # of the target: farther below it, the step size was not adapted
-_MAX_LOG_EVIDENCE_ERROR = 0.2  # nats: Bayes factors wrong by a quarter
-_PRODUCED_BY_CHANCE = 0.002  # smallest p-values that a thousand bootstraps resolve
+# Share of the particles that are stuck. In a horseshoe regression with one stuck particle in a
+# hundred, standard deviations were 9 to 16% too large; half of that share makes them wrong by about
+# as much as the Monte Carlo error of a few hundred effective draws.
+_MAX_STUCK = 0.005
+
+# Correlation between successive draws of a particle, which stand next to each other in a chain.
+# Effective sample sizes account for the correlation within a refresh, but not for what is left
+# between two refreshes: at 0.9 that is 0.9^16 = 0.19 of the correlation, and the true variance of a
+# mean is up to half as large again as they say.
+_MAX_CORRELATION = 0.9
+
+# Acceptance probability as a share of the target. In many dimensions it is 2 Phi(-c step_size^2)
+# (Beskos et al. 2013), so that at this share of a target of 0.8 the step size is 1.7 times the one
+# aimed at: adaptation has not settled.
+_MIN_ACCEPTANCE = 0.6
 
 
-class Finding(NamedTuple):
-    """One reason to doubt the draws.
+def find(measurements: Measurements) -> list[Finding]:
+    """All findings of a run, the gravest kinds first."""
+    if isinstance(measurements, CorrectedMeasurements):
+        found = [check(measurements) for check in _OF_CHAINS]
+        about_density = stein_findings(measurements)
+    else:
+        found = [check(measurements) for check in _OF_PARTICLES]
+        about_density = stein_findings(measurements) + fit_findings(measurements)
+    return [finding for finding in found if finding is not None] + about_density
 
-    Attributes:
-        about: what it is about, one or two words.
-        sentence: what was seen; what it means; what to change.
+
+def find_remarks(measurements: Measurements) -> list[Finding]:
+    """What concerns the evidence and the densities fitted to ensembles, but not the draws.
+
+    Noise-free particles have no remarks: they are no better than the densities fitted to them,
+    which are among their findings.
     """
-
-    about: str
-    sentence: str
-
-
-def max_z(number: int) -> float:
-    """Largest |z| that ``number`` standard normal scores exceed once in a thousand times."""
-    return NormalDist().inv_cdf(1 - _FALSE_ALARM / (2 * number))
-
-
-def find(figures: dict[str, Any]) -> list[Finding]:
-    """All findings of a run, the gravest kinds first; of the figures of ``diagnose``."""
-    checks = _CORRECTED if figures["settings"]["is_corrected"] else _NOISE_FREE
-    return [finding for check in checks for finding in check(figures)]
+    return fit_findings(measurements) if measurements.settings.is_corrected else []
 
 
 def _listed(names: list[str], most: int = 3) -> str:
@@ -53,333 +55,213 @@ def _listed(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def _finite(figures: dict[str, Any]) -> list[Finding]:
-    share = figures["settings"]["share_of_finite_draws"]
+def _finite(measurements: Measurements) -> Finding | None:
+    share = measurements.settings.share_of_finite_draws
     if share == 1:
-        return []
-    return [
-        Finding(
-            "finite draws",
-            f"{1 - share:.2%} of the draws are not finite in unconstrained space; a site sits on "
-            "the border of its support or the model overflows, and these draws were left out here; "
-            "run in double precision (numpyro.enable_x64()) or bound the scale of the parameters.",
-        )
-    ]
+        return None
+    return Finding(
+        "finite draws",
+        f"{1 - share:.2%} of the draws are not finite in unconstrained space; a site sits on "
+        "the border of its support or the model overflows, and these draws were left out here; "
+        "run in double precision (numpyro.enable_x64()) or bound the scale of the parameters.",
+    )
 
 
-def _single_chain(figures: dict[str, Any]) -> list[Finding]:
-    if figures["settings"]["num_chains"] > 1:
-        return []
-    return [
-        Finding(
-            "chains",
-            "There is one chain; R-hat between chains does not exist, and an ensemble in the wrong "
-            "place has nothing to disagree with; run with `num_chains=4`.",
-        )
-    ]
+def _single_chain(measurements: CorrectedMeasurements) -> Finding | None:
+    if measurements.settings.num_chains > 1:
+        return None
+    return Finding(
+        "chains",
+        "There is only one chain; R-hat between chains is not defined, and an ensemble in the "
+        "wrong place goes unnoticed because no other disagrees with it; run with "
+        "`num_chains=4`.",
+    )
 
 
-def _r_hat(figures: dict[str, Any]) -> list[Finding]:
-    rows = [row for row in figures["coordinates"] if not row["r_hat"] <= MAX_R_HAT]
-    constant = [row["name"] for row in figures["coordinates"] if not row["sd"] > 0]
-    found = []
-    if constant:
-        found.append(
-            Finding(
-                "constant",
-                f"{_listed(constant)} never changed; no proposal was accepted or the parameter has "
-                "no room to move; look at the model there, and raise `num_warmup`.",
-            )
-        )
-    if rows and figures["settings"]["num_chains"] > 1:
-        rows.sort(key=lambda row: -row["r_hat"])
-        found.append(
-            Finding(
-                "R-hat",
-                f"R-hat is {rows[0]['r_hat']:.3f} for {rows[0]['name']} and above {MAX_R_HAT} for "
-                f"{len(rows)} of {len(figures['coordinates'])} coordinates; the ensembles have not "
-                "reached the same distribution; raise `num_warmup` (now "
-                f"{figures['settings']['num_warmup']}), and if that does not help look for several "
-                "modes or a funnel in these parameters.",
-            )
-        )
-    return found
+def _constant(measurements: CorrectedMeasurements) -> Finding | None:
+    constant = [row.name for row in measurements.coordinates if not row.sd > 0]
+    if not constant:
+        return None
+    return Finding(
+        "constant",
+        f"{_listed(constant)} never changed; either no proposal was accepted or the model "
+        "determines the parameter; check the model there, and raise `num_warmup`.",
+    )
 
 
-def _ess(figures: dict[str, Any]) -> list[Finding]:
-    settings = figures["settings"]
-    least = MIN_ESS_PER_CHAIN * settings["num_chains"]
-    row = min(figures["coordinates"], key=lambda row: min(row["ess_bulk"], row["ess_tail"]))
-    worst = min(row["ess_bulk"], row["ess_tail"])
+def _r_hat(measurements: CorrectedMeasurements) -> Finding | None:
+    settings = measurements.settings
+    rows = [row for row in measurements.coordinates if not row.r_hat <= MAX_R_HAT]
+    if not rows or settings.num_chains == 1:
+        return None
+    rows.sort(key=lambda row: -row.r_hat)
+    return Finding(
+        "R-hat",
+        f"R-hat is {fixed(rows[0].r_hat, 3)} for {rows[0].name} and above {MAX_R_HAT} for "
+        f"{len(rows)} of {len(measurements.coordinates)} coordinates; the ensembles have not "
+        f"converged to the same distribution; raise `num_warmup` (now {settings.num_warmup}), "
+        "and if that does not help, look for several modes or a funnel in these parameters.",
+    )
+
+
+def _ess(measurements: CorrectedMeasurements) -> Finding | None:
+    settings = measurements.settings
+    least = MIN_ESS_PER_CHAIN * settings.num_chains
+    row = min(measurements.coordinates, key=lambda row: min(row.ess_bulk, row.ess_tail))
+    worst = min(row.ess_bulk, row.ess_tail)
     if worst >= least:
-        return []
-    return [
-        Finding(
-            "ESS",
-            f"The effective sample size of {row['name']} is {worst:.0f}, below {least} "
-            f"({MIN_ESS_PER_CHAIN} a chain); means, quantiles and R-hat itself are too noisy to "
-            f"rely on; raise `num_samples` (now {settings['num_samples']}).",
-        )
-    ]
-
-
-def _slow_particles(figures: dict[str, Any]) -> list[Finding]:
-    passes, found = figures["passes"], []
-    reparametrise = (
-        "reparametrise (LocScaleReparam for a hierarchy), or raise `num_warmup` and "
-        "`target_accept_prob` until the answer stays"
+        return None
+    return Finding(
+        "ESS",
+        f"The effective sample size of {row.name} is {worst:.0f}, below {least} "
+        f"({MIN_ESS_PER_CHAIN} per chain); means, quantiles and R-hat itself are too noisy to "
+        f"rely on; raise `num_samples` (now {settings.num_samples}).",
     )
-    limited = [row for row in figures["chains"] if row["is_sweep_limit_reached"]]
-    if limited:
-        expected = max(row["expected_residual_correlation"] for row in limited)
-        most = max(row["hamiltonian_sweeps"] for row in limited)
-        found.append(
-            Finding(
-                "slow particles",
-                f"In {len(limited)} of {len(figures['chains'])} chains a refresh takes the most "
-                f"sweeps allowed ({most}), after which warm-up still expects a "
-                f"correlation of {expected:.2f} between draws of a particle; particles stay near "
-                "where warm-up left them and R-hat and ESS, which compare different particles, "
-                f"do not show it; {reparametrise}.",
-            )
-        )
-    if passes is None:
-        return found
-    limit = MAX_CORRELATION + _ERRORS * passes["correlation_error"]
-    if passes["correlation"] > limit:
-        found.append(
-            Finding(
-                "slow particles",
-                f"Successive draws of the same particle have a correlation of "
-                f"{passes['correlation']:.2f} in {passes['slowest']} (at most 0.1 is intended); "
-                "particles forget slowly, so R-hat and ESS, which compare different particles, are "
-                f"too good; {reparametrise}.",
-            )
-        )
-    if abs(passes["drift_z"]) > max_z(passes["num_statistics"]):
-        found.append(
-            Finding(
-                "drift",
-                f"The mean of {passes['drifting']} differs by {abs(passes['drift_z']):.1f} "
-                "standard errors between the first and the last pass over the particles; the "
-                "ensembles were still on their way when the first draws were kept; raise "
-                "`num_warmup` (now "
-                f"{figures['settings']['num_warmup']}).",
-            )
-        )
-    return found
 
 
-def _stuck_particles(figures: dict[str, Any]) -> list[Finding]:
-    shares = [row["share_stuck"] for row in figures["chains"]]
-    share = sum(shares) / len(shares)
-    limit = max(row["stuck_below"] for row in figures["chains"])
-    if share <= _MAX_STUCK:
-        return []
-    return [
-        Finding(
-            "stuck particles",
-            f"{share:.1%} of the particles accepted less than a tenth of the usual steps between "
-            "two draws: they stay where warm-up left them, whatever the share of that region "
-            "should be, and R-hat and ESS do not show it; standard deviations may be too large. "
-            f"Compare with the draws whose extra field `accept_prob` is above {limit:.2f}; raise "
-            "`num_warmup`, or reparametrise.",
-        )
-    ]
+_REPARAMETERIZE = (
+    "reparameterize (LocScaleReparam for a hierarchy), or raise `num_warmup` and "
+    "`target_accept_prob` until the results no longer change"
+)
 
 
-def _divergences(figures: dict[str, Any]) -> list[Finding]:
-    settings = figures["settings"]
-    number = sum(row["num_divergences"] for row in figures["chains"])
-    total = settings["num_draws"] * settings["num_chains"]
+def _unsettled(measurements: CorrectedMeasurements) -> Finding | None:
+    chains = measurements.chains
+    number = sum(not row.is_settled for row in chains)
     if not number:
-        return []
-    return [
-        Finding(
-            "divergences",
-            f"{number} of {total} draws ({number / total:.1%}) diverged; the posterior curves more "
-            "sharply somewhere than the step size can follow, and that region may be missing from "
-            "the draws; reparametrise the model (LocScaleReparam for a hierarchy), or raise "
-            f"`target_accept_prob` (now {settings['target_accept_prob']:g}) towards 0.99.",
-        )
-    ]
-
-
-def _step_size(figures: dict[str, Any]) -> list[Finding]:
-    found = []
-    target = figures["settings"]["target_accept_prob"]
-    lowest = min(row["accept_prob"] for row in figures["chains"])
-    if lowest < _MIN_ACCEPTANCE * target:
-        found.append(
-            Finding(
-                "acceptance",
-                f"A chain accepts {lowest:.2f} of its proposals where {target:g} was the target; "
-                "the step size had not settled when warm-up ended, and its particles hardly move; "
-                f"raise `num_warmup` (now {figures['settings']['num_warmup']}).",
-            )
-        )
-    cut = sum(row["is_trajectory_cut"] for row in figures["chains"])
-    if cut:
-        found.append(
-            Finding(
-                "step size",
-                f"In {cut} of {len(figures['chains'])} chains the steps are so small that a "
-                f"trajectory is cut off at {MAX_STEPS} of them; scales differ more within the "
-                "posterior than one metric can even out; reparametrise the model.",
-            )
-        )
-    return found
-
-
-def _stein(figures: dict[str, Any]) -> list[Finding]:
-    stein, found = figures["stein"], []
-    limit = max_z(2 * figures["settings"]["dim"])
-    if abs(stein["worst_virial_z"]) > limit:
-        shape = "narrow" if stein["worst_virial"] < 1 else "wide"
-        found.append(
-            Finding(
-                "Stein identity",
-                f"The mean of (x - mean) dU/dx is {stein['worst_virial']:.2f} for "
-                f"{stein['worst_virial_name']} where 1 is exact, "
-                f"{abs(stein['worst_virial_z']):.1f} standard errors off; the draws are too "
-                f"{shape} there; raise `num_warmup` and compare with a second sampler.",
-            )
-        )
-    if abs(stein["worst_force_z"]) > limit:
-        found.append(
-            Finding(
-                "Stein identity",
-                f"The mean force dU/dx on {stein['worst_force_name']} is "
-                f"{abs(stein['worst_force_z']):.1f} standard errors from 0; the draws are shifted, "
-                "or cut off on one side; raise `num_warmup` and compare with a second sampler.",
-            )
-        )
-    discrepancy = stein["discrepancy"]
-    if discrepancy["p_value"] <= _PRODUCED_BY_CHANCE:
-        found.append(
-            Finding(
-                "Stein discrepancy",
-                f"The kernel Stein discrepancy of the draws is {discrepancy['squared']:.2g}, above "
-                f"the {discrepancy['upper']:.2g} that 95 % of independent samples stay below "
-                f"(p = {discrepancy['p_value']:.3f}); the draws do not fit the posterior density; "
-                "raise `num_warmup` and compare with a second sampler.",
-            )
-        )
-    return found
-
-
-def _coverage(figures: dict[str, Any]) -> list[Finding]:
-    coverage = Coverage(**figures["coverage"])
-    if coverage.is_sufficient:
-        return []
-    consequence = (
-        "the corrected draws do not depend on it, but noise-free particles and importance weights "
-        "would be wrong; nothing needs to change unless you need those, then raise "
-        "`num_particles`"
-        if figures["settings"]["is_corrected"]
-        else "the particles are not a substitute for draws and importance weights cannot mend "
-        "them; use `correction='metropolis'`, or raise `num_particles`"
+        return None
+    return Finding(
+        "warm-up",
+        f"In {number} of {len(chains)} chains the step size or the mean potential was still "
+        "changing when warm-up had spent its budget of gradients; the first draws may not be from "
+        f"the posterior; {_REPARAMETERIZE}.",
     )
-    return [
-        Finding(
-            "k-hat",
-            f"Pareto k-hat of the density fitted to an ensemble is {coverage.k_hat:.2f} (reliable "
-            f"up to {MAX_RELIABLE}) and {coverage.efficiency:.1%} of its proposals are effective; "
-            f"the density of {coverage.num_fitted} particles does not cover the posterior; "
-            f"{consequence}.",
-        )
-    ]
 
 
-def _evidence(figures: dict[str, Any]) -> list[Finding]:
-    evidence = figures["evidence"]
-    error, k_hat = evidence["standard_error"], evidence["k_hat"]
-    is_corrected = figures["settings"]["is_corrected"]
-    if error <= _MAX_LOG_EVIDENCE_ERROR:
-        return []
-    change = (
-        "raise `num_samples`, or use nested sampling for the evidence"
-        if is_corrected
-        else "use `correction='metropolis'`, which allows bridge sampling"
+def _correlation(measurements: CorrectedMeasurements) -> Finding | None:
+    mixing = measurements.mixing
+    if mixing is None:
+        return None
+    chance = max_z(mixing.num_statistics) * mixing.correlation_error
+    if not mixing.correlation > _MAX_CORRELATION + chance:
+        return None
+    return Finding(
+        "slow particles",
+        f"Successive draws of the same particle have a correlation of "
+        f"{mixing.correlation:.2f} in {mixing.slowest}; particles hardly move, and effective "
+        "sample sizes, which see them for a few successive draws at a time, are still too "
+        f"optimistic; {_REPARAMETERIZE}.",
     )
-    seen = f"a standard error of {error:.2g} nats" if math.isfinite(error) else "no standard error"
-    return [
-        Finding(
-            "evidence",
-            f"The log evidence has {seen} (Pareto k-hat of the density behind it: {k_hat:.2f}); "
-            "that density overlaps too little with the posterior for a comparison of models; "
-            f"{change}.",
-        )
-    ]
 
 
-def _at_rest(figures: dict[str, Any]) -> list[Finding]:
-    moving = [row for row in figures["chains"] if not row["transport_at_rest"]]
+def _drift(measurements: CorrectedMeasurements) -> Finding | None:
+    mixing = measurements.mixing
+    if mixing is None or not abs(mixing.drift_z) > max_z(mixing.num_statistics):
+        return None
+    return Finding(
+        "drift",
+        f"The mean of {mixing.drifting} differs by {fixed(abs(mixing.drift_z), 1)} standard "
+        "errors between the first and the last draws of the particles; the ensembles had not "
+        "converged when the first draws were kept; raise `num_warmup` (now "
+        f"{measurements.settings.num_warmup}).",
+    )
+
+
+def _stuck_particles(measurements: CorrectedMeasurements) -> Finding | None:
+    chains = measurements.chains
+    share = sum(row.share_stuck for row in chains) / len(chains)
+    if share <= _MAX_STUCK:
+        return None
+    return Finding(
+        "stuck particles",
+        f"{share:.1%} of the particles accepted less than a tenth of their trajectories; they stay "
+        "where warm-up left them, whatever the probability of that region, so that standard "
+        f"deviations may be wrong; {_REPARAMETERIZE}.",
+    )
+
+
+def _divergences(measurements: CorrectedMeasurements) -> Finding | None:
+    settings = measurements.settings
+    number = sum(row.num_divergences for row in measurements.chains)
+    total = settings.num_draws * settings.num_chains
+    if not number:
+        return None
+    return Finding(
+        "divergences",
+        f"{number} of {total} draws ({number / total:.1%}) diverged; the posterior curves more "
+        "sharply somewhere than the step size can follow, and that region may be missing from "
+        "the draws; reparameterize the model (LocScaleReparam for a hierarchy), or raise "
+        f"`target_accept_prob` (now {settings.target_accept_prob:g}) toward 0.99.",
+    )
+
+
+def _acceptance(measurements: CorrectedMeasurements) -> Finding | None:
+    settings = measurements.settings
+    lowest = min(row.accept_prob for row in measurements.chains)
+    if not lowest < _MIN_ACCEPTANCE * settings.target_accept_prob:
+        return None
+    return Finding(
+        "acceptance",
+        f"A chain accepts {lowest:.2f} of its proposals where {settings.target_accept_prob:g} "
+        "was the target; the step size had not settled when warm-up ended, and the particles "
+        f"hardly move; raise `num_warmup` (now {settings.num_warmup}).",
+    )
+
+
+def _step_size(measurements: CorrectedMeasurements) -> Finding | None:
+    cut = sum(row.is_trajectory_cut for row in measurements.chains)
+    if not cut:
+        return None
+    return Finding(
+        "step size",
+        f"In {cut} of {len(measurements.chains)} chains the steps are so small that "
+        f"trajectories are cut off after {MAX_STEPS} of them; scales differ more across the "
+        "posterior than a single metric can even out; reparameterize the model.",
+    )
+
+
+def _at_rest(measurements: Measurements) -> Finding | None:
+    moving = [row for row in measurements.chains if not row.transport_at_rest]
     if not moving:
-        return []
-    residual = max(row["transport_residual"] for row in moving)
-    return [
-        Finding(
-            "transport",
-            f"In {len(moving)} of {len(figures['chains'])} ensembles the flow was still getting "
-            f"slower when it was stopped (residual {residual:.2g} standard deviations a unit of "
-            "time); the particles are not at its fixed point; raise `num_warmup` (now "
-            f"{figures['settings']['num_warmup']}).",
-        )
-    ]
+        return None
+    residual = max(row.transport_residual for row in moving)
+    return Finding(
+        "transport",
+        f"In {len(moving)} of {len(measurements.chains)} ensembles the flow was still slowing "
+        f"down when it was stopped (residual {residual:.2g} standard deviations per unit of "
+        "time); the particles are not at its fixed point; raise `num_warmup` (now "
+        f"{measurements.settings.num_warmup}).",
+    )
 
 
-def _repeats(figures: dict[str, Any]) -> list[Finding]:
-    settings = figures["settings"]
-    if settings["num_samples"] <= settings["num_draws"]:
-        return []
-    return [
-        Finding(
-            "repeats",
-            f"{settings['num_samples']} draws a chain were kept of {settings['num_draws']} "
-            "distinct noise-free particles; later draws repeat earlier ones and add nothing (they "
-            "are left out here); set `num_samples` to `num_particles` at most, or raise that.",
-        )
-    ]
+def _repeats(measurements: Measurements) -> Finding | None:
+    settings = measurements.settings
+    if settings.num_samples <= settings.num_draws:
+        return None
+    return Finding(
+        "repeats",
+        f"{settings.num_samples} draws per chain were kept of {settings.num_draws} distinct "
+        "noise-free particles; later draws repeat earlier ones and add nothing (they are left "
+        "out here); set `num_samples` to `num_particles` at most, or raise `num_particles`.",
+    )
 
 
-def _noise_free_bias(figures: dict[str, Any]) -> list[Finding]:
-    stein = figures["stein"]
-    narrow = sum(value < 0.9 for value in stein["virial"])
-    wide = sum(value > 1.1 for value in stein["virial"])
-    if not narrow + wide:
-        return []
-    return [
-        Finding(
-            "spread",
-            f"Stein's identity E[(x - mean) dU/dx] = 1 is off by more than a tenth in {narrow} "
-            f"coordinates that are too narrow and {wide} that are too wide (worst: "
-            f"{stein['worst_virial']:.2f} for {stein['worst_virial_name']}); this is the bias of "
-            "the noise-free flow, which no number of draws removes; use "
-            "`correction='metropolis'` for inference, or change `relative_prox_time`.",
-        )
-    ]
-
-
-Check = Callable[[dict[str, Any]], list[Finding]]
-_CORRECTED: tuple[Check, ...] = (
+_OF_CHAINS: tuple[Callable[[CorrectedMeasurements], Finding | None], ...] = (
     _finite,
     _single_chain,
+    _constant,
     _r_hat,
-    _slow_particles,
+    _unsettled,
+    _correlation,
+    _drift,
     _stuck_particles,
     _divergences,
+    _acceptance,
     _step_size,
     _ess,
-    _stein,
-    _coverage,
-    _evidence,
 )
-_NOISE_FREE: tuple[Check, ...] = (
+_OF_PARTICLES: tuple[Callable[[Measurements], Finding | None], ...] = (
     _finite,
     _repeats,
     _at_rest,
-    _noise_free_bias,
-    _coverage,
-    _evidence,
 )

@@ -1,13 +1,13 @@
 r"""Importance ratios between the posterior and densities fitted to particles.
 
-An attention head (:mod:`numpyro_rwpo.heads.density`) turns particles into a normalised density q
-that can be sampled. Its draws x have importance ratios w = p(x)/q(x) against the joint density p of
-parameters and data. Their Pareto tail index **k-hat** says whether q covers the posterior (Vehtari,
-Simpson, Gelman, Yao and Gabry 2024, arXiv:1507.02646), their mean is the evidence.
+An attention head (:mod:`numpyro_rwpo.heads.density`) turns particles into a normalized density q
+that can be sampled. Draws x from q have importance ratios w = p(x)/q(x) against the joint density p
+of parameters and data. Their Pareto tail index **k-hat** says whether q covers the posterior
+(Vehtari, Simpson, Gelman, Yao and Gabry 2024, arXiv:1507.02646), and their mean is the evidence.
 
-The density that matters is the one the method itself works with: that of **one ensemble**, with
-its number of particles (:func:`ensemble_coverage`). A density fitted to thousands of corrected
-draws covers nearly any posterior with one mode; that an ensemble's does not is then not seen.
+The method itself works with the density of **one ensemble**, so that is the density to judge
+(:func:`ensemble_coverage`). A density fitted to thousands of corrected draws covers nearly any
+posterior with one mode and would hide that the density of an ensemble does not.
 """
 
 import math
@@ -26,15 +26,21 @@ from numpyro_rwpo.priors.protocol import Prior
 
 LogDensity = Callable[[Any], np.ndarray]
 
-MAX_RELIABLE = 0.7  # k-hat up to which Pareto smoothing is reliable (Vehtari et al. 2024, sec. 3)
-# Efficiency is 1/(1 + chi-square distance). Where at least half of the proposals are effective, a
-# large k-hat sees tails beyond the outermost particle in which next to no mass lies: in one to
-# three dimensions that is common. Below a hundredth, fewer than a hundred proposals speak for all.
+# Pareto k-hat up to which Pareto-smoothed importance sampling is reliable (Vehtari et al. 2024,
+# sec. 3); k-hat is the tail index of the importance ratios and has no unit.
+MAX_RELIABLE = 0.7
+
+# Effective shares of the proposals at which a density covers the posterior; the share is
+# 1 / (1 + chi-square distance). If k-hat is large, at least half of the proposals must be
+# effective. In one to three dimensions that is common, because a large k-hat then comes from tails
+# beyond the outermost particle that have almost no mass. If k-hat is small, a hundredth is enough:
+# it leaves about a hundred effective proposals, as many as a Monte Carlo standard error needs.
 _COVERED, _UNCOVERED = 0.5, 0.01
-# k-hat of the pooled ratios then has a standard error of about (1 + k)/sqrt(3 sqrt(8000)) = 0.1
-# for four chains: it is fitted to the largest 3 sqrt(n) ratios.
-_PROPOSALS_PER_ENSEMBLE = 2000
-_MAX_PROPOSALS = 16_000  # of all ensembles together: each takes an evaluation of the posterior
+
+# Proposals from the densities of all chains together, each of which takes an evaluation of the
+# posterior. k-hat is fitted to the 3 sqrt(n) largest ratios and has a standard error of about
+# (1 + k) / sqrt(3 sqrt(n)): 0.1 with this number.
+NUM_PROPOSALS = 8000
 
 
 class Coverage(NamedTuple):
@@ -42,9 +48,9 @@ class Coverage(NamedTuple):
 
     Attributes:
         k_hat: Pareto tail index of the ratios of all ensembles together, each against the density
-            of its own ensemble; up to 0.7 they can be relied on.
-        efficiency: effective share of the proposals, between 0 and 1, by the smoothed weights: by
-            the raw ones a single proposal far out can decide.
+            of its own ensemble; they are reliable up to 0.7.
+        efficiency: effective share of the proposals, between 0 and 1, by the smoothed weights,
+            because a single proposal far out can dominate the raw ones.
         num_proposals: draws from the densities, of all ensembles together.
         num_fitted: particles that each density was fitted to.
     """
@@ -56,7 +62,7 @@ class Coverage(NamedTuple):
 
     @property
     def is_sufficient(self) -> bool:
-        """Whether importance sampling from the densities would do."""
+        """Whether the densities cover the posterior well enough for importance sampling."""
         enough = _UNCOVERED if self.k_hat <= MAX_RELIABLE else _COVERED
         return self.efficiency >= enough
 
@@ -78,7 +84,7 @@ def _propose(
 
 
 def finite_or_zero(log_values: Any) -> np.ndarray:
-    """In double precision; where a density is not finite it counts as zero."""
+    """Log densities in double precision; one that is not finite becomes minus infinity."""
     log_values = np.asarray(log_values, np.float64)
     return np.where(np.isfinite(log_values), log_values, -np.inf)
 
@@ -97,7 +103,7 @@ def fitted_ratios(
 
     Args:
         rng_key: one key.
-        draws: in unconstrained space, (n, dim), all finite.
+        draws: draws in unconstrained space, (n, dim), all finite.
         log_density: joint log density with all constants, (n, dim) -> (n,).
         prior: Laplace part of the density, fields (dim,).
         attention: the attention head.
@@ -105,7 +111,7 @@ def fitted_ratios(
         num_proposals: draws from the fitted density.
 
     Returns:
-        The density, and the ratios (num_proposals,).
+        The density, and the logarithms of the ratios, (num_proposals,).
     """
     density, proposals, log_proposal = _propose(
         rng_key,
@@ -129,7 +135,7 @@ def importance_evidence(log_ratios: np.ndarray) -> tuple[float, float, float]:
     if not np.isfinite(top):
         return -math.inf, math.nan, 0.0
     log_evidence = float(top + np.log(np.mean(np.exp(log_ratios - top))))
-    weights = np.exp(log_ratios - log_evidence)  # mean 1
+    weights = np.exp(log_ratios - log_evidence)  # their mean is 1
     variance = weights.var(ddof=1)
     return log_evidence, math.sqrt(variance / weights.size), float(1 / np.mean(weights**2))
 
@@ -148,40 +154,38 @@ def coverage_of_ratios(log_ratios: np.ndarray, num_fitted: int) -> Coverage:
 
 def ensemble_coverage(
     rng_key: jax.Array,
-    draws: np.ndarray,
-    num_particles: int,
+    ensembles: np.ndarray,
     log_density: LogDensity,
     prior: Prior,
     *,
     attention: Head = BUILT_IN_HEADS["copula"],
     relative_time: float = 0.1,
 ) -> Coverage:
-    """K-hat of the densities of single ensembles, from the last ensemble of every chain.
+    """K-hat of the densities fitted to single ensembles, one for every chain.
 
-    Every density gets the same number of proposals, and the ratios are pooled: those of an
+    Every density gets the same number of proposals, and their ratios are pooled, as in an
     importance sampler that uses all the densities in equal shares.
 
     Args:
         rng_key: one key.
-        draws: in unconstrained space, (chains, draws, dim), all finite.
-        num_particles: particles of an ensemble; where there are fewer draws, all of a chain.
+        ensembles: particles in unconstrained space, (chains, num_particles, dim), all finite.
         log_density: joint log density, (n, dim) -> (n,).
         prior: Laplace part of the density, fields (dim,).
         attention: the attention head.
         relative_time: prox time in units of each coordinate's variance.
     """
-    num_chains = draws.shape[0]
-    each = max(_MAX_PROPOSALS // num_chains, 1)
-    options: dict[str, Any] = {
-        "attention": attention,
-        "relative_time": relative_time,
-        "num_proposals": min(_PROPOSALS_PER_ENSEMBLE, each),
-    }
-    ensembles = draws[:, -num_particles:]
-    ratios = np.concatenate(
-        [
-            fitted_ratios(key, ensemble, log_density, prior, **options)[1]
-            for key, ensemble in zip(jax.random.split(rng_key, num_chains), ensembles, strict=True)
-        ]
-    )
-    return coverage_of_ratios(ratios, num_fitted=ensembles.shape[1])
+    num_chains, num_fitted = ensembles.shape[:2]
+    keys = jax.random.split(rng_key, num_chains)
+    ratios = [
+        fitted_ratios(
+            key,
+            ensemble,
+            log_density,
+            prior,
+            attention=attention,
+            relative_time=relative_time,
+            num_proposals=max(NUM_PROPOSALS // num_chains, 1),
+        )[1]
+        for key, ensemble in zip(keys, ensembles, strict=True)
+    ]
+    return coverage_of_ratios(np.concatenate(ratios), num_fitted)

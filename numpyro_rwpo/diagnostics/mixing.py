@@ -1,8 +1,8 @@
-"""What R-hat and ESS cannot see: whether a particle forgets its last draw before its next one.
+"""Whether particles decorrelate between their draws, which R-hat and ESS cannot see.
 
-Draw t of a chain is particle t modulo the number of particles: the draws of one pass are different
-particles. When particles move slowly, each pass is a set of nearly independent draws *of the
-wrong distribution*, R-hat and ESS look good, and only the same particle in successive passes tells.
+Consecutive draws of a chain are states of different particles. Where particles move slowly, the
+draws of all particles together look independent although they are not from the posterior: R-hat is
+near 1 and ESS is high. Only a comparison of each particle with itself shows the problem.
 """
 
 import math
@@ -10,66 +10,75 @@ from typing import NamedTuple
 
 import numpy as np
 
-_CLIP = 3.0  # standard deviations: a single straggler must not speak for all
+# Standardized values beyond this many standard deviations are clipped, so that the product of one
+# straggler's values does not dominate a correlation. A normal coordinate exceeds it in 0.3% of its
+# draws, too few for the clipping to matter.
+_CLIP = 3.0
 
 
-class Passes(NamedTuple):
-    """Statistics of particles from pass to pass, each (num_statistics,).
+class Mixing(NamedTuple):
+    """How the statistics of single particles change between their draws.
 
     Attributes:
-        correlation: of a statistic of a particle with itself one pass later.
-        correlation_error: standard error of these under independence, a number.
-        drift_z: change of a statistic's mean from the first pass to the last, in standard errors
-            over particles.
-        num_passes: complete passes over the ensemble.
+        correlation: correlation of each statistic between successive draws of the same particle,
+            (num_statistics,).
+        correlation_error: standard error that these correlations have if draws are independent.
+        drift_z: change in the mean of each statistic from the first draw of a particle to its
+            last, in standard errors over particles, (num_statistics,).
+        draws_per_particle: draws of a chain for each particle, on average and rounded down.
     """
 
     correlation: np.ndarray
     correlation_error: float
     drift_z: np.ndarray
-    num_passes: int
+    draws_per_particle: int
 
 
 def statistics(draws: np.ndarray, log_density: np.ndarray) -> np.ndarray:
-    """Positions, their squared deviations and the log density, standardised and clipped.
+    """Positions, log density, and squared deviations of the positions, standardized and clipped.
 
     Args:
-        draws: (chains, draws, dim).
-        log_density: (chains, draws).
+        draws: draws in unconstrained space, (chains, draws, dim).
+        log_density: log density at the draws, (chains, draws).
 
     Returns:
-        (chains, draws, 2 dim + 1).
+        The statistics in that order, (chains, draws, 2 dim + 1).
     """
 
-    def standardised(x: np.ndarray) -> np.ndarray:
+    def standardized(x: np.ndarray) -> np.ndarray:
         deviation = x - x.mean((0, 1))
         return deviation / np.maximum(x.std((0, 1)), np.finfo(float).tiny)
 
     raw = np.concatenate([draws, log_density[..., None]], axis=2).astype(np.float64)
-    clipped = np.clip(standardised(raw), -_CLIP, _CLIP)
-    return standardised(np.concatenate([clipped, clipped[..., :-1] ** 2], axis=2))
+    clipped = np.clip(standardized(raw), -_CLIP, _CLIP)
+    return standardized(np.concatenate([clipped, clipped[..., :-1] ** 2], axis=2))
 
 
-def compare_passes(values: np.ndarray, draws_per_pass: int) -> Passes | None:
-    """Correlation and drift between passes; ``None`` with fewer than two complete passes.
+def particle_mixing(values: np.ndarray, particles: np.ndarray) -> Mixing | None:
+    """Compare every particle with itself from draw to draw.
 
     Args:
-        values: standardised statistics (chains, draws, num_statistics).
-        draws_per_pass: draws between two of the same particle.
+        values: standardized statistics, (chains, draws, num_statistics).
+        particles: index of the particle of which each draw is a state, (draws,), in any order.
+
+    Returns:
+        The comparison; ``None`` where there are fewer than two draws of each particle on average.
     """
-    num_passes = values.shape[1] // draws_per_pass
-    if num_passes < 2:
+    draws_per_particle = len(particles) // len(np.unique(particles))
+    if draws_per_particle < 2:
         return None
-    first, later = values[:, :-draws_per_pass], values[:, draws_per_pass:]
-    number = first.shape[0] * first.shape[1]
-    begin = values[:, :draws_per_pass].reshape(-1, values.shape[2])
-    start = (num_passes - 1) * draws_per_pass
-    end = values[:, start : start + draws_per_pass].reshape(-1, values.shape[2])
-    change = end - begin
+    order = np.argsort(particles, kind="stable")  # the draws of one particle side by side
+    is_successor = np.diff(particles[order]) == 0
+    pairs = values[:, order[:-1][is_successor]], values[:, order[1:][is_successor]]
+    starts = np.flatnonzero(np.concatenate([[True], ~is_successor]))
+    ends = np.append(starts[1:], len(order)) - 1
+    first, last = order[starts], order[ends]
+    again = first != last  # particles with more than one draw
+    change = (values[:, last[again]] - values[:, first[again]]).reshape(-1, values.shape[2])
     error = change.std(0, ddof=1) / math.sqrt(len(change))
-    return Passes(
-        (first * later).mean((0, 1)),
-        1 / math.sqrt(number),
-        change.mean(0) / np.maximum(error, np.finfo(float).tiny),
-        num_passes,
+    return Mixing(
+        correlation=(pairs[0] * pairs[1]).mean((0, 1)),
+        correlation_error=1 / math.sqrt(pairs[0].shape[0] * pairs[0].shape[1]),
+        drift_z=change.mean(0) / np.maximum(error, np.finfo(float).tiny),
+        draws_per_particle=draws_per_particle,
     )

@@ -1,13 +1,12 @@
-"""A finished run in unconstrained space: its draws, and the log density they came from.
+"""A finished run in unconstrained space: its draws, and the log density that they are from.
 
-Everything comes from the user's model through NumPyro's own log density, so all normalising
-constants are there and nothing that the sampler computed is taken on trust. The coordinates are
-those in which the ensembles moved: Laplace sites with a latent scale are standardised where the
-ensembles did so (:mod:`numpyro_rwpo.model.laplace_sites`).
+The density is NumPyro's own log density of the user's model, with all normalizing constants, and
+nothing that the sampler computed enters it. The coordinates are those in which the ensembles moved:
+Laplace sites with a latent scale are standardized where the ensembles had them standardized
+(:mod:`numpyro_rwpo.model.laplace_sites`).
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +25,12 @@ from numpyro_rwpo.model.split_check import checked_split
 from numpyro_rwpo.model.tracing import default_key, inspect_trace, is_latent
 from numpyro_rwpo.priors.laplace import no_prior
 from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.runs.mcmc import Run
 
-_BLOCK = 500  # positions whose density is computed at once
+# Positions at which the density is evaluated in one call. The last block is padded, so that one
+# compiled program serves any number of positions; at this size the padding of a few thousand
+# positions costs little, and the memory is that of a few hundred evaluations.
+_BLOCK = 500
 
 ValueAndGradient = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
@@ -36,24 +39,24 @@ class Posterior(NamedTuple):
     """Draws and their log density, in flat unconstrained coordinates.
 
     Attributes:
-        draws: (chains, draws, dim).
-        names: of the coordinates, e.g. ``"beta[3]"``.
+        draws: draws in unconstrained space, (chains, draws, dim).
+        names: names of the coordinates, for example ``"beta[3]"``.
         evaluate: joint log density of parameters and data, times the inverse temperature, and its
             gradient, at positions (n, dim): (n,) and (n, dim), in double precision.
-        prior: the Laplace prior, tempered, fields (dim,); rates 0 where there is none.
-        is_normalised: whether the log density has all its constants: no improper site, and a
-            model rather than a potential function.
+        prior: the Laplace prior, tempered, fields (dim,); its rates are 0 where there is none.
+        is_normalized: whether the log density has all its constants, which it lacks for a potential
+            function and where a site is improper.
     """
 
     draws: np.ndarray
     names: list[str]
     evaluate: ValueAndGradient
     prior: Prior
-    is_normalised: bool
+    is_normalized: bool
 
 
 def _in_blocks(log_density: Callable[[jax.Array], jax.Array]) -> ValueAndGradient:
-    """The density and its gradient over (n, dim), in blocks: one compilation, bounded memory."""
+    """The density and its gradient over (n, dim), compiled once and evaluated block by block."""
     block = jax.jit(jax.vmap(jax.value_and_grad(log_density)))
 
     def evaluate(positions: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +78,7 @@ def coordinate_names(prefix: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def _flatten(values: Any) -> np.ndarray:
-    """Leaves (chains, draws, ...) side by side, (chains, draws, dim)."""
+    """The leaves of a pytree, each (chains, draws, ...), side by side as (chains, draws, dim)."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(values)]
     return np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
 
@@ -86,6 +89,18 @@ def _is_improper(fn: Any) -> bool:
     return isinstance(fn, (dist.ImproperUniform, dist.Unit))
 
 
+def _latent_sites(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[str], bool]:
+    """Names of the latent sites, and whether all of their distributions are proper."""
+
+    def describe(trace: dict[str, Any]) -> tuple[list[str], bool]:
+        latent = {name: site["fn"] for name, site in trace.items() if is_latent(site)}
+        return list(latent), not any(map(_is_improper, latent.values()))
+
+    return inspect_trace(model, args, kwargs, describe)
+
+
 def model_posterior(
     model: Callable[..., Any],
     args: tuple[Any, ...],
@@ -93,7 +108,7 @@ def model_posterior(
     samples: dict[str, Any],
     *,
     nonsmooth: Any = "auto",
-    centring: int = 0,
+    centering: int = 0,
     inverse_temperature: float = 1.0,
     registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> Posterior:
@@ -105,7 +120,7 @@ def model_posterior(
         kwargs: its keyword arguments.
         samples: constrained draws by site, (chains, draws, ...).
         nonsmooth: as for ``RWPO``.
-        centring: parametrisation of Laplace sites with latent scales, 0 or 1.
+        centering: parameterization of Laplace sites with latent scales, 0 or 1.
         inverse_temperature: power of the posterior.
         registry: the kinds of distributions with closed forms.
 
@@ -113,15 +128,7 @@ def model_posterior(
         ValueError: a latent site is missing among the draws, or none has a free coordinate.
     """
     split, _ = checked_split(model, args, kwargs, nonsmooth, registry)
-    sites, is_proper = inspect_trace(
-        model,
-        args,
-        kwargs,
-        lambda trace: (
-            [name for name, site in trace.items() if is_latent(site)],
-            not any(_is_improper(site["fn"]) for site in trace.values() if is_latent(site)),
-        ),
-    )
+    sites, is_proper = _latent_sites(model, args, kwargs)
     missing = sorted(set(sites) - set(samples))
     if missing:
         raise ValueError(
@@ -129,7 +136,7 @@ def model_posterior(
             f"evaluated; they hold {sorted(samples)}. Run MCMC without '~z.<site>' in "
             "`extra_fields` and without a `postprocess_fn`."
         )
-    if centring != 0:
+    if centering != 0:
         split = split.without(split.rewritten)
     seeded = handlers.seed(default_key(model), 0)  # for sites that are not among the draws
 
@@ -211,23 +218,32 @@ def potential_posterior(
     )
 
 
-def posterior_of(mcmc: Any, *, centring: int = 0) -> Posterior:
-    """The posterior of a finished ``MCMC`` with an ``RWPO`` kernel.
+def posterior_of(run: Run, *, centering: int = 0) -> Posterior:
+    """The posterior of a run.
 
     Args:
-        mcmc: a finished run.
-        centring: parametrisation of Laplace sites with latent scales, 0 or 1.
+        run: a finished run.
+        centering: parameterization of Laplace sites with latent scales, 0 or 1.
 
     Raises:
         ValueError: a latent site is missing among the draws.
     """
-    kernel, samples = mcmc.sampler, mcmc.get_samples(group_by_chain=True)
-    options = {
-        "nonsmooth": kernel.nonsmooth,
-        "inverse_temperature": kernel.settings.inverse_temperature,
-        "registry": kernel.priors,
-    }
-    if kernel.model is None:
-        return potential_posterior(kernel.potential_fn, samples, **options)
-    make = partial(model_posterior, kernel.model, mcmc._args, mcmc._kwargs)
-    return make(samples, centring=centring, **options)
+    if run.model is None:
+        assert run.potential_fn is not None
+        return potential_posterior(
+            run.potential_fn,
+            run.samples,
+            nonsmooth=run.nonsmooth,
+            inverse_temperature=run.settings.inverse_temperature,
+            registry=run.priors,
+        )
+    return model_posterior(
+        run.model,
+        run.model_args,
+        run.model_kwargs,
+        run.samples,
+        nonsmooth=run.nonsmooth,
+        centering=centering,
+        inverse_temperature=run.settings.inverse_temperature,
+        registry=run.priors,
+    )

@@ -1,10 +1,10 @@
 """Variable selection from draws of coefficients: signs, negligible effects, false discoveries.
 
-A continuous prior never makes a coefficient exactly 0, so a coefficient counts as null when it is
+Under a continuous prior no coefficient is exactly 0, so a coefficient counts as null when it is
 negligible, ``|beta| < epsilon``. The posterior probability of that is its local false-discovery
-rate; a set of coefficients has as expected share of nulls their mean, its **Bayesian
-false-discovery rate** (Mueller, Parmigiani and Rice 2006, "FDR and Bayesian multiple comparisons
-rules").
+rate. The mean of this rate over a set of coefficients is the expected share of nulls among them,
+the **Bayesian false-discovery rate** of the set (Mueller, Parmigiani and Rice 2006, "FDR and
+Bayesian multiple comparisons rules").
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Selection(NamedTuple):
         prob_positive: probability of a positive sign.
         prob_null: probability of ``|beta| < epsilon``, the local false-discovery rate.
         selected: the largest set whose Bayesian false-discovery rate is within the limit.
-        false_discovery_rate: of the selected set; 0 if it is empty.
+        false_discovery_rate: Bayesian false-discovery rate of the selected set; 0 if it is empty.
     """
 
     prob_positive: np.ndarray
@@ -29,10 +29,10 @@ class Selection(NamedTuple):
 
 
 def select_variables(draws: np.ndarray, epsilon: float, max_fdr: float = 0.05) -> Selection:
-    """Which coefficients differ from 0 by more than ``epsilon``.
+    """Select the coefficients that differ from 0 by more than ``epsilon``.
 
     Args:
-        draws: of the coefficients, (..., num_coefficients); all leading axes are draws.
+        draws: draws of the coefficients, (..., num_coefficients); all leading axes are draws.
         epsilon: effect below which a coefficient is negligible, in its own units, > 0.
         max_fdr: largest Bayesian false-discovery rate of the selected set, in (0, 1).
 
@@ -54,7 +54,8 @@ def select_variables(draws: np.ndarray, epsilon: float, max_fdr: float = 0.05) -
     draws = draws.reshape(-1, draws.shape[-1])
     prob_null = (np.abs(draws) < epsilon).mean(0)
     order = np.argsort(prob_null, kind="stable")
-    # The mean of an increasing sequence increases: the last index within the limit is the largest.
+    # Running means of an increasing sequence increase, so the last one within the limit belongs to
+    # the largest set.
     running = np.cumsum(prob_null[order]) / np.arange(1, len(order) + 1)
     number = int(np.searchsorted(running, max_fdr, side="right"))
     selected = np.zeros(len(order), bool)

@@ -220,6 +220,15 @@ def num_start_evaluations(num_particles: int, target: Target) -> int:
     return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + num_judged * num_draws
 
 
+def num_start_rows(num_particles: int, target: Target) -> int:
+    """Gradient evaluations of one start, one after another."""
+    if target.proposal is not None:
+        return 0
+    num_draws = min(NUM_DRAWS, num_particles)
+    has_centrings = target.is_rewritten is not None
+    return NUM_ROUNDS * (EVALUATIONS_PER_ROUND + 1) + has_centrings + -(-num_particles // num_draws)
+
+
 def start_ensemble(
     rng_key: jax.Array, particles: jax.Array, target: Target
 ) -> tuple[jax.Array, jax.Array]:

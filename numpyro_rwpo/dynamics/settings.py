@@ -1,55 +1,94 @@
 """What is fixed before a run starts, resolved from the arguments of ``RWPO`` and the model."""
 
-import math
 from typing import NamedTuple
 
-from numpyro_rwpo.dynamics.adaptation import Candidates
-from numpyro_rwpo.dynamics.transport import MAX_TRANSPORT_STEPS
 from numpyro_rwpo.heads.registry import Head
 from numpyro_rwpo.support.sharding import Placement
 
-MAX_RANK = 16  # directions of a low-rank metric
-MAX_DENSE = 4  # dimensions a particle of a dense metric that the user insists on
+# Directions in which a low-rank metric differs from a diagonal one. Each needs eight particles,
+# whose covariance along it is then known to a third.
+MAX_RANK = 16
+PARTICLES_PER_DIRECTION = 8
+# Dimensions per particle of a dense metric that the user insists on; beyond, it is noise.
+MAX_DENSE = 4
+# Draws that one refresh provides, unless the ensemble alone is larger: NumPyro's users ask for a
+# thousand, and then no particle is drawn in two refreshes.
+DRAWS_PER_REFRESH = 1024
+# Successive states of one particle that are drawn next to each other: enough for ArviZ to see the
+# correlation of a chain that barely moves, few enough that large ensembles are drawn soon.
+MIN_STATES, MAX_STATES = 4, 32
+
+
+class Numbers(NamedTuple):
+    """Arguments that are numbers and may be traced.
+
+    Attributes:
+        target_accept_prob: acceptance probability at which the step size aims.
+        relative_prox_time: bandwidth of the attention, in units of each coordinate's variance.
+        preferred: number of the flow on trial that the kernel's last run chose, -1 for none. It is
+            kept unless another is eight times as good, so that a compiled loop is used again.
+    """
+
+    target_accept_prob: float
+    relative_prox_time: float
+    preferred: int = -1
 
 
 class Settings(NamedTuple):
-    """Static settings of one run, resolved from the constructor's arguments."""
+    """Static settings of one run, resolved from the constructor's arguments.
+
+    Attributes:
+        num_warmup: NumPyro's warm-up iterations: the most updates that warm-up makes.
+        num_particles: particles of an ensemble.
+        num_states: successive states of a particle that are drawn next to each other.
+        radius: half width of the uniform start, ``None`` where the user chose the start.
+        attention: fits the density of the particles during transport.
+        corrected: whether exact moves follow transport.
+        dense: whether the metric is dense.
+        rank: directions in which it is more than diagonal, where it is not dense.
+        flows: names of the flows on trial: ``"exact"``, ``"harmonic"``.
+        inverse_temperature: power of the posterior that is sampled.
+        placement: devices that share the particles.
+    """
 
     num_warmup: int
-    num_transport: int
+    num_particles: int
+    num_states: int
+    radius: float | None
     attention: Head
-    relative_prox_time: float
     corrected: bool
-    candidates: Candidates
-    target_accept_prob: float
+    dense: bool
+    rank: int
+    flows: tuple[str, ...]
     inverse_temperature: float
     placement: Placement
 
-
-def num_transport_iterations(num_warmup: int, corrected: bool) -> int:
-    """Warm-up iterations of start and transport: a quarter, at most 40; all if uncorrected."""
-    return min(MAX_TRANSPORT_STEPS, num_warmup // 4) if corrected else num_warmup
+    @property
+    def draws_per_refresh(self) -> int:
+        """Draws of a chain that one refresh provides."""
+        return self.num_particles * self.num_states
 
 
 def default_num_particles(dim: int, is_sequential: bool) -> int:
-    """Particles of an ensemble when the user gives no number: enough for its covariance.
+    """Particles of an ensemble when the user gives no number.
 
-    A power of two from 2 dim, at least 64 and at most 256: beyond that a draw costs the same and
-    warm-up more. Half of that, at most 64, where the gradient runs through a loop and every
-    particle has its price.
+    Twice the dimension, so that their covariance is known, but at most 128: beyond, a metric that
+    is diagonal but for a few directions serves, and warm-up would cost more than it brings. Half of
+    that where the gradient runs through a loop and every particle has its price.
     """
-    wanted = 2 ** math.ceil(math.log2(2 * dim))
-    return min(max(32, wanted // 2), 64) if is_sequential else min(max(64, wanted), 256)
+    wanted = 128 if 32 < dim <= 64 else 64
+    return wanted // 2 if is_sequential else wanted
 
 
-def make_candidates(
-    num_particles: int, dim: int, has_prior: bool, dense_mass: bool | str
-) -> Candidates:
-    """Metrics that warm-up may choose from.
+def num_states(num_particles: int) -> int:
+    """Successive states of a particle that are drawn next to each other."""
+    return min(max(DRAWS_PER_REFRESH // num_particles, MIN_STATES), MAX_STATES)
 
-    The exact flow of the prior needs a diagonal metric. A dense one needs at least two particles
-    a dimension, unless the user insists; with fewer it is diagonal but for a few directions, of
-    which each needs eight particles.
+
+def metric_form(num_particles: int, dim: int, dense_mass: bool | str) -> tuple[bool, int]:
+    """Whether the metric is dense, and its rank beyond a diagonal where it is not.
+
+    A dense one needs at least two particles a dimension, unless the user insists.
 
     Raises:
         ValueError: the user insists on a dense metric of more than four dimensions a particle.
@@ -62,7 +101,18 @@ def make_candidates(
             f"{-(-dim // MAX_DENSE)}."
         )
     dense = dense_mass is True or (dense_mass == "auto" and 2 * dim <= num_particles)
-    rank = 0 if dense or not dense_mass else min(MAX_RANK, num_particles // 8)
-    exact_flow = has_prior and dense_mass is not True
-    fisher = dense or rank > 0 or not exact_flow
-    return Candidates(dense=dense, rank=rank, fisher=fisher, exact_flow=exact_flow)
+    rank = 0 if dense or not dense_mass else min(MAX_RANK, num_particles // PARTICLES_PER_DIRECTION)
+    return dense, rank
+
+
+def flows_on_trial(
+    dense: bool, rank: int, has_prior: bool, dense_mass: bool | str
+) -> tuple[str, ...]:
+    """Flows of which warm-up keeps the cheapest a draw.
+
+    The exact flow of a Laplace prior needs a diagonal metric; the harmonic one is only worth its
+    rotation in a metric that knows correlations, or where there is no prior to follow.
+    """
+    exact = ("exact",) if has_prior and dense_mass is not True else ()
+    harmonic = ("harmonic",) if dense or rank or not exact else ()
+    return harmonic + exact

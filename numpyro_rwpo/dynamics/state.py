@@ -1,42 +1,108 @@
-"""The state of one ensemble as NumPyro carries it, and the one before the first iteration."""
+"""The state of one ensemble as NumPyro carries it."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import random
+import numpy as np
 
-from numpyro_rwpo.dynamics.adaptation import Adaptation, initial_adaptation
-from numpyro_rwpo.dynamics.ensemble import Ensemble, unevaluated
-from numpyro_rwpo.dynamics.hamiltonian import Refresh, no_refresh
-from numpyro_rwpo.dynamics.settings import Settings
-from numpyro_rwpo.dynamics.transport import Flow, initial_flow
+from numpyro_rwpo.dynamics.ensemble import Ensemble
+from numpyro_rwpo.dynamics.moves import HamiltonianMove
+from numpyro_rwpo.dynamics.transport import Progress
+from numpyro_rwpo.dynamics.trees import NUM_UPDATES, TreeMove, TreeWarmUp
+from numpyro_rwpo.dynamics.warmup import WarmUp
 from numpyro_rwpo.support.sharding import Placement
+
+# Variance of the chains' means over the variance within chains, above which they have not come to
+# the same distribution. Of 64 independent draws each it is 1/64 on average, and below 0.1 for all
+# of a thousand statistics of four chains; 0.2 makes R-hat 1.1.
+MAX_DISAGREEMENT = 0.2
+# Correlation from sweep to sweep above which a single chain is taken not to move.
+MAX_CORRELATION = 0.97
+
+
+class Buffer(NamedTuple):
+    """States that a refresh has made and that are drawn one after another.
+
+    Draw t since the refresh is state t mod S of particle t // S, with S the number of states, so
+    that what ArviZ sees as neighbors are successive states of one particle.
+
+    Attributes:
+        particles: (num_particles, S, dim).
+        potential: the whole potential, (num_particles, S).
+        accept_prob: mean acceptance probability since the state before, (num_particles, S).
+        diverging: whether a trajectory diverged since the state before, (num_particles, S).
+        energy: potential plus kinetic energy where the last trajectory ended, (num_particles, S).
+        num_steps: gradient evaluations since the state before, (num_particles, S).
+    """
+
+    particles: jax.Array
+    potential: jax.Array
+    accept_prob: jax.Array
+    diverging: jax.Array
+    energy: jax.Array
+    num_steps: jax.Array
+
+
+class WarmUpReport(NamedTuple):
+    """What warm-up did, for :func:`numpyro_rwpo.diagnose`.
+
+    Attributes:
+        progress: of the transport.
+        evidence: lower bounds of descent and plain start, (2,).
+        is_descent: whether the descent's placement was kept.
+        num_updates: sweeps of adaptation.
+        is_settled: whether adaptation ended because its estimates were steady.
+        num_gradients: gradient evaluations of the whole ensemble.
+        num_rows: gradient evaluations one after another.
+        correlation: of the slowest statistic from one sweep to the next.
+    """
+
+    progress: Progress
+    evidence: jax.Array
+    is_descent: jax.Array
+    num_updates: jax.Array
+    is_settled: jax.Array
+    num_gradients: jax.Array
+    num_rows: jax.Array
+    correlation: jax.Array
+
+
+class StepSize(NamedTuple):
+    """Where NUTS has its step size: ``adapt_state.step_size``.
+
+    Attributes:
+        step_size: leapfrog step size, whitened units.
+    """
+
+    step_size: jax.Array
 
 
 class RWPOState(NamedTuple):
     """State of one ensemble (with a leading chain axis when chains are vectorized).
 
+    The fields from ``z`` to ``energy``, and ``i``, ``mean_accept_prob`` and
+    ``adapt_state.step_size``, have the names that NUTS gives them; any of them may be among the
+    ``extra_fields`` of ``MCMC.run``.
+
     Attributes:
         iteration: NumPyro iteration, negative during warm-up, 0 at the first draw; never batched.
         z: the emitted particle, unconstrained, in the user's structure.
-        diverging: whether the emitted particle diverged since its last draw.
+        diverging: whether the emitted particle diverged since its state before.
         potential_energy: minus the log density at ``z``, up to a constant.
-        accept_prob: the emitted particle's mean acceptance probability in the Hamiltonian sweeps
-            since its last draw.
-        num_steps: gradient evaluations: of the emitted particle since its last draw when sampling,
-            of the whole ensemble in this iteration during warm-up. Their sum is the run's total,
-            but for particles refreshed last and not emitted before the run ended.
+        accept_prob: the emitted particle's mean acceptance probability since its state before.
+        num_steps: gradient evaluations of the emitted particle since its state before.
+        energy: `potential_energy` plus the kinetic energy where the particle's last trajectory
+            ended.
         num_gradients: gradient evaluations of the whole ensemble since the start, warm-up included.
         step_size: leapfrog step size, whitened units.
         rng_key: random key; each refresh folds its iteration into it.
-        centring: parametrisation of Laplace sites with latent scales, see
+        centring: parametrization of Laplace sites with latent scales, see
             :mod:`numpyro_rwpo.model.laplace_sites`.
         ensemble: the particles, evaluated.
-        flow: progress of the transport.
-        adaptation: estimates of warm-up, frozen after it.
-        refresh: what the last refresh did to each particle.
+        move: frozen tuning.
+        buffer: states to draw.
+        warm_up: what warm-up did.
     """
 
     iteration: jax.Array
@@ -45,96 +111,167 @@ class RWPOState(NamedTuple):
     potential_energy: jax.Array
     accept_prob: jax.Array
     num_steps: jax.Array
+    energy: jax.Array
     num_gradients: jax.Array
     step_size: jax.Array
     rng_key: jax.Array
     centring: jax.Array
     ensemble: Ensemble
-    flow: Flow
-    adaptation: Adaptation
-    refresh: Refresh
+    move: HamiltonianMove | TreeMove
+    buffer: Buffer
+    warm_up: WarmUpReport
+
+    @property
+    def i(self) -> jax.Array:
+        """NumPyro's count of iterations, 0 at the first draw, of each chain."""
+        return jnp.broadcast_to(self.iteration, jnp.shape(self.step_size))
+
+    @property
+    def mean_accept_prob(self) -> jax.Array:
+        """Mean acceptance probability of the last refresh, of each chain."""
+        return self.buffer.accept_prob.mean((-2, -1))
+
+    @property
+    def adapt_state(self) -> StepSize:
+        """The step size under the name that NUTS gives it."""
+        return StepSize(self.step_size)
+
+    def __getitem__(self, name: Any) -> Any:
+        """A field by its number; a name comes here where no field has it.
+
+        Raises:
+            ValueError: There is no such field.
+        """
+        if not isinstance(name, str):
+            return tuple.__getitem__(self, name)
+        known = ["diverging", "potential_energy", "accept_prob", "num_steps", "energy"]
+        known += ["num_gradients", "step_size", "adapt_state.step_size", "mean_accept_prob", "i"]
+        raise ValueError(
+            f"`extra_fields` names {name!r}, which the state of RWPO does not have; its fields are "
+            f"{known}."
+        )
+
+
+_AXES: Any = [None if field == "iteration" else 0 for field in RWPOState._fields]
+STATE_AXES = RWPOState(*_AXES)
 
 
 def placed_state(state: RWPOState, placement: Placement) -> RWPOState:
     """The state with its particles shared out, and a copy of all else on every device."""
     if placement.mesh is None:
         return state
-    refresh = state.refresh._replace(
-        accept_prob=placement.rows(state.refresh.accept_prob),
-        diverging=placement.rows(state.refresh.diverging),
-        num_steps=placement.whole(state.refresh.num_steps),
-    )
-    ensemble = placement.rows(state.ensemble)
-    return placement.whole(state)._replace(ensemble=ensemble, refresh=refresh)
+    ensemble, buffer = placement.rows((state.ensemble, state.buffer))
+    return placement.whole(state)._replace(ensemble=ensemble, buffer=buffer)
 
 
-_AXES: Any = [None if field == "iteration" else 0 for field in RWPOState._fields]
-STATE_AXES = RWPOState(*_AXES)
-BALL = 0.1  # standard deviation of the particles around a start that the user chose
+class Ready(NamedTuple):
+    """An ensemble that is ready to be drawn from.
 
-
-def initial_state(
-    rng_key: jax.Array,
-    start: jax.Array,
-    num_particles: int,
-    radius: float | None,
-    settings: Settings,
-) -> RWPOState:
-    """State before the first iteration: particle 0 at ``start`` (dim,), the others spread.
-
-    Without a ``radius`` they are spread in a ball around it, else within +- radius of the origin,
-    as NumPyro's ``init_to_uniform`` does.
+    Attributes:
+        ensemble: evaluated particles.
+        potential: the whole potential at them, (num_particles,).
+        centring: parametrization of Laplace sites with latent scales.
+        move: frozen tuning.
+        warm_up: what warm-up did.
     """
-    dtype = start.dtype
-    rng_key, key_spread = random.split(rng_key)
-    # Flat random numbers: XLA takes several times as long to compile those of two axes.
-    size = num_particles * start.size
-    if radius is None:
-        spread = BALL * random.normal(key_spread, (size,), dtype)
-    else:
-        spread = random.uniform(key_spread, (size,), dtype, -radius, radius)
-    spread = spread.reshape(num_particles, start.size)
-    particles = (spread if radius is not None else start + spread).at[0].set(start)
-    adaptation = initial_adaptation(particles, settings.candidates)
-    state = RWPOState(
-        iteration=jnp.array(-settings.num_warmup),
-        z=start,
-        # Of the start's own batching: NumPyro's buffers are shaped by the first state.
-        diverging=~jnp.isfinite(start).all(),
-        potential_energy=jnp.full((), jnp.inf, dtype),
-        accept_prob=jnp.ones((), dtype),
-        num_steps=jnp.zeros((), int),
-        num_gradients=jnp.zeros((), int),
-        step_size=jnp.exp(adaptation.log_step_mean[0]),
-        rng_key=rng_key,
-        centring=jnp.zeros(()),
-        ensemble=unevaluated(particles),
-        flow=initial_flow(dtype),
-        adaptation=adaptation,
-        refresh=no_refresh(particles),
+
+    ensemble: Ensemble
+    potential: jax.Array
+    centring: jax.Array
+    move: HamiltonianMove | TreeMove
+    warm_up: WarmUpReport
+
+
+def after_warm_up(warm: WarmUp, number: int) -> Ready:
+    """The ensemble after warm-up, with the move of the ``number``-th flow on trial."""
+    placement, adaptation = warm.placement, warm.adaptation
+    report = WarmUpReport(
+        progress=placement.placed.progress,
+        evidence=placement.evidence,
+        is_descent=placement.is_descent,
+        num_updates=adaptation.updates,
+        is_settled=adaptation.is_settled,
+        num_gradients=placement.num_gradients,
+        num_rows=placement.num_rows,
+        correlation=adaptation.correlation[..., number, :].max(-1),
     )
-    return placed_state(state, settings.placement)
+    centring = placement.placed.centring
+    return Ready(warm.ensemble, warm.potential, centring, warm.moves[number], report)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4), static_argnames="is_batch")
-def initial_states(rng_key: jax.Array, start: jax.Array, *static: Any, is_batch: bool) -> RWPOState:
-    """:func:`initial_state` of one ensemble or of a batch, as one compiled program."""
-
-    def initial(rng_key: jax.Array, start: jax.Array) -> RWPOState:
-        return initial_state(rng_key, start, *static)
-
-    return (jax.vmap(initial, out_axes=STATE_AXES) if is_batch else initial)(rng_key, start)
-
-
-@partial(jax.jit, static_argnames=("placement", "is_batch"))
-def placed_states(state: RWPOState, placement: Placement, is_batch: bool) -> RWPOState:
-    """:func:`placed_state` of one ensemble or of a batch, as one compiled program."""
-    place = partial(placed_state, placement=placement)
-    return (jax.vmap(place, (STATE_AXES,), STATE_AXES) if is_batch else place)(state)
+def after_trees(ready: Ready, trees: TreeWarmUp) -> Ready:
+    """The small ensemble of trees in the place of one that did not settle."""
+    report = ready.warm_up._replace(
+        num_updates=jnp.full_like(ready.warm_up.num_updates, NUM_UPDATES),
+        is_settled=jnp.ones_like(ready.warm_up.is_settled),
+        num_gradients=ready.warm_up.num_gradients + trees.num_gradients,
+        num_rows=ready.warm_up.num_rows + trees.num_rows,
+    )
+    return Ready(trees.ensemble, trees.potential, trees.centring, trees.move, report)
 
 
-@partial(jax.jit, static_argnames="is_batch")
-def split_keys(rng_key: jax.Array, is_batch: bool) -> tuple[jax.Array, jax.Array]:
-    """Two keys from one, or two batches of keys from one."""
-    keys = jax.vmap(random.split)(rng_key) if is_batch else random.split(rng_key)
-    return (keys[:, 0], keys[:, 1]) if is_batch else (keys[0], keys[1])
+def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states: int) -> RWPOState:
+    """State before NumPyro's first iteration.
+
+    Args:
+        rng_key: one key, for all refreshes.
+        ready: the ensemble after warm-up.
+        num_warmup: NumPyro's iterations before the first draw.
+        num_states: successive states of a particle that a refresh makes.
+    """
+    particles = ready.ensemble.particles
+    shape = (particles.shape[0], num_states)
+    dtype = particles.dtype
+    height = jnp.broadcast_to(ready.potential[:, None], shape)
+    buffer = Buffer(
+        jnp.broadcast_to(particles[:, None], (*shape, particles.shape[1])),
+        height,
+        jnp.ones(shape, dtype),
+        ~jnp.isfinite(height),
+        height,
+        jnp.zeros(shape, int),
+    )
+    return RWPOState(
+        iteration=jnp.array(-num_warmup),
+        z=particles[0],
+        # Of the ensemble's own batching: NumPyro's buffers are shaped by the first state.
+        diverging=~jnp.isfinite(particles[0]).all(),
+        potential_energy=ready.potential[0],
+        accept_prob=jnp.ones_like(ready.potential[0]),
+        num_steps=jnp.zeros_like(ready.warm_up.num_updates),
+        energy=ready.potential[0],
+        num_gradients=ready.warm_up.num_gradients,
+        step_size=ready.move.step_size,
+        rng_key=rng_key,
+        centring=ready.centring,
+        ensemble=ready.ensemble,
+        move=ready.move,
+        buffer=buffer,
+        warm_up=ready.warm_up,
+    )
+
+
+def agree(ready: Ready, is_rewritten: np.ndarray | None) -> bool:
+    """Whether the ensembles of all chains look like draws from one distribution.
+
+    Judged by R-hat of positions, their absolute deviations and the potential, each particle a draw.
+    A single chain is judged by the correlation that its particles keep from sweep to sweep.
+
+    Args:
+        ready: with a leading chain axis, not traced.
+        is_rewritten: coordinates that have another meaning at another centring, (dim,).
+    """
+    if not bool(np.all(ready.warm_up.is_settled)):
+        return False
+    particles = np.asarray(ready.ensemble.particles, np.float64)
+    if len(particles) == 1:
+        return float(ready.warm_up.correlation[0]) < MAX_CORRELATION
+    height = np.asarray(ready.potential, np.float64)[..., None]
+    if len(set(np.asarray(ready.centring).tolist())) > 1 and is_rewritten is not None:
+        particles, height = particles[..., ~is_rewritten], height[..., :0]
+    spread = np.abs(particles - np.median(particles, axis=(0, 1)))
+    values = np.concatenate([particles, spread, height], axis=2)
+    within = values.var(1, ddof=1).mean(0)
+    between = values.mean(1).var(0, ddof=1)
+    tiny = np.finfo(float).tiny
+    return bool(np.max(between / np.maximum(within, tiny), initial=0.0) < MAX_DISAGREEMENT)

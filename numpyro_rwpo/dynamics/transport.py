@@ -38,7 +38,7 @@ _OUTLIER = 10.0  # velocities are clipped at this multiple of the median speed
 _LONGEST_MOVE = 3.0  # of a particle in one step, in root-mean-square radii of the ensemble
 
 
-class Flow(NamedTuple):
+class Progress(NamedTuple):
     """Progress of the transport.
 
     Attributes:
@@ -53,16 +53,16 @@ class Flow(NamedTuple):
     steps: jax.Array
 
 
-def initial_flow(dtype: jnp.dtype) -> Flow:
-    """A flow that has not moved."""
+def initial_progress(dtype: jnp.dtype) -> Progress:
+    """A transport that has not moved."""
     zero = jnp.zeros((), int)
-    return Flow(jnp.full((), jnp.inf, dtype), zero, zero)
+    return Progress(jnp.full((), jnp.inf, dtype), zero, zero)
 
 
-def is_at_rest(flow: Flow, corrected: bool) -> jax.Array:
+def is_at_rest(progress: Progress, corrected: bool) -> jax.Array:
     """Whether the residual has stopped falling or, if ``corrected``, is small, scalar."""
-    is_small = (flow.residual < _SMALL_RESIDUAL) & corrected
-    return (flow.stalled >= _PATIENCE) | is_small
+    is_small = (progress.residual < _SMALL_RESIDUAL) & corrected
+    return (progress.stalled >= _PATIENCE) | is_small
 
 
 def _at_most(limit: jax.Array, norm: jax.Array) -> jax.Array:
@@ -72,18 +72,18 @@ def _at_most(limit: jax.Array, norm: jax.Array) -> jax.Array:
 
 def transport_step(
     ensemble: Ensemble,
-    flow: Flow,
+    progress: Progress,
     preconditioner: Preconditioner,
     target: Target,
     *,
     attention: Head,
     relative_time: float,
-) -> tuple[Ensemble, Flow]:
+) -> tuple[Ensemble, Progress]:
     """Move the ensemble one step along the flow.
 
     Args:
         ensemble: evaluated particles (num_particles, dim).
-        flow: progress so far.
+        progress: so far.
         preconditioner: the metric of this ensemble's moments.
         target: the posterior.
         attention: the attention head.
@@ -115,10 +115,10 @@ def transport_step(
     move = move * _at_most(longest, jnp.linalg.norm(move, axis=1, keepdims=True))
 
     residual = typical / math.sqrt(dim)
-    fell = residual < 0.98 * flow.residual
-    progress = Flow(
-        residual=jnp.minimum(flow.residual, residual),
-        stalled=jnp.where(fell, 0, flow.stalled + 1),
-        steps=flow.steps + 1,
+    fell = residual < 0.98 * progress.residual
+    progress = Progress(
+        residual=jnp.minimum(progress.residual, residual),
+        stalled=jnp.where(fell, 0, progress.stalled + 1),
+        steps=progress.steps + 1,
     )
     return ensemble._replace(particles=particles + to_position(factor, move)), progress

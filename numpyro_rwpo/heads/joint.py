@@ -58,7 +58,7 @@ class JointDensity(NamedTuple):
         ``attend`` says where the keys come from.
         """
         _, displacement = attend(x, self.particles, self.log_normalizer, self._scale)
-        return 0.5 * self.inverse_temperature * displacement / self.prox_time
+        return 0.5 * self.inverse_temperature * displacement / self.prox_time[None]
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """See :class:`~numpyro_rwpo.heads.density.ProximalDensity`."""

@@ -44,22 +44,47 @@ class LatentSites(NamedTuple):
     has_deterministic: bool
 
 
+_MAX_WORDS = 60  # Characters of an argument's `repr` in a message: enough to recognize it.
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
+
+
 def describe_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The model's arguments in words: arrays by dtype and shape, the rest as they are."""
+    """The model's arguments in words: arrays by dtype and shape, the rest as they are.
 
-    def describe(value: Any) -> str:
-        if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-            text = repr(value)
-            return text if len(text) <= 60 else f"{text[:57]}..."
-        text = f"array of {value.dtype}, shape {tuple(value.shape)}"
-        if not isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.inexact):
-            number = int((~np.isfinite(np.asarray(value))).sum())
-            text += f" with {number} values nan or infinite" if number else ""
-        return text
-
-    parts = [describe(value) for value in args]
-    parts += [f"{name}={describe(value)}" for name, value in kwargs.items()]
+    It never fails, whatever the arguments are: the words belong to another error's message, which
+    must not be lost.
+    """
+    parts = [_describe(value) for value in args]
+    parts += [f"{name}={_describe(value)}" for name, value in kwargs.items()]
     return ", ".join(parts) or "none"
+
+
+def _describe(value: Any) -> str:
+    kind = type(value).__name__
+    try:
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if dtype is None or not isinstance(shape, tuple):
+            return _shortened(repr(value))
+        kind = "array" if isinstance(value, _ARRAYS) else kind
+        text = f"{kind} of {_shortened(str(dtype))}, shape {shape}"
+    except Exception:  # Attributes and `repr` are code of the user's, which may raise anything.
+        return f"an object of class {kind}"
+    number = _num_not_finite(value)
+    return text + f" with {number} values nan or infinite" if number else text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_WORDS else f"{text[: _MAX_WORDS - 3]}..."
+
+
+def _num_not_finite(value: Any) -> int:
+    """How many numbers of an array are nan or infinite; 0 where that cannot be known."""
+    try:
+        if isinstance(value, jax.core.Tracer) or not jnp.issubdtype(value.dtype, jnp.inexact):
+            return 0
+        return int((~np.isfinite(np.asarray(value))).sum())
+    except Exception:  # NumPy does not know the dtypes of pandas, nor sparse matrices.
+        return 0
 
 
 def check_model(
@@ -101,22 +126,25 @@ def explained(
     if model is None:  # a potential function has no sites and no arguments to speak of
         yield
         return
-    called = f"The model's arguments were: {describe_arguments(args, kwargs)}."
+
+    def called() -> str:  # only where something failed: arguments may be large
+        return f"The model's arguments were: {describe_arguments(args, kwargs)}."
+
     try:
         yield
     except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(f"{_leak(model, args, kwargs)} {called}") from error
+        raise ValueError(f"{_leak(model, args, kwargs)} {called()}") from error
     except AssertionError as error:
         if "unique names" in str(error):
             change = "Give every site a name of its own, in a loop for instance f'x_{i}'."
         elif "size of plate" in str(error):
             change = "A plate over data needs at least one row; see that the data are not empty."
         else:
-            error.add_note(called)
+            error.add_note(called())
             raise
-        raise ValueError(f"The model cannot be run: {error}. {change} {called}") from error
+        raise ValueError(f"The model cannot be run: {error}. {change} {called()}") from error
     except Exception as error:
-        error.add_note(called)
+        error.add_note(called())
         raise
 
 

@@ -79,6 +79,13 @@ class ModelSource:
         self._is_idle = flat.size == 0
         self._split = split.without(split.names if self._is_idle else refused)
         self.has_prior = bool(self._split.names)
+        self.is_rewritten: np.ndarray | None = None
+        if self._split.rewritten:
+            masks = [
+                np.full(np.size(x), name in self._split.rewritten)
+                for name, x in sorted(self._prototype.items())
+            ]
+            self.is_rewritten = np.concatenate(masks)
         names = self._split.fixed, self._split.rewritten
         self.layout: Hashable = (layout(self._prototype), names)
 
@@ -154,11 +161,7 @@ class ModelSource:
         prior = flat_prior(split.site_priors(model_args, model_kwargs), self._prototype)
         if not split.rewritten:
             return self._differentiation.target(smooth, prior)
-        rewritten = {
-            name: np.full(np.shape(x), name in split.rewritten)
-            for name, x in self._prototype.items()
-        }
-        is_rewritten = ravel_pytree(rewritten)[0]
+        is_rewritten = jnp.asarray(self.is_rewritten)
         # What g leaves out of minus the log density: the centrings must differ by nothing else.
         log_normalizer = jnp.where(is_rewritten, prior.log_mass(), 0.0).sum()
 

@@ -78,6 +78,7 @@ class PotentialSource:
             )
         self._prior = prior_from_leaves(nonsmooth, self._prototype, registry)
         self.has_prior = self._prior is not None
+        self.is_rewritten: np.ndarray | None = None
         self.layout: Hashable = layout(self._prototype)
 
     def prepare(

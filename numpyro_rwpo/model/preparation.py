@@ -7,9 +7,11 @@ compiled so: for such a model the data are constants too, and the program is mad
 
 from collections.abc import Callable, Hashable
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.model.checks import no_valid_start
@@ -134,30 +136,71 @@ def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dic
     return jax.tree.unflatten(structure, leaves)
 
 
-class CompiledOnce(Generic[T]):
-    """``function(inputs, args, kwargs)``, compiled once for all data of the same shapes.
+# Programs that are kept at a time, of all kernels together. NumPyro keeps as many of its own loops,
+# and each of them keeps its kernel: without a limit, a process that runs many different data sets
+# would hold the programs of all of them, hundreds of memory maps each.
+MAX_PROGRAMS = 16
 
-    Calls name in ``constants`` what else the function depends on; others make another program.
+
+@lru_cache(maxsize=MAX_PROGRAMS)
+def _compiled(
+    function: Callable[..., T],
+    constants: Hashable,
+    layout: Layout,
+    shapes: Hashable,
+    options: tuple[tuple[str, Any], ...] | None,
+) -> Callable[[Any, list[Any]], T]:
+    """``function`` as a program of its own for these constants and shapes, freed when evicted."""
+
+    def program(inputs: Any, arrays: list[Any]) -> T:
+        return function(constants, inputs, *join_arrays(arrays, layout))
+
+    return jax.jit(program, compiler_options=None if options is None else dict(options))
+
+
+class CompiledOnce(Generic[T]):
+    """``function(constants, inputs, args, kwargs)``, compiled once for all data of the same shapes.
+
+    Where something is being traced already, the function becomes part of that program. Only the
+    ``MAX_PROGRAMS`` programs that were used last are kept.
 
     Args:
         function: traceable in ``inputs``, a pytree of arrays, and where the model allows it in
-            the arrays among ``args`` and ``kwargs``.
+            the arrays among ``args`` and ``kwargs``. What else it depends on is in ``constants``,
+            hashable; others make another program.
+        options: makes XLA's compiler options from constants and inputs; ``None`` means the usual.
     """
 
-    def __init__(self, function: Callable[[Any, tuple[Any, ...], dict[str, Any]], T]) -> None:
+    def __init__(
+        self,
+        function: Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], T],
+        options: Callable[[Any, Any], dict[str, Any] | None] = lambda constants, inputs: None,
+    ) -> None:
         self._function = function
-
-        def program(constants: Hashable, layout: Layout, inputs: Any, arrays: list[Any]) -> T:
-            return function(inputs, *join_arrays(arrays, layout))
-
-        self._program = jax.jit(program, static_argnums=(0, 1))
+        self._options = options
 
     def __call__(
         self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> T:
         """Run the program; what the function raises, it raises with the data as constants."""
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((inputs, args, kwargs))):
+            traced = jax.jit(lambda inputs: self._function(constants, inputs, args, kwargs))
+            return traced(inputs)
         arrays, layout = split_arrays(args, kwargs)
+        options = self._options(constants, inputs)
+        chosen = None if options is None else tuple(sorted(options.items()))
         try:
-            return self._program(constants, layout, inputs, arrays)
+            shapes = _shapes((inputs, arrays))
+            return _compiled(self._function, constants, layout, shapes, chosen)(inputs, arrays)
         except Exception:  # an error of the model's own comes again below
-            return jax.jit(lambda inputs: self._function(inputs, args, kwargs))(inputs)
+            fixed = jax.jit(
+                lambda inputs: self._function(constants, inputs, args, kwargs),
+                compiler_options=options,
+            )
+            return fixed(inputs)
+
+
+def _shapes(tree: Any) -> Hashable:
+    """Structure, shapes and types of a pytree of arrays and numbers."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)

@@ -25,10 +25,12 @@ class Source(Protocol):
 
     Attributes:
         has_prior: whether any coordinate has a Laplace prior with closed forms.
+        is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
         layout: of the latent values, and which of them are Laplace sites; hashable.
     """
 
     has_prior: bool
+    is_rewritten: np.ndarray | None
     layout: Hashable
 
     def prepare(

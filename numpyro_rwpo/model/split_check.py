@@ -75,6 +75,10 @@ def split_errors(
         for key, name in zip(keys, sorted(shapes), strict=True)
     }
     priors = split.site_priors(args, kwargs)
+    unknown = set(split.names) - set(priors)
+    if unknown:
+        known = split_errors(split.without(unknown), args, kwargs)
+        return {**known, **dict.fromkeys(unknown, jnp.asarray(jnp.inf))}
 
     def at(centring: Any) -> dict[str, jax.Array]:
         return _errors_at(split, priors, values, centring, args, kwargs)
@@ -187,7 +191,8 @@ def _gap(a: jax.Array, b: jax.Array, magnitude: jax.Array) -> jax.Array:
         return jnp.asarray(jnp.inf)
     a_finite, b_finite = jnp.isfinite(a), jnp.isfinite(b)
     gap = jnp.where(a_finite & b_finite, jnp.abs(a - b) / (1 + magnitude), jnp.inf)
-    return jnp.max(jnp.where(a_finite | b_finite, gap, 0.0), initial=0.0)
+    is_same = (a == b) | ~(a_finite | b_finite)
+    return jnp.max(jnp.where(is_same, 0.0, gap), initial=0.0)
 
 
 def concrete_split_errors(
@@ -203,7 +208,14 @@ def concrete_split_errors(
 
 def refused_sites(errors: Mapping[str, Any]) -> frozenset[str]:
     """Names of the sites whose errors, as :func:`split_errors` gives them, exceed rounding."""
-    return frozenset(name for name, x in errors.items() if not x <= np.sqrt(jnp.finfo(x.dtype).eps))
+    # In NumPy: where JAX is tracing something else, its comparisons would be traced, too.
+    # What depends on traced arguments cannot be judged.
+    values = {
+        name: np.asarray(error)
+        for name, error in errors.items()
+        if not isinstance(error, jax.core.Tracer)
+    }
+    return frozenset(name for name, x in values.items() if not x <= np.sqrt(np.finfo(x.dtype).eps))
 
 
 def checked_split(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.support.broadcasting import same_rank
 from numpyro_rwpo.support.sharding import ONE_PLACE, Placement
 
 
@@ -62,8 +63,8 @@ class Target(NamedTuple):
         """``beta g`` in this parametrisation: at centring 1 the rewritten sites are in f."""
         if self.full_prior is None or self.is_rewritten is None:
             return self.full_prior
-        is_split = ~(self.is_rewritten & (self.centring[..., None] > 0))
-        return self.full_prior.tempered(is_split)
+        rewritten, centered = same_rank(self.is_rewritten, self.centring[..., None] > 0)
+        return self.full_prior.tempered(~(rewritten & centered))
 
     def prior_potential(self, particles: jax.Array) -> jax.Array:
         """``beta g`` summed over coordinates, (..., dim) -> (...)."""
@@ -99,7 +100,7 @@ def pool_chains(target: Target, axis_name: str) -> Target:
             lax.dynamic_slice_in_dim(gradient, start, number),
         )
 
-    return target._replace(smooth=smooth)
+    return target._replace(smooth=smooth, placement=placement)
 
 
 def has_loop(bind: Callable[[], Target], dim: int, dtype: Any) -> bool:
@@ -153,4 +154,6 @@ def _batched(one: Callable[..., Any]) -> Callable[..., Any]:
         except NotImplementedError:
             return lax.map(lambda row: one(*row), rows)
 
-    return batch
+    # Jitted, so that a program that calls it in several places traces the model once.
+    jitted: Callable[..., Any] = jax.jit(batch)
+    return jitted

@@ -1,1 +1,1 @@
-"""Runs beyond one call of ``MCMC.run``: reading a finished one, saving it, resuming it."""
+"""Runs beyond one call of ``MCMC.run``: reading, saving and resuming them."""

@@ -37,19 +37,19 @@ def report(lasso_run: Any) -> Any:
 
 
 def test_a_sound_run(report: Any) -> None:
-    figures = report.figures
+    measured = report.measurements
     # Divergences, R-hat and ESS of so short a run may be what they are; nothing else may be found.
     assert about(report) <= {"R-hat", "ESS", "divergences", "k-hat"}, str(report)
-    assert [row["name"] for row in figures["coordinates"]] == [
+    assert [row.name for row in measured.coordinates] == [
         "intercept",
         "noise",
         "weights[0]",
         "weights[1]",
         "weights[2]",
     ]
-    assert figures["laplace_sites"]["weights"].startswith("known location and scale")
-    assert figures["passes"]["num_passes"] == 5
-    assert figures["settings"]["is_normalised"]
+    assert measured.laplace_sites["weights"].startswith("known location and scale")
+    assert measured.mixing.draws_per_particle == 32  # of five of the particles
+    assert measured.settings.is_normalized
 
 
 def test_a_report_prints_everywhere(report: Any) -> None:
@@ -68,14 +68,28 @@ def test_r_hat_and_ess_are_those_of_arviz(lasso_run: Any, report: Any) -> None:
 
     draws = lasso_run.mcmc.get_samples(group_by_chain=True)["weights"]
     data = az.convert_to_dataset({"weights": np.asarray(draws, np.float64)})
-    rows = report.figures["coordinates"][2:]
-    np.testing.assert_allclose([r["r_hat"] for r in rows], az.rhat(data)["weights"], rtol=1e-6)
-    np.testing.assert_allclose([r["ess_bulk"] for r in rows], az.ess(data)["weights"], rtol=1e-6)
+    rows = report.measurements.coordinates[2:]
+    np.testing.assert_allclose([r.r_hat for r in rows], az.rhat(data)["weights"], rtol=1e-6)
+    np.testing.assert_allclose([r.ess_bulk for r in rows], az.ess(data)["weights"], rtol=1e-6)
 
 
 def test_gradients_are_counted_with_the_warm_up(lasso_run: Any) -> None:
-    """The sum of the extra field over warm-up and draws, as the field's documentation says."""
-    np.testing.assert_array_equal(lasso_run.mcmc.last_state.num_gradients, lasso_run.num_gradients)
+    """Those of warm-up, and those of the one refresh that made all the draws.
+
+    The number of steps is the same for all draws of a chain: its trajectories have one length.
+    """
+    state = lasso_run.mcmc.last_state
+    num_steps = np.asarray(lasso_run.mcmc.get_extra_fields(group_by_chain=True)["num_steps"])
+    move, number = state.move, state.buffer.potential[0].size
+    assert number > num_steps.shape[1]
+    expected = np.asarray(move.num_steps * move.num_sweeps)
+    np.testing.assert_array_equal(num_steps, np.broadcast_to(expected[:, None], num_steps.shape))
+    in_warm_up = np.asarray(state.warm_up.num_gradients)
+    np.testing.assert_array_equal(state.num_gradients, in_warm_up + number * expected)
+    # Each update has a trajectory of at least one step for each particle, and so has transport.
+    least = state.warm_up.num_updates + state.warm_up.progress.steps
+    assert np.all(in_warm_up >= lasso_run.num_particles * np.asarray(least))
+    np.testing.assert_array_equal(lasso_run.warmed.last_state.num_gradients, in_warm_up)
 
 
 def test_a_pickled_run_has_the_same_report(lasso_run: Any, report: Any) -> None:
@@ -96,7 +110,7 @@ def test_every_chain_method(chain_method: str, num_chains: int) -> None:
         progress_bar=False,
     )
     report = diagnose(mcmc)
-    assert len(report.figures["chains"]) == num_chains
+    assert len(report.measurements.chains) == num_chains
     assert ("chains" in about(report)) == (num_chains == 1)
     assert str(report)
 
@@ -108,13 +122,14 @@ def latent_scale(y: Any) -> None:
 
 
 @pytest.mark.slow
-def test_evidence_does_not_depend_on_the_parametrisation() -> None:
-    """Standardised Laplace sites and the sites as written: constants and Jacobians must be right.
+def test_evidence_does_not_depend_on_the_parameterization() -> None:
+    """Standardized Laplace sites and the sites as written: constants and Jacobians must be right.
 
     Exact value by quadrature over tau and, inside, over each coefficient.
     """
     from numpyro_rwpo.diagnostics.evidence import estimate_evidence
     from numpyro_rwpo.diagnostics.posterior import posterior_of
+    from numpyro_rwpo.runs.mcmc import read_finished_run
 
     y = np.array([-0.3, 0.4, 1.0], np.float32)
     mcmc = run_mcmc(
@@ -127,8 +142,9 @@ def test_evidence_does_not_depend_on_the_parametrisation() -> None:
     inner = np.trapezoid(np.exp(log_prior)[None] * likelihood[:, None], beta, axis=2).prod(0)
     half_normal = np.sqrt(2 / np.pi) * np.exp(-0.5 * taus**2)
     exact = np.log(np.trapezoid(half_normal * inner, taus))
-    for centring, names in ((0, "beta_decentered[0]"), (1, "beta[0]")):
-        posterior = posterior_of(mcmc, centring=centring)
+    run = read_finished_run(mcmc)
+    for centering, names in ((0, "beta_decentered[0]"), (1, "beta[0]")):
+        posterior = posterior_of(run, centering=centering)
         assert posterior.names[0] == names
         evidence = estimate_evidence(
             jax.random.key(1),
@@ -138,7 +154,7 @@ def test_evidence_does_not_depend_on_the_parametrisation() -> None:
         )
         # 0.02: near tau = 0 the inner integral's grid is as coarse as the prior is narrow.
         limit = 4 * evidence.standard_error + 0.02
-        assert abs(evidence.log_evidence - exact) < limit, (centring, evidence, exact)
+        assert abs(evidence.log_evidence - exact) < limit, (centering, evidence, exact)
 
 
 @pytest.mark.slow
@@ -150,14 +166,14 @@ def test_a_potential_function() -> None:
         num_samples=160,
     )
     report = diagnose(mcmc)
-    figures = report.figures
-    assert [row["name"] for row in figures["coordinates"]] == ["x[0]", "x[1]"]
-    assert not figures["settings"]["is_normalised"]
+    measured = report.measurements
+    assert [row.name for row in measured.coordinates] == ["x[0]", "x[1]"]
+    assert not measured.settings.is_normalized
     assert "up to the constants" in str(report)
     # The integral of exp(-potential): 2 pi sqrt(det covariance), det = 1 * 2 - 0.9^2.
     exact = np.log(2 * np.pi) + 0.5 * np.log(2 - 0.81)
-    evidence = figures["evidence"]
-    assert abs(evidence["log_evidence"] - exact) < 4 * evidence["standard_error"] + 1e-3
+    evidence = measured.evidence
+    assert abs(evidence.log_evidence - exact) < 4 * evidence.standard_error + 1e-3
 
 
 def funnel() -> None:
@@ -170,10 +186,10 @@ def test_a_funnel_is_found_though_r_hat_is_good() -> None:
     """The case that R-hat and ESS pass: particles that hardly move from pass to pass."""
     mcmc = run_mcmc(RWPO(funnel), num_chains=4, num_warmup=200, num_samples=1000)
     report = diagnose(mcmc)
-    rows = report.figures["coordinates"]
-    assert max(row["r_hat"] for row in rows) < 1.01
-    assert min(row["ess_bulk"] for row in rows) > 2000
-    assert next(row["sd"] for row in rows if row["name"] == "v") < 2.8  # 3 is right
+    rows = report.measurements.coordinates
+    assert max(row.r_hat for row in rows) < 1.01
+    assert min(row.ess_bulk for row in rows) > 2000
+    assert next(row.sd for row in rows if row.name == "v") < 2.8  # 3 is right
     assert {"slow particles", "divergences"} <= about(report), str(report)
 
 

@@ -131,7 +131,7 @@ def test_a_missing_constant_shows():
 
 def coverage(draws: np.ndarray, num_particles: int):
     prior = laplace_prior(jnp.array([0.0, 0.0, 1.0]))
-    return ensemble_coverage(jax.random.key(0), draws, num_particles, log_density, prior)
+    return ensemble_coverage(jax.random.key(0), draws[:, -num_particles:], log_density, prior)
 
 
 def test_coverage_is_that_of_single_ensembles():

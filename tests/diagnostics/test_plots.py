@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from numpyro_rwpo import compare, plots
+from numpyro_rwpo import compare_runs, plots
+from numpyro_rwpo.diagnostics.plots.coefficients import _apart
 from numpyro_rwpo.diagnostics.selection import select_variables
 from numpyro_rwpo.heads.density import attention_weights
 from numpyro_rwpo.heads.joint import fit_joint
@@ -35,7 +36,7 @@ def drawn(axes: Any) -> None:
 def test_comparison() -> None:
     first = {"a": RNG.normal(size=(2, 100)), "b": RNG.normal(size=(2, 100, 3))}
     second = {"a": 2 + RNG.normal(size=(2, 100)), "b": RNG.normal(size=(2, 100, 3))}
-    axes = compare(first, second, labels=["one", "two"]).plot(num_coordinates=3)
+    axes = compare_runs(first, second, labels=["one", "two"]).plot(num_coordinates=3)
     drawn(axes)
     forest, density, ranks, pair = axes
     labels = [label.get_text() for label in forest.get_yticklabels()]
@@ -44,11 +45,11 @@ def test_comparison() -> None:
     assert density.get_xlabel() == pair.get_xlabel() == "a"
     assert len(ranks.lines) == 2 * 2 + 1  # chains of both, and the line at 1
     with pytest.raises(ValueError, match="`num_coordinates`"):
-        compare(first, second).plot(num_coordinates=0)
+        compare_runs(first, second).plot(num_coordinates=0)
 
 
 def test_comparison_of_a_single_coordinate() -> None:
-    drawn(compare({"a": RNG.normal(size=(2, 50))}, {"a": RNG.normal(size=(1, 50))}).plot())
+    drawn(compare_runs({"a": RNG.normal(size=(2, 50))}, {"a": RNG.normal(size=(1, 50))}).plot())
 
 
 @pytest.mark.parametrize("dim", [1, 2, 4])
@@ -119,7 +120,7 @@ def test_shrinkage_paths() -> None:
 
 def test_labels_are_apart_in_order_and_not_moved_without_need():
     heights = np.array([0.0, 5.0, 0.1, 0.05, 9.0])
-    moved = plots._apart(heights, 1.0)
+    moved = _apart(heights, 1.0)
     np.testing.assert_allclose(moved, [-0.95, 5.0, 1.05, 0.05, 9.0])
     assert np.diff(np.sort(moved)).min() > 1 - 1e-9
 

@@ -3,6 +3,7 @@ standards. Those of a prior are in tests/priors/test_contract_of_priors.py, whic
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,23 @@ from helpers import run_mcmc
 
 from numpyro_rwpo import RWPO, fit_joint, laplace_prior
 
-FOLDER = Path(__file__).parents[2] / "examples" / "developer"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "developer"
 MAX_LINES = {"normal_prior.py": 120, "gaussian_head.py": 60}
+
+
+def test_the_map_is_that_of_the_code() -> None:
+    """Every module is in the guide, with the first line of its docstring."""
+    program = runpy.run_path(str(ROOT / "docs" / "module_map.py"))
+    guide = program["GUIDE"].read_text()
+    listed = set(re.findall(r"^\| `([\w.]+)` \|", guide, flags=re.MULTILINE))
+    for path in (ROOT / "numpyro_rwpo").rglob("*.py"):
+        folder, *inner = path.relative_to(ROOT / "numpyro_rwpo").with_suffix("").parts
+        if inner and inner[-1] != "__init__":
+            assert ".".join(inner) in listed, f"{path} is missing in docs/developer-guide.md"
+    assert program["with_map"](guide) == guide, (
+        "run `python docs/module_map.py` and commit the guide"
+    )
 
 
 @pytest.fixture

@@ -51,11 +51,7 @@ def test_every_public_name_is_in_the_reference() -> None:
         re.findall(r"auto(?:class|function):: (?:numpyro_rwpo\.)?(\S+?)(?:\(\))?\n", reference)
     )
     public = {name for name in numpyro_rwpo.__all__ if not name.startswith("__")} - {"plots"}
-    pictures = {
-        f"diagnostics.plots.{name}"
-        for name, value in vars(plots).items()
-        if callable(value) and getattr(value, "__module__", "") == plots.__name__ and name[0] != "_"
-    }
+    pictures = {f"plots.{name}" for name in plots.__all__}
     learned = {f"flow.{name}" for name in flow.__all__}
     assert public | pictures | learned <= documented
 
@@ -67,7 +63,7 @@ def test_examples_keep_to_the_convention(path: Path) -> None:
     assert 'FAST = "--fast" in sys.argv' in text
     assert "diagnose(" in text
     assert text.endswith("plt.show()\n")
-    assert ("NUTS(" in text) == ("print(compare(" in text)
+    assert ("NUTS(" in text) == ("print(compare_runs(" in text)
 
 
 def test_version_is_the_same_everywhere() -> None:

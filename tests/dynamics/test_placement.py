@@ -3,13 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from jax import lax, random
 
+from numpyro_rwpo import RWPO
 from numpyro_rwpo.dynamics.ensemble import evaluate, gradient
 from numpyro_rwpo.dynamics.metric import ensemble_moments, fisher_preconditioner, without_outliers
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
-from numpyro_rwpo.dynamics.transport import initial_flow, transport_step
+from numpyro_rwpo.dynamics.transport import initial_progress, transport_step
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, find_head
 from numpyro_rwpo.model.target import Differentiation
 from numpyro_rwpo.priors.laplace import LaplacePrior
@@ -104,7 +107,7 @@ def flow(target, particles, steps, attention="copula", dense=True):
         return evaluate(ensemble.particles, target), progress
 
     run = jax.jit(
-        lambda x: lax.fori_loop(0, steps, body, (evaluate(x, target), initial_flow(x.dtype)))
+        lambda x: lax.fori_loop(0, steps, body, (evaluate(x, target), initial_progress(x.dtype)))
     )
     return run(particles)
 
@@ -147,3 +150,26 @@ def test_transport_is_deterministic_and_ignores_the_order_of_particles():
     np.testing.assert_array_equal(once, twice)
     reverse = flow(target, x[::-1], 3)[0].particles[::-1]
     np.testing.assert_allclose(once, reverse, atol=2e-3)
+
+
+def test_the_path_of_transport_leads_to_the_posterior():
+    """From the plain start to an ensemble near the posterior; the kernel is not changed."""
+    y, sd = np.array([3.0, -2.0], np.float32), 0.1
+
+    def model(y):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(x, sd).to_event(1), obs=y)
+
+    kernel = RWPO(model, num_particles=64)
+    path = np.asarray(kernel.transport_path(jax.random.key(0), y, num_steps=30))
+    assert path.shape == (31, 64, 2)
+    assert np.abs(path[0]).max() <= 2  # NumPyro's radius
+    mean, scale = y / (1 + sd**2), sd / np.sqrt(1 + sd**2)
+    assert np.abs(path[-1].mean(0) - mean).max() < 0.2 * scale
+    assert kernel.settings is None
+
+    def potential_fn(x):
+        return (x**2).sum()
+
+    with pytest.raises(ValueError, match="needs a model"):
+        RWPO(potential_fn=potential_fn).transport_path(jax.random.key(0))

@@ -34,7 +34,7 @@ def wide_normal(X: jax.Array, y: jax.Array) -> None:
     ],
 )
 def test_memory_of_a_step(case: Callable[[], Case], activations: int) -> None:
-    """Of any iteration, start included; compiled, not run.
+    """Of any iteration of NumPyro's loop; compiled, not run.
 
     Args:
         case: about ten thousand parameters.
@@ -43,7 +43,7 @@ def test_memory_of_a_step(case: Callable[[], Case], activations: int) -> None:
     model, data = case()[:2]
     arguments = ((), data)
     kernel = RWPO(model)
-    state = kernel.init(jax.random.key(0), 200, None, *arguments)
+    state = kernel.init(jax.random.key(0), 1, None, *arguments)
     num_particles, dim = state.ensemble.particles.shape
     assert dim == 9_997 if model is network else dim == DIM
     lowered = jax.jit(lambda state: kernel.sample(state, *arguments)).lower(state)
@@ -59,5 +59,5 @@ def test_memory_of_a_step(case: Callable[[], Case], activations: int) -> None:
 
 def test_dense_metric_of_too_many_parameters() -> None:
     kernel = RWPO(wide_lasso, dense_mass=True)
-    with pytest.raises(ValueError, match="got 10000 dimensions and 256 particles.* to 2500"):
+    with pytest.raises(ValueError, match="got 10000 dimensions and 64 particles.* to 2500"):
         kernel.init(jax.random.key(0), 200, None, (), wide_lasso_case().arguments)

@@ -20,7 +20,9 @@ from helpers import shrunken_means
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_rwpo
-from numpyro_rwpo import RWPO, load, run_in_pieces, save
+from numpyro_rwpo import RWPO, load_state, run_in_pieces, save_state
+from numpyro_rwpo.dynamics.factors import LowRank
+from numpyro_rwpo.dynamics.flows import ExactFlow
 from numpyro_rwpo.runs import checkpoint
 from numpyro_rwpo.support import archive
 
@@ -67,7 +69,7 @@ def warmed() -> MCMC:
 @pytest.fixture(scope="module")
 def saved(warmed: MCMC, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("saved") / "run.npz"
-    save(warmed, path)
+    save_state(warmed, path)
     return path
 
 
@@ -80,36 +82,49 @@ def test_state_comes_back(warmed: MCMC, as_state: bool, key: jax.Array, tmp_path
     mcmc = make_mcmc()
     keys = jax.random.split(key, 2)
     mcmc._last_state = warmed.post_warmup_state._replace(rng_key=keys)
-    save(mcmc.last_state if as_state else mcmc, tmp_path / "run")
-    assert_same(load(tmp_path / "run", mcmc), mcmc.last_state)
+    save_state(mcmc.last_state if as_state else mcmc, tmp_path / "run")
+    assert_same(load_state(tmp_path / "run", mcmc), mcmc.last_state)
 
 
 def test_old_style_keys_come_back(warmed: MCMC, tmp_path: Path) -> None:
     state = warmed.post_warmup_state
     state = state._replace(rng_key=jax.random.key_data(state.rng_key))
-    save(state, tmp_path / "run.npz")
-    assert_same(load(tmp_path / "run.npz"), state)
+    save_state(state, tmp_path / "run.npz")
+    assert_same(load_state(tmp_path / "run.npz"), state)
 
 
-@pytest.mark.parametrize("form", ["diagonal", "low rank", "dense"])
-def test_state_with_any_metric_comes_back(form: str, tmp_path: Path) -> None:
-    """Its factors are arrays or, with more coordinates than half the particles, named tuples."""
-    model_args = (DATA, SCALE) if form != "low rank" else (np.resize(DATA, 20), SCALE)
-    kernel = RWPO(
-        shrunken_means, num_particles=16, dense_mass="auto" if form != "diagonal" else False
-    )
+@pytest.mark.parametrize(
+    ("dense_mass", "nonsmooth", "dim", "form"),
+    [
+        (False, "auto", 3, "exact"),
+        (False, None, 3, "diagonal"),
+        ("auto", None, 20, "low rank"),  # more coordinates than half the particles
+        ("auto", None, 3, "dense"),
+    ],
+)
+def test_state_with_any_flow_comes_back(
+    dense_mass: bool | str, nonsmooth: str | None, dim: int, form: str, tmp_path: Path
+) -> None:
+    """Flows are named tuples of different fields, and their factors arrays or named tuples."""
+    kernel = RWPO(shrunken_means, num_particles=16, dense_mass=dense_mass, nonsmooth=nonsmooth)
+    model_args = (np.resize(DATA, dim), SCALE)
     state = kernel.init(jax.random.key(0), NUM_WARMUP, None, model_args, {})
-    candidates = kernel.settings.candidates
-    assert (candidates.dense, candidates.rank > 0) == (form == "dense", form == "low rank")
-    save(state, tmp_path / "run.npz")
-    assert_same(load(tmp_path / "run.npz"), state)
+    flow = state.move.flow
+    if form == "exact":
+        assert isinstance(flow, ExactFlow)
+    elif form == "low rank":
+        assert isinstance(flow.factor, LowRank)
+    else:
+        assert flow.factor.ndim == 1 + (form == "dense")
+    save_state(state, tmp_path / "run.npz")
+    assert_same(load_state(tmp_path / "run.npz"), state)
 
 
 def test_resumed_run_gives_the_same_draws(warmed: MCMC, saved: Path) -> None:
     warmed.run(warmed.post_warmup_state.rng_key, DATA, SCALE)
     expected = warmed.get_samples(group_by_chain=True)
     mcmc = make_mcmc()
-    mcmc.post_warmup_state = load(saved, mcmc)
+    mcmc.post_warmup_state = load_state(saved, mcmc)
     mcmc.run(mcmc.post_warmup_state.rng_key, DATA, SCALE)
     assert_same(mcmc.get_samples(group_by_chain=True), expected)
     assert_same(mcmc.last_state, warmed.last_state)
@@ -136,28 +151,28 @@ def pair_potential(values: Any) -> jax.Array:
 def test_draws_of_any_structure(values: Any, tmp_path: Path) -> None:
     kernel = RWPO(potential_fn=pair_potential, num_particles=8)
     state = kernel.init(jax.random.key(0), 4, values, (), {})
-    save(state, tmp_path / "run.npz")
-    assert_same(load(tmp_path / "run.npz", init_params=values), state)
+    save_state(state, tmp_path / "run.npz")
+    assert_same(load_state(tmp_path / "run.npz", init_params=values), state)
 
 
 def test_unknown_structure_needs_init_params(tmp_path: Path) -> None:
     values = Pair(np.zeros(2, np.float32), np.zeros(1, np.float32))
     kernel = RWPO(potential_fn=pair_potential, num_particles=8)
-    save(kernel.init(jax.random.key(0), 4, values, (), {}), tmp_path / "run.npz")
+    save_state(kernel.init(jax.random.key(0), 4, values, (), {}), tmp_path / "run.npz")
     with pytest.raises(ValueError, match=r"`init_params` must be values like those .*; got None"):
-        load(tmp_path / "run.npz")
+        load_state(tmp_path / "run.npz")
     with pytest.raises(ValueError, match="`init_params` must be values like those"):
-        load(tmp_path / "run.npz", init_params=values.first)
+        load_state(tmp_path / "run.npz", init_params=values.first)
 
 
 def test_double_precision(x64: None, tmp_path: Path) -> None:
     kernel = RWPO(shrunken_means, num_particles=8)
     state = kernel.init(jax.random.key(0), 4, None, (DATA.astype(float), SCALE), {})
     assert state.ensemble.particles.dtype == np.float64
-    save(state, tmp_path / "run.npz")
-    assert_same(load(tmp_path / "run.npz"), state)
+    save_state(state, tmp_path / "run.npz")
+    assert_same(load_state(tmp_path / "run.npz"), state)
     with jax.enable_x64(False), pytest.raises(ValueError, match="double precision, which is not"):
-        load(tmp_path / "run.npz")
+        load_state(tmp_path / "run.npz")
 
 
 # --------------------------------------------------------------------------------- errors
@@ -181,7 +196,7 @@ def test_double_precision(x64: None, tmp_path: Path) -> None:
 )
 def test_other_settings_are_refused(mcmc: Callable[[], MCMC], match: str, saved: Path) -> None:
     with pytest.raises(ValueError, match=match):
-        load(saved, mcmc())
+        load_state(saved, mcmc())
 
 
 def other_sites(data: Any, scale: Any) -> None:
@@ -195,24 +210,24 @@ def more_sites(data: Any, scale: Any) -> None:
 @pytest.mark.parametrize("model", [other_sites, more_sites])
 def test_another_model_is_refused(model: Callable[..., None], saved: Path) -> None:
     mcmc = make_mcmc(RWPO(model, num_particles=8, attention="marginal", dense_mass=False))
-    mcmc.post_warmup_state = load(saved, mcmc)
+    mcmc.post_warmup_state = load_state(saved, mcmc)
     with pytest.raises(ValueError, match=r"state .* must be of the same model.*'theta': \(3,\)"):
         mcmc.run(mcmc.post_warmup_state.rng_key, DATA, SCALE)
 
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="`run` must be a numpyro.infer.MCMC whose kernel is RWPO"):
-        save(MCMC(NUTS(shrunken_means), num_warmup=1, num_samples=1), tmp_path / "run.npz")
+        save_state(MCMC(NUTS(shrunken_means), num_warmup=1, num_samples=1), tmp_path / "run.npz")
     with pytest.raises(TypeError, match="got dict"):
-        save({}, tmp_path / "run.npz")
+        save_state({}, tmp_path / "run.npz")
     with pytest.raises(ValueError, match="`run` has no state yet"):
-        save(make_mcmc(), tmp_path / "run.npz")
+        save_state(make_mcmc(), tmp_path / "run.npz")
 
 
 def test_files_of_other_kinds_are_refused(saved: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.npz"
     with pytest.raises(FileNotFoundError):
-        load(path)
+        load_state(path)
     whole = saved.read_bytes()
     marker = tmp_path / "unpickled"
     payload = pickle.dumps(Unpickled(str(marker)))
@@ -222,14 +237,14 @@ def test_files_of_other_kinds_are_refused(saved: Path, tmp_path: Path) -> None:
     for content in contents:
         path.write_bytes(content)
         with pytest.raises(ValueError, match="must be a file written by numpyro_rwpo"):
-            load(path)
+            load_state(path)
     np.savez(path, header=np.array([Unpickled(str(marker))], object), allow_pickle=True)
     with pytest.raises(ValueError, match="must be a file written by numpyro_rwpo"):
-        load(path)
+        load_state(path)
     assert not marker.exists()
     np.savez(path, x=np.zeros(3))
     with pytest.raises(ValueError, match="must be a file written by numpyro_rwpo"):
-        load(path)
+        load_state(path)
 
 
 class Unpickled:
@@ -255,16 +270,16 @@ def test_versions(saved: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.npz"
     rewrite(saved, path, lambda parts: parts["header"].update(format=archive.FORMAT + 1))
     with pytest.raises(ValueError, match="has format 2 .* reads format 1"):
-        load(path)
+        load_state(path)
     rewrite(saved, path, lambda parts: parts["header"].update(version="0.0.1"))
     with pytest.warns(UserWarning, match=r"written by numpyro-rwpo 0\.0\.1"):
-        load(path)
+        load_state(path)
     rewrite(saved, path, lambda parts: parts["arrays"].pop("step_size"))
     with pytest.raises(ValueError, match="the field 'step_size' is missing"):
-        load(path)
+        load_state(path)
     rewrite(saved, path, lambda parts: parts["arrays"].update(extra=np.zeros(1, np.float32)))
     with pytest.raises(ValueError, match=r"the fields \['extra'\] are unknown"):
-        load(path)
+        load_state(path)
 
 
 # ------------------------------------------------------------------------------ full disks
@@ -282,17 +297,17 @@ def test_failed_write_keeps_the_old_file(
     where: str, warmed: MCMC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.npz"
-    save(warmed, path)
+    save_state(warmed, path)
     before = path.read_bytes()
     module = archive.np if where == "savez" else archive.os
     monkeypatch.setattr(module, where, fail(errno.ENOSPC))
     with pytest.raises(OSError, match=r"run.npz': the disk is full; the file .* is unchanged") as e:
-        save(warmed, path)
+        save_state(warmed, path)
     assert e.value.errno == errno.ENOSPC
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["run.npz"]
     with pytest.raises(OSError, match="the disk is full; no file was made"):
-        save(warmed, tmp_path / "other.npz")
+        save_state(warmed, tmp_path / "other.npz")
 
 
 def test_full_disk(warmed: MCMC, tmp_path: Path) -> None:
@@ -300,14 +315,14 @@ def test_full_disk(warmed: MCMC, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
     path = tmp_path / "run.npz"
-    save(warmed, path)
+    save_state(warmed, path)
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
         with pytest.raises(OSError, match="File too large; the file .* is unchanged"):
-            save(warmed, path)
+            save_state(warmed, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -317,7 +332,7 @@ def test_full_disk(warmed: MCMC, tmp_path: Path) -> None:
 
 def test_no_folder(warmed: MCMC, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file or directory; no file was made"):
-        save(warmed, tmp_path / "missing" / "run.npz")
+        save_state(warmed, tmp_path / "missing" / "run.npz")
 
 
 # ------------------------------------------------------------------------------- in pieces

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given
 from numpyro.infer import MCMC, init_to_median
 
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.diagnostics.findings import max_z
+from numpyro_rwpo.diagnostics.thresholds import max_z
 from tests.random_models import Regression, make_regression, regressions, stein_scores
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from numpyro.infer import MCMC, NUTS
 
 from numpyro_rwpo import RWPO, diagnose
 from numpyro_rwpo.diagnostics import convergence
-from numpyro_rwpo.diagnostics.findings import MAX_R_HAT, max_z
+from numpyro_rwpo.diagnostics.thresholds import MAX_R_HAT, max_z
 from tests.zoo.targets import TARGETS, ZooTarget
 
 FOLDER = Path(__file__).parent  # where `python -m tests.zoo --record` stores the rows
@@ -142,7 +142,7 @@ def run(name: str, sampler: str = "rwpo", seed: int = 0) -> tuple[Row, Any]:
     if report is None:
         findings = plain_findings(figures, divergences)
     else:
-        findings = sorted({finding.about for finding in report.findings})
+        findings = sorted({finding.about for finding in report.findings + report.remarks})
     row = Row(**figures, divergences=divergences, findings=findings, error="", seconds=seconds)
     return row, report
 

@@ -18,6 +18,11 @@ import numpyro.distributions as dist
 from jax.experimental.ode import odeint
 from numpyro.distributions import constraints
 
+from benchmarks.posteriors.everyday.geometry import (
+    banana_model,
+    funnel_model,
+    funnel_noncentered_model,
+)
 from tests.helpers import (
     Moments,
     log_laplace,
@@ -77,22 +82,14 @@ def flat_site(name: str, *shape: int) -> jax.Array:
 
 @target("funnel, centered, d = 10")
 def funnel_centered() -> ZooTarget:
-    def model() -> None:
-        v = numpyro.sample("v", dist.Normal(0.0, 3.0))
-        x = numpyro.sample("x", dist.Normal(0.0, jnp.exp(v / 2)).expand([9]).to_event(1))
-        numpyro.deterministic("standardized", x * jnp.exp(-v / 2))
-
-    return ZooTarget(model, (), {"v": scalar_moments(0.0, 9.0), "standardized": standard(9)})
+    truth = {"v": scalar_moments(0.0, 9.0), "standardized": standard(9)}
+    return ZooTarget(funnel_model, (), truth)
 
 
 @target("funnel, non-centered, d = 10")
 def funnel_noncentered() -> ZooTarget:
-    def model() -> None:
-        v = numpyro.sample("v", dist.Normal(0.0, 3.0))
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([9]).to_event(1))
-        numpyro.deterministic("x", z * jnp.exp(v / 2))
-
-    return ZooTarget(model, (), {"v": scalar_moments(0.0, 9.0), "z": standard(9)})
+    truth = {"v": scalar_moments(0.0, 9.0), "z": standard(9)}
+    return ZooTarget(funnel_noncentered_model, (), truth)
 
 
 @target("horseshoe, non-centered, d = 61")
@@ -139,16 +136,9 @@ def horseshoe() -> ZooTarget:
 
 
 def banana(pairs: int, sd: float) -> ZooTarget:
-    """Pairs with x ~ N(1, 1) and y ~ N(x^2, sd^2): Rosenbrock's function as minus a log density."""
-
-    def model() -> None:
-        x = numpyro.sample("x", dist.Normal(1.0, 1.0).expand([pairs]).to_event(1))
-        y = numpyro.sample("y", dist.Normal(x**2, sd).to_event(1))
-        numpyro.deterministic("across", (y - x**2) / sd)
-
     one = np.ones(pairs)
     truth = {"x": Moments(one, one), "y": Moments(2 * one, (6 + sd**2) * one)}
-    return ZooTarget(model, (), {**truth, "across": standard(pairs)})
+    return ZooTarget(banana_model, (pairs, sd), {**truth, "across": standard(pairs)})
 
 
 @target("banana, d = 2, sd 0.5")

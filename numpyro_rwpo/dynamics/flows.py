@@ -1,0 +1,153 @@
+r"""The flows between two kicks of a Hamiltonian move, and the leapfrog step made of both.
+
+With the potential U = f + g, f smooth and g the prior with closed forms, a leapfrog step is half a
+kick with the gradient of a residual potential r, the flow of :math:`|p|^2/2 + U - r` for one step
+size, and half a kick. Whatever the flow does well costs no energy error and no gradient of f. The
+step is reversible and preserves volume. There are two flows:
+
+- :class:`ExactFlow`, in a diagonal metric: r = f, and each coordinate follows g in closed form,
+  kinks included.
+- :class:`HarmonicFlow`, in a dense or low-rank metric: a rotation about the running mean m. The
+  normal density with mean m and covariance :math:`A A^T` stands for the posterior, except for g:
+  the flow's potential is :math:`|A^{-1}(x - m)|^2/2 + g(x) - \bar g(x)`, where :math:`\bar g` is
+  the quadratic whose gradient is closest to that of g under the normal density, and r = U minus
+  that. On a normal posterior r is constant, and near one a step can be a quarter turn. With g,
+  which has no closed form there, the flow takes a few substeps of rotations and kicks with g, on
+  which no gradient of f is spent.
+
+References: Shahbaba, Lan, Johnson and Neal (2014), split HMC; Pakman and Paninski (2014), exact
+HMC for piecewise potentials; Tuckerman, Berne and Martyna (1992), substeps for the cheap force.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from numpyro_rwpo.dynamics.ensemble import Ensemble
+from numpyro_rwpo.dynamics.factors import (
+    Factor,
+    squared,
+    times_squared,
+    to_position,
+    to_whitened,
+    to_whitened_gradient,
+)
+from numpyro_rwpo.model.target import Target
+
+# With eight substeps the energy error of the cheap force is below that of the kicks on every
+# benchmark problem at an acceptance probability of 0.8.
+NUM_SUBSTEPS = 8
+
+
+class Phase(NamedTuple):
+    """Position and momentum on the way.
+
+    Attributes:
+        ensemble: evaluated particles.
+        whitened: positions in the coordinates of the flow, (num_particles, dim).
+        momentum: whitened, (num_particles, dim).
+        force: whitened gradient of the residual potential, (num_particles, dim).
+    """
+
+    ensemble: Ensemble
+    whitened: jax.Array
+    momentum: jax.Array
+    force: jax.Array
+
+
+class ExactFlow(NamedTuple):
+    """The prior's exact flow in a diagonal metric; straight lines where there is no prior.
+
+    Attributes:
+        scale: standard deviations, (dim,).
+    """
+
+    scale: jax.Array
+
+    def phase(self, ensemble: Ensemble, momentum: jax.Array) -> Phase:
+        """The phase of evaluated particles with whitened momenta."""
+        return Phase(
+            ensemble, ensemble.particles / self.scale, momentum, ensemble.gradient * self.scale
+        )
+
+    def drift(
+        self, phase: Phase, momentum: jax.Array, step_size: jax.Array, target: Target
+    ) -> tuple[jax.Array, jax.Array]:
+        """Positions and whitened momenta, (num_particles, dim), one step later."""
+        if target.prior is None:
+            return self.scale * (phase.whitened + step_size * momentum), momentum
+        whitened, momentum = target.prior.scaled(self.scale).hamiltonian_flow(
+            phase.whitened, momentum, step_size
+        )
+        return self.scale * whitened, momentum
+
+
+class HarmonicFlow(NamedTuple):
+    """Rotation about the mean of a normal density, with substeps for the prior.
+
+    Attributes:
+        mean: m, (dim,).
+        factor: A.
+        inverse: the inverse of A, in the same form.
+        prior_slope: slope of the prior's quadratic at the mean, (dim,); 0 without a prior.
+        prior_curvature: its curvature, (dim,).
+    """
+
+    mean: jax.Array
+    factor: Factor
+    inverse: Factor
+    prior_slope: jax.Array
+    prior_curvature: jax.Array
+
+    def phase(self, ensemble: Ensemble, momentum: jax.Array) -> Phase:
+        """The phase of evaluated particles with whitened momenta."""
+        deviation = ensemble.particles - self.mean
+        whitened = to_whitened(self.inverse, deviation)
+        gradient = ensemble.gradient + self.prior_slope + self.prior_curvature * deviation
+        force = to_whitened_gradient(self.factor, gradient) - whitened
+        return Phase(ensemble, whitened, momentum, force)
+
+    def drift(
+        self, phase: Phase, momentum: jax.Array, step_size: jax.Array, target: Target
+    ) -> tuple[jax.Array, jax.Array]:
+        """Positions and whitened momenta, (num_particles, dim), one step later."""
+        prior = target.prior
+        if prior is None:
+            whitened, momentum = _rotate(phase.whitened, momentum, step_size)
+            return self.mean + to_position(self.factor, whitened), momentum
+        covariance = squared(self.factor)
+        substep = step_size / NUM_SUBSTEPS
+
+        def one_substep(
+            _: jax.Array, carry: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            deviation, velocity = _rotate(*carry, substep / 2)
+            kick = prior.subgradient(self.mean + deviation)
+            kick = kick - self.prior_slope - self.prior_curvature * deviation
+            velocity = velocity - substep * times_squared(covariance, kick)
+            return _rotate(deviation, velocity, substep / 2)
+
+        start = phase.ensemble.particles - self.mean, to_position(self.factor, momentum)
+        deviation, velocity = lax.fori_loop(0, NUM_SUBSTEPS, one_substep, start)
+        return self.mean + deviation, to_whitened(self.inverse, velocity)
+
+
+Flow = ExactFlow | HarmonicFlow
+
+
+def _rotate(
+    position: jax.Array, velocity: jax.Array, angle: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return cos * position + sin * velocity, cos * velocity - sin * position
+
+
+def leapfrog(flow: Flow, phase: Phase, step_size: jax.Array, target: Target) -> Phase:
+    """One step of kick, flow, kick; ``step_size`` (num_particles, 1), whitened units."""
+    momentum = phase.momentum - step_size / 2 * phase.force
+    particles, momentum = flow.drift(phase, momentum, step_size, target)
+    ensemble = Ensemble(particles, *target.value_and_grad(particles))
+    after = flow.phase(ensemble, momentum)
+    return after._replace(momentum=momentum - step_size / 2 * after.force)

@@ -1,0 +1,277 @@
+r"""Warm-up of one ensemble: place it, then adapt the moves until they are steady.
+
+It runs as a program of its own before NumPyro's loop, on all chains at once. Two placements of the
+whole ensemble are tried, transported, and compared by their evidence lower bound
+:math:`-\mathrm{E}\,U + H`, with H the entropy of a normal density with the ensemble's moments:
+
+- *descent*: draws of the best normal approximations along quasi-Newton paths. It brings
+  badly scaled posteriors, on which transport from afar would stall, into range.
+- *plain*: NumPyro's own start, uniform around the origin. Where the posterior has a funnel, a
+  descent ends in its neck, and all particles would have to climb out of it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+
+from numpyro_rwpo.dynamics.adaptation import (
+    Adaptation,
+    adapt,
+    initial_adaptation,
+    is_finished,
+    learn_moments,
+    make_move,
+)
+from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
+from numpyro_rwpo.dynamics.moves import HamiltonianMove
+from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, num_start_rows, start_ensemble
+from numpyro_rwpo.dynamics.settings import Numbers, Settings
+from numpyro_rwpo.dynamics.transport import (
+    MAX_TRANSPORT_STEPS,
+    Progress,
+    initial_progress,
+    is_at_rest,
+    transport_step,
+)
+from numpyro_rwpo.model.target import Target
+
+# Standard deviation of the particles around a start that the user chose, unconstrained units: the
+# ensemble needs some extent, and the start is to be kept.
+BALL = 0.1
+
+
+class Placed(NamedTuple):
+    """An ensemble after transport.
+
+    Attributes:
+        ensemble: evaluated particles.
+        centring: parametrization of Laplace sites with latent scales.
+        progress: of the transport.
+        adaptation: holds the moments.
+    """
+
+    ensemble: Ensemble
+    centring: jax.Array
+    progress: Progress
+    adaptation: Adaptation
+
+
+class Placement(NamedTuple):
+    """The placement that was kept, and what it cost.
+
+    Attributes:
+        placed: the ensemble.
+        evidence: lower bounds of descent and plain start, (2,).
+        is_descent: whether the descent's was kept, scalar.
+        num_gradients: gradient evaluations of the whole ensemble, scalar.
+        num_rows: gradient evaluations one after another, scalar.
+    """
+
+    placed: Placed
+    evidence: jax.Array
+    is_descent: jax.Array
+    num_gradients: jax.Array
+    num_rows: jax.Array
+
+
+class WarmUp(NamedTuple):
+    """An ensemble after warm-up.
+
+    Attributes:
+        ensemble: evaluated particles.
+        potential: the whole potential at them, (num_particles,).
+        adaptation: what was learned.
+        moves: one for each flow on trial.
+        placement: where the ensemble came from; its costs are those of all of warm-up.
+    """
+
+    ensemble: Ensemble
+    potential: jax.Array
+    adaptation: Adaptation
+    moves: tuple[HamiltonianMove, ...]
+    placement: Placement
+
+
+def spread(rng_key: jax.Array, start: jax.Array, settings: Settings) -> jax.Array:
+    """Particles (num_particles, dim): the first at ``start`` (dim,), the others around.
+
+    Without a radius they are spread in a ball around it, else within +- radius of the origin, as
+    NumPyro's ``init_to_uniform`` does.
+    """
+    # Flat random numbers: XLA takes several times as long to compile those of two axes.
+    shape, size = (settings.num_particles, start.size), settings.num_particles * start.size
+    radius = settings.radius
+    if radius is None:
+        particles = start + BALL * random.normal(rng_key, (size,), start.dtype).reshape(shape)
+    else:
+        particles = random.uniform(rng_key, (size,), start.dtype, -radius, radius).reshape(shape)
+    return particles.at[0].set(start)
+
+
+def _placed(particles: jax.Array, target: Target, settings: Settings) -> Placed:
+    """Evaluated particles before transport."""
+    dim, dtype = particles.shape[1], particles.dtype
+    ensemble = evaluate(particles, target)
+    adaptation = learn_moments(initial_adaptation(dim, dtype, settings), ensemble, target)
+    return Placed(ensemble, target.centring, initial_progress(dtype), adaptation)
+
+
+def _transported(placed: Placed, target: Target, settings: Settings, numbers: Numbers) -> Placed:
+    """The ensemble one step of transport later."""
+    ensemble, progress = transport_step(
+        placed.ensemble,
+        placed.progress,
+        placed.adaptation.preconditioner,
+        target,
+        attention=settings.attention,
+        relative_time=numbers.relative_prox_time,
+    )
+    # A particle whose new position overflowed stays where it was.
+    moved, old = ensemble.particles, placed.ensemble.particles
+    moved = jnp.where(jnp.isfinite(moved).all(1, keepdims=True), moved, old)
+    ensemble = evaluate(moved, target)
+    adaptation = learn_moments(placed.adaptation, ensemble, target)
+    return Placed(ensemble, placed.centring, progress, adaptation)
+
+
+def _transport(
+    particles: jax.Array,
+    centring: jax.Array,
+    target: Target,
+    settings: Settings,
+    numbers: Numbers,
+    most: int,
+) -> Placed:
+    """Evaluate particles and let them flow until they are at rest, at most ``most`` steps."""
+    target = target._replace(centring=centring)
+    return lax.while_loop(
+        lambda p: (p.progress.steps < most) & ~is_at_rest(p.progress, settings.corrected),
+        lambda p: _transported(p, target, settings, numbers),
+        _placed(particles, target, settings),
+    )
+
+
+def transport_path(
+    rng_key: jax.Array,
+    start: jax.Array,
+    target: Target,
+    settings: Settings,
+    numbers: Numbers,
+    num_steps: int,
+) -> jax.Array:
+    """Where the particles of an ensemble are before each step of transport and after the last.
+
+    Once the flow is at rest they stay where they are, as they do in warm-up.
+
+    Returns:
+        Positions, (num_steps + 1, num_particles, dim).
+    """
+    first = _placed(spread(rng_key, start, settings), target, settings)
+
+    def step(placed: Placed, _: None) -> tuple[Placed, jax.Array]:
+        after = _transported(placed, target, settings, numbers)
+        at_rest = is_at_rest(placed.progress, settings.corrected)
+        placed = jax.tree.map(lambda old, new: jnp.where(at_rest, old, new), placed, after)
+        return placed, placed.ensemble.particles
+
+    _, path = lax.scan(step, first, length=num_steps)
+    return jnp.concatenate([first.ensemble.particles[None], path])
+
+
+def _evidence(placed: Placed, target: Target) -> jax.Array:
+    """The evidence lower bound of the normal density with the ensemble's moments, scalar."""
+    covariance = placed.adaptation.moments.covariance
+    if covariance.ndim == 2:
+        sign, log_det = jnp.linalg.slogdet(covariance)
+        log_det = jnp.where(sign > 0, log_det, -jnp.inf)
+    else:
+        log_det = jnp.log(covariance).sum()
+    # The median stands for the mean: a single particle on a wall must not decide.
+    height = jnp.median(potential(placed.ensemble, target._replace(centring=placed.centring)))
+    bound = log_det / 2 - height
+    return jnp.where(jnp.isfinite(bound), bound, -jnp.inf)
+
+
+def place(
+    rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
+) -> Placement:
+    """The better of the two placements."""
+    key_spread, key_start = random.split(rng_key)
+    plain = spread(key_spread, start, settings)
+    num_particles = settings.num_particles
+    most = max(settings.num_warmup - 1, 0)  # the first iteration is the placement itself
+    if settings.corrected:
+        most = min(most, MAX_TRANSPORT_STEPS)
+    if target.proposal is not None:
+        # Attention of one mode would carry particles out of several.
+        most = 0 if settings.corrected else most
+        draws = target.placement.rows(target.proposal.sample(key_start, num_particles))
+        placed = _transport(draws, target.centring, target, settings, numbers, most)
+        rows = 1 + placed.progress.steps
+        none = jnp.full(2, jnp.nan, start.dtype)
+        return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows)
+    descent, centring = start_ensemble(key_start, plain, target)
+
+    def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
+        return _transport(start[0], start[1], target, settings, numbers, most)
+
+    # One after the other: side by side they would both take as many steps as the slower one.
+    starts = jnp.stack([descent, plain]), jnp.stack([centring, jnp.zeros_like(centring)])
+    both = lax.map(transported, starts)
+    evidence = jax.vmap(lambda p: _evidence(p, target))(both)
+    best = jnp.argmax(evidence)
+    steps = both.progress.steps
+    num_start = num_start_evaluations(num_particles, target)
+    return Placement(
+        placed=jax.tree.map(lambda x: x[best], both),
+        evidence=evidence,
+        is_descent=best == 0,
+        num_gradients=num_start + num_particles * (steps + 1).sum(),
+        num_rows=num_start_rows(num_particles, target) + (steps + 1).sum(),
+    )
+
+
+def warm_up(
+    rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
+) -> WarmUp:
+    """Place an ensemble and adapt its moves.
+
+    Args:
+        rng_key: one key.
+        start: a position with finite potential, (dim,).
+        target: the posterior.
+        settings: of the run.
+        numbers: target acceptance probability and bandwidth.
+    """
+    key_place, key_adapt = random.split(rng_key)
+    placement = place(key_place, start, target, settings, numbers)
+    target = target._replace(centring=placement.placed.centring)
+    ensemble, adaptation = placement.placed.ensemble, placement.placed.adaptation
+    if settings.corrected:
+
+        def update(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
+            key = random.fold_in(key_adapt, carry[1].updates)
+            aim, preferred = numbers.target_accept_prob, numbers.preferred
+            return adapt(key, *carry, target, settings, aim, preferred)
+
+        ensemble, adaptation = lax.while_loop(
+            lambda carry: ~is_finished(carry[1], settings),
+            update,
+            (ensemble, adaptation),
+        )
+    num_steps = adaptation.num_steps
+    return WarmUp(
+        ensemble=ensemble,
+        potential=potential(ensemble, target),
+        adaptation=adaptation,
+        moves=tuple(
+            make_move(name, number, adaptation, target)
+            for number, name in enumerate(settings.flows)
+        ),
+        placement=placement._replace(
+            num_gradients=placement.num_gradients + settings.num_particles * num_steps,
+            num_rows=placement.num_rows + num_steps,
+        ),
+    )
