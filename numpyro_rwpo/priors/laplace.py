@@ -71,15 +71,7 @@ class LaplacePrior(NamedTuple):
     def rise(self, start: ArrayLike, step: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Increase of :meth:`potential` from ``start`` to ``start + step``, and the slope there.
 
-        Without the cancellation of a difference: on one side of the kink it is the step times a
-        rate, however far the kink is.
-
-        Args:
-            start: Points, (..., dim); a step from the kink itself is exact.
-            step: Steps, position units, (..., dim).
-
-        Returns:
-            Increases and slopes, (..., dim).
+        On one side of the kink it is the step times a rate, however far the kink is.
         """
         start, step, location, rate_left, rate_right = same_rank(start, step, *self)
         distance = start - location
@@ -144,14 +136,8 @@ class LaplacePrior(NamedTuple):
     def smoothed(self, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """The Moreau envelope of a step of one squared scale, and its slope.
 
-        The step is one over the square of the larger rate: the kink is rounded off over about the
-        width of the prior.
-
-        Args:
-            x: Points, (..., dim).
-
-        Returns:
-            Values and slopes, (..., dim).
+        That is one over the square of the larger rate: the kink is rounded off over about the width
+        of the prior.
         """
         rate = jnp.maximum(self.rate_left, self.rate_right)
         step_size = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0) ** 2, 1.0)
@@ -290,9 +276,6 @@ class LaplacePrior(NamedTuple):
 
         Returns:
             Positions and momenta after ``time``.
-
-        References:
-            Pakman and Paninski (2013), arXiv:1311.2166, on exact flows of piecewise potentials.
         """
         x, p, time, location, rate_left, rate_right = same_rank(x, p, time, *self)
         distance, direction = x - location, jnp.where(time < 0, -1, 1)
@@ -313,13 +296,7 @@ class LaplacePrior(NamedTuple):
         )
         far_span = _ratio_or_inf(2 * speed, far_rate)
         near_span = _ratio_or_inf(2 * speed, near_rate)
-        period = jnp.minimum(far_span + near_span, np.finfo(speed.dtype).max)
-        phase = jnp.maximum(duration - crossing, 0)
-        # The bounds preserve the energy where rounding has lost the phase altogether. The second
-        # one also does so where the rounding error of a long arc exceeds the length of a short one.
-        phase = jnp.maximum(phase - jnp.floor(phase / period) * period, 0)
-        is_far = phase < far_span
-        phase = jnp.where(is_far, phase, jnp.minimum(phase - far_span, near_span))
+        phase, is_far = _last_arc(jnp.maximum(duration - crossing, 0), far_span, near_span)
         rate = jnp.where(is_far, far_rate, near_rate)
         wave_side = jnp.where(is_far, -side, side)
 
@@ -358,6 +335,18 @@ class LaplacePrior(NamedTuple):
         z, shift = (x - prior.location) / scale, (x - y) / scale
         log_prob, log_cdf, log_survival = log_distribution(z, shift, offset, left, right)
         return log_prob - jnp.log(scale), log_cdf, log_survival
+
+
+def _last_arc(
+    time: jax.Array, first_span: jax.Array, second_span: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Time since the last change of arc, where two arcs take turns, and whether it is the first."""
+    period = jnp.minimum(first_span + second_span, np.finfo(time.dtype).max)
+    # The bounds preserve the energy where rounding has lost the phase altogether. The second one
+    # also does so where the rounding error of a long arc exceeds the length of a short one.
+    phase = jnp.maximum(time - jnp.floor(time / period) * period, 0)
+    is_first = phase < first_span
+    return jnp.where(is_first, phase, jnp.minimum(phase - first_span, second_span)), is_first
 
 
 def _ratio_or_inf(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
