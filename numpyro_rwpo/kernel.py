@@ -13,7 +13,6 @@ All but the last happen in :meth:`RWPO.init`, as programs of their own
 (:mod:`numpyro_rwpo.dynamics.warmup`): NumPyro's loop compiles no more than it runs.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -346,14 +345,16 @@ class RWPO(MCMCKernel):
         if self._model is None:
             raise ValueError("`transport_path` needs a model; this kernel has a `potential_fn`.")
         check_rng_key(rng_key)
-        kernel = copy.copy(self)
-        kernel._programs = kernel._make_programs()
+        source = self._source
         key_start, key_spread = random.split(rng_key)
-        start = kernel._find_start(key_start[None], None, args, kwargs).start
-        radius = start_radius(self._init_strategy, None)
-        settings = kernel._resolve(start, num_steps, radius, args, kwargs)
+        try:
+            start = self._find_start(key_start[None], None, args, kwargs).start
+            radius = start_radius(self._init_strategy, None)
+            settings = self._resolve(start, num_steps, radius, args, kwargs)
+            target = self._bind(args, kwargs, start.dtype).target
+        finally:
+            self._source = source
         numbers = Numbers(self._target_accept_prob, self._relative_prox_time)
-        target = kernel._bind(args, kwargs, start.dtype).target
         follow = partial(transport_path, settings=settings, numbers=numbers, num_steps=num_steps)
         return jax.jit(lambda key, start: follow(key, start, target))(key_spread, start[0])
 

@@ -237,13 +237,15 @@ class LaplaceSplit(NamedTuple):
     def site_priors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Prior]:
         """Priors of all split sites for these model arguments, base sites at centring 0.
 
-        Their parameters are in the sites' shapes.
+        Their parameters are in the sites' shapes. A site whose distribution is of no registered
+        kind has none.
         """
         trace = trace_model(self.model(), args, kwargs)
         sites = {name: trace[name] for name in self.names}
         return {
             name: site_prior(site["fn"], self.registry, site_shape(site))
             for name, site in sites.items()
+            if find_kind(site["fn"], self.registry) is not None
         }
 
     def unconstrained_shapes(

@@ -75,6 +75,10 @@ def split_errors(
         for key, name in zip(keys, sorted(shapes), strict=True)
     }
     priors = split.site_priors(args, kwargs)
+    unknown = set(split.names) - set(priors)
+    if unknown:
+        known = split_errors(split.without(unknown), args, kwargs)
+        return {**known, **dict.fromkeys(unknown, jnp.asarray(jnp.inf))}
 
     def at(centring: Any) -> dict[str, jax.Array]:
         return _errors_at(split, priors, values, centring, args, kwargs)

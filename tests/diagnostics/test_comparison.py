@@ -103,7 +103,7 @@ def test_every_kind_of_run(lasso_run: Any) -> None:
     assert all(row.worst_z == 0 for row in rows)
     assert {"intercept", "noise", "weights[0]"} <= {row.name for row in rows}
     costs = comparison.to_dict()["costs"]["RWPO"]
-    assert costs["num_gradients"] == int(lasso_run.num_gradients.sum())
+    assert costs["num_gradients"] == int(mcmc.last_state.num_gradients.sum())
     assert costs["ess_per_second"] == costs["min_ess"] / 2.0
     json.dumps(comparison.to_dict())
     text = str(comparison)

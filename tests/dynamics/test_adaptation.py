@@ -233,7 +233,8 @@ def one_more(
     )
     settings = make_settings("exact")
     after = adapt(random.key(7), ensemble, changed, NORMAL, settings, 0.8)[1]
-    return bool(after.is_settled), bool(after.is_spent)
+    is_finished = bool(after.finished_at > 0)
+    return bool(after.is_settled), is_finished and not after.is_settled
 
 
 def test_what_is_not_steady_goes_on(steady: tuple[Ensemble, Adaptation]) -> None:

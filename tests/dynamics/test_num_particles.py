@@ -36,8 +36,7 @@ def test_loops_are_found_however_deep(potential, expected):
 
 
 def test_more_dimensions_get_more_particles_up_to_a_limit():
-    for with_loop, least, most in ((False, 64, 256), (True, 32, 64)):
-        numbers = [default_num_particles(dim, with_loop) for dim in (1, 2, 10, 20, 50, 2000)]
-        assert numbers == sorted(numbers)
-        assert numbers[0] == least
-        assert numbers[-1] == most
+    """Twice the dimension where that is affordable; a metric of few directions serves beyond."""
+    for with_loop, least, most in ((False, 64, 128), (True, 32, 64)):
+        numbers = [default_num_particles(dim, with_loop) for dim in (1, 2, 10, 20, 50, 64, 2000)]
+        assert numbers == [least] * 4 + [most] * 2 + [least]

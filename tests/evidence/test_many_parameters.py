@@ -34,7 +34,7 @@ def wide_normal(X: jax.Array, y: jax.Array) -> None:
     ],
 )
 def test_memory_of_a_step(case: Callable[[], Case], activations: int) -> None:
-    """Of any iteration, start included; compiled, not run.
+    """Of any iteration of NumPyro's loop; compiled, not run.
 
     Args:
         case: about ten thousand parameters.
@@ -43,7 +43,7 @@ def test_memory_of_a_step(case: Callable[[], Case], activations: int) -> None:
     model, data = case()[:2]
     arguments = ((), data)
     kernel = RWPO(model)
-    state = kernel.init(jax.random.key(0), 200, None, *arguments)
+    state = kernel.init(jax.random.key(0), 1, None, *arguments)
     num_particles, dim = state.ensemble.particles.shape
     assert dim == 9_997 if model is network else dim == DIM
     lowered = jax.jit(lambda state: kernel.sample(state, *arguments)).lower(state)

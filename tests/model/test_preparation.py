@@ -46,7 +46,7 @@ def test_arguments_come_apart_and_together_again():
 def test_new_data_need_no_new_program():
     traced = []
 
-    def function(x, args, kwargs):
+    def function(_, x, args, kwargs):
         traced.append(1)
         return x + args[0].sum() + kwargs["shift"]
 
@@ -61,7 +61,7 @@ def test_new_data_need_no_new_program():
 
 
 def test_a_function_that_looks_at_its_data_has_them_as_constants():
-    program = CompiledOnce(lambda x, args, kwargs: x + len(np.unique(args[0])))
+    program = CompiledOnce(lambda _, x, args, kwargs: x + len(np.unique(args[0])))
     assert program(None, jnp.zeros(()), (np.array([1, 1, 2]),), {}) == 2
     assert program(None, jnp.zeros(()), (np.array([1, 3, 2]),), {}) == 3
 

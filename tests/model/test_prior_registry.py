@@ -24,7 +24,7 @@ from helpers import (
 )
 from numpyro.infer import init_to_uniform
 
-from numpyro_rwpo import RWPO, diagnose, load, save
+from numpyro_rwpo import RWPO, diagnose, load_state, save_state
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, find_kind, registry_with
 from numpyro_rwpo.model.target import Differentiation, Target
@@ -205,12 +205,12 @@ def test_saved_runs_compare_priors_by_name(tmp_path: Path) -> None:
     names = mcmc.sampler.arguments["priors"]
     assert list(names) == ["numpyro.distributions.continuous.Normal"]
     assert names["numpyro.distributions.continuous.Normal"] == function
-    save(mcmc, tmp_path / "run.npz")
-    load(tmp_path / "run.npz", mcmc)
+    save_state(mcmc, tmp_path / "run.npz")
+    load_state(tmp_path / "run.npz", mcmc)
     other = run_mcmc(light(), Y, num_warmup=8, num_samples=8)
     assert other.sampler.arguments["priors"] is None
     with pytest.raises(ValueError, match="priors was {.*} and is None"):
-        load(tmp_path / "run.npz", other)
+        load_state(tmp_path / "run.npz", other)
 
 
 def test_pickling() -> None:

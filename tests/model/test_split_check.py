@@ -380,9 +380,9 @@ def test_diagnose_says_which_site_was_left_alone() -> None:
 
 
 def test_check_is_part_of_the_preparation(caplog: pytest.LogCaptureFixture) -> None:
-    """One program for a sound model, a second one only after a site was refused."""
+    """One program more only after a site was refused, beside those of warm-up and first state."""
     keys = jax.random.split(jax.random.key(0), 2)
-    for model, number in ((with_a_latent_location, 1), (patched, 2)):
+    for model, number in ((with_a_latent_location, 3), (patched, 4)):
         with jax.log_compiles():
             RWPO(model, num_particles=4).init(keys, 4, None, (), {})
         assert caplog.text.count("Compiling jit(program)") == number
