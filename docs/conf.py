@@ -6,6 +6,7 @@ the continuous integration builds this version, to check that everything runs. W
 ``-t no_gallery`` no example is run.
 """
 
+import doctest
 import os
 import sys
 import warnings
@@ -73,6 +74,8 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+# Without Sphinx's IGNORE_EXCEPTION_DETAIL, with which only the types of errors would be compared.
+doctest_default_flags = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1
 # The imports that the examples in pages and docstrings assume.
 doctest_global_setup = """
 import arviz as az

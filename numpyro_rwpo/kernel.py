@@ -83,53 +83,61 @@ from numpyro_rwpo.support.threads import one_at_a_time
 class RWPO(MCMCKernel):
     """Regularized Wasserstein proximal sampler: a drop-in for NUTS, made for Laplace priors.
 
-    Particles are moved onto the posterior by a noise-free flow of gradients and attention among
-    themselves, then corrected by Metropolis-adjusted split Hamiltonian Monte Carlo that follows
-    Laplace priors exactly. One chain is one independent ensemble; draw t is particle t, and the
-    ensemble is refreshed whenever all its particles have been drawn.
+    One chain is one independent ensemble of particles. Warm-up runs inside :meth:`init`, before
+    NumPyro's loop, and makes at most ``num_warmup`` updates: it places the ensemble, moves it onto
+    the posterior by a noise-free flow of gradients and attention among the particles, and adapts
+    Metropolis-adjusted split Hamiltonian moves that follow Laplace priors exactly. If the ensembles
+    of the chains still disagree then, smaller ones start again and move by NUTS transitions. All
+    moves are frozen before the first draw.
+
+    A refresh takes every particle through S successive states, with S = 1024 / ``num_particles``,
+    but at least 4 and at most 32. These states are drawn one after another, particle after
+    particle. Draws that MCMC collects during warm-up are particles of the ensemble after warm-up.
 
     Args:
         model: NumPyro model. Its Laplace and AsymmetricLaplace sites are found and split off.
-        potential_fn: instead of a model: minus the log density of any pytree, up to a constant;
+        potential_fn: Instead of a model, minus the log density of any pytree, up to a constant;
             ``MCMC.run`` then needs ``init_params``.
-        num_particles: particles of an ensemble, at least 4; ``None`` picks a number from the
-            dimension (64 to 256; half, at most 64, where the gradient runs through a loop).
-        attention: ``"copula"``, ``"marginal"`` or ``"joint"``: how transport fits the density of
-            the particles. ``"joint"`` is the paper's and serves few dimensions with several modes.
+        num_particles: Number of particles in an ensemble, at least 4. ``None`` chooses 64, or 128
+            in 33 to 64 dimensions, and half of that if the gradient contains a loop.
+        attention: How transport fits the density of the particles: ``"copula"``, ``"marginal"`` or
+            ``"joint"``, which is that of the papers and suits few dimensions with several modes.
             Or a function ``fit(particles, prior, prox_time)`` that returns such a density, see
             :class:`numpyro_rwpo.heads.density.ProximalDensity`.
-        relative_prox_time: bandwidth of the attention, in units of each coordinate's variance.
-        inverse_temperature: samples from the posterior to this power.
+        relative_prox_time: Bandwidth of the attention, in units of each coordinate's variance.
+        inverse_temperature: Power of the posterior that is sampled.
         correction: ``"metropolis"`` for exact draws; ``None`` for the noise-free particles as
-            transport leaves them. These are biased, do not change after warm-up and repeat once
+            transport leaves them. These are biased, do not change after warm-up, and repeat once
             all have been emitted.
-        nonsmooth: ``"auto"`` splits every Laplace site; ``None`` none; or a list of site names.
-            With ``potential_fn``, a pytree like ``init_params`` of ``Laplace`` or
-            ``AsymmetricLaplace`` distributions or ``None``, saying which part of the potential
-            (which stays the whole one) is a Laplace prior.
-        priors: further kinds of distributions with closed forms, a mapping from classes of NumPyro
+        nonsmooth: ``"auto"`` splits off every Laplace site, ``None`` none, and a list of site names
+            only those. With ``potential_fn``, a pytree like ``init_params`` of ``Laplace`` or
+            ``AsymmetricLaplace`` distributions or ``None``, which says what part of the potential
+            is a Laplace prior; the potential itself still includes this part.
+        priors: Further kinds of distributions with closed forms: a mapping from classes of NumPyro
             distributions to functions that make a prior of one, see
-            :class:`numpyro_rwpo.priors.protocol.Prior`. Their sites are split off, too, where their
+            :class:`numpyro_rwpo.priors.protocol.Prior`. Their sites are split off, too, if their
             parameters are fixed.
-        dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric (with fewer
-            than two particles a dimension one that is diagonal but for a few directions) and a
-            diagonal one with the exact flow of the prior; ``True`` (up to four dimensions a
-            particle) or ``False`` decides.
-        target_accept_prob: acceptance probability at which the step size aims.
-        init_strategy: NumPyro's per-site initialisation strategy.
-        proposal: a distribution of flat unconstrained parameters near the posterior, such as a
-            trained guide's ``guide.get_posterior(params)``. The particles start as its draws
-            (``init_params`` then only shapes the argument of ``potential_fn``) and, if corrected,
-            are not transported, but jump to draws of it where that forgets cheaply. The posterior
-            stays exact. The proposal must cover it: a mode that it misses is not found.
-        forward_mode_differentiation: differentiate in forward mode.
-        mesh: devices that share the particles of every chain; ``None`` runs where the data are.
-            Chains must be one or ``"vectorized"``.
-        particle_axis: axis of ``mesh`` over which the particles are shared out; may be left out
-            where the mesh has one axis only. Data may be sharded over its other axes.
+        dense_mass: ``"auto"`` lets warm-up choose, by measurement, between a dense metric and a
+            diagonal one with the exact flow of the prior. With fewer than two particles per
+            dimension, the dense metric is one that is diagonal except in a few directions.
+            ``True`` (up to four dimensions per particle) or ``False`` makes the choice.
+        target_accept_prob: Acceptance probability at which the step size aims.
+        init_strategy: NumPyro's initialization strategy for each site.
+        proposal: A distribution of flat unconstrained parameters near the posterior, such as a
+            trained guide's ``guide.get_posterior(params)``. Particles are initialized from draws of
+            it (``init_params`` then only shapes the argument of ``potential_fn``). If corrected,
+            they are not transported, but jump to further draws of it. The posterior stays exact.
+            The proposal must cover all modes, because a mode that it misses is not found.
+        forward_mode_differentiation: Whether to differentiate in forward mode.
+        mesh: Devices that share the particles of every chain; ``None`` runs where the data are.
+            With a mesh, ``num_chains`` must be one or ``chain_method`` ``"vectorized"``.
+        particle_axis: Axis of ``mesh`` over which the particles are distributed; may be omitted if
+            the mesh has only one axis. Data may be sharded over its other axes.
 
     Raises:
-        ValueError: both or neither of ``model`` and ``potential_fn``, or an argument out of range.
+        ValueError: Both or neither of ``model`` and ``potential_fn`` are given, or an argument is
+            out of range.
+        TypeError: ``priors`` is not a mapping from classes of distributions to functions.
 
     References:
         Han, Osher and Li, arXiv:2502.16773 and arXiv:2510.16356; Tan, Osher and Li,
@@ -199,7 +207,7 @@ class RWPO(MCMCKernel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments that are numbers or words: what a resumed run must share."""
+        """The constructor's arguments as plain values, which a resumed run must share."""
         nonsmooth = self._nonsmooth
         if self._model is None:
             nonsmooth = str(nonsmooth)  # a pytree of distributions
@@ -231,7 +239,7 @@ class RWPO(MCMCKernel):
 
     @property
     def nonsmooth(self) -> Any:
-        """What the user said about Laplace priors."""
+        """The argument ``nonsmooth``: which Laplace priors are split off."""
         return self._nonsmooth
 
     @property
@@ -241,7 +249,7 @@ class RWPO(MCMCKernel):
 
     @property
     def settings(self) -> Settings | None:
-        """What the last :meth:`init` resolved, also after pickling; ``None`` before the first."""
+        """The settings of the last :meth:`init`, kept by pickling; ``None`` before the first."""
         return self._settings
 
     @property
@@ -255,7 +263,7 @@ class RWPO(MCMCKernel):
         return ("z", "diverging")
 
     def get_diagnostics_str(self, state: RWPOState) -> str:
-        """What the progress bar says of one chain."""
+        """The text that the progress bar shows for a single chain."""
         phase = "warm-up is over" if int(state.iteration) <= 0 else "sampling"
         return (
             f"{phase}: {int(state.num_steps)} gradients a draw, step size {state.step_size:.2e}, "
@@ -272,18 +280,28 @@ class RWPO(MCMCKernel):
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
     ) -> RWPOState:
-        """Make the initial state: one ensemble per key.
+        """Warm up one ensemble per key and return the state before NumPyro's first iteration.
+
+        Args:
+            rng_key: One key, or a batch of keys, one for each chain.
+            num_warmup: The largest number of updates of an ensemble in warm-up.
+            init_params: Unconstrained starting values, or ``None``; with a leading chain axis if
+                there is a batch of keys.
+            model_args: Arguments of the model.
+            model_kwargs: Keyword arguments of the model.
 
         Raises:
-            ValueError: ``init_params`` missing or of the wrong shape, or given beside a proposal
-                and a model; a proposal of another dimension; a model that cannot be
-                sampled (discrete, Delta or no latent sites); particles that ``mesh`` cannot share
-                out; a dense metric of far more dimensions than particles.
-            RuntimeError: no valid starting position.
-            MemoryError: an ensemble larger than the device's memory.
+            ValueError: If ``init_params`` is missing or has the wrong shape, or is given together
+                with a proposal and a model; if the proposal has another dimension; if the model
+                cannot be sampled, for example because of a discrete site that is not to be summed
+                out; if ``mesh`` cannot distribute the particles equally; or if a dense metric of
+                far more dimensions than particles is requested.
+            RuntimeError: If there is no valid starting position.
+            MemoryError: If the ensemble is larger than the device's memory.
+            ImportError: If there are discrete sites to sum out, and funsor is not installed.
 
         Warns:
-            UserWarning: compiled programs have used up most of the process's memory maps.
+            UserWarning: If compiled programs have used up most of the process's memory maps.
         """
         check_rng_key(rng_key)
         check_memory_maps()
@@ -325,15 +343,16 @@ class RWPO(MCMCKernel):
     def transport_path(
         self, rng_key: jax.Array, *args: Any, num_steps: int = 40, **kwargs: Any
     ) -> jax.Array:
-        """The way of one ensemble through the noise-free flow, from NumPyro's plain start.
+        """The path of one ensemble through the noise-free flow, from the plain placement.
 
-        Particles stay where they are once the flow is at rest. No run is needed, none is changed.
+        Particles stay where they are once the flow is at rest. This neither needs a run nor changes
+        one.
 
         Args:
-            rng_key: random key.
-            args: arguments of the model.
+            rng_key: Random key.
+            args: Arguments of the model.
             num_steps: steps of transport.
-            kwargs: keyword arguments of the model.
+            kwargs: Keyword arguments of the model.
 
         Returns:
             Unconstrained positions before each step and after the last, (num_steps + 1,
@@ -367,7 +386,7 @@ class RWPO(MCMCKernel):
     ) -> Preparation:
         """Make the source, and find a valid start for each key.
 
-        Laplace sites whose density, as split off, is not that of the model are left alone.
+        A Laplace site stays in the smooth part if splitting it off would change the density.
         """
         refused: frozenset[str] = frozenset()
         while True:
@@ -563,11 +582,11 @@ class RWPO(MCMCKernel):
         return postprocess
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop what was built from the model: init builds it again."""
+        """Leave out what was built from the model; :meth:`init` builds it again."""
         built = dict.fromkeys(["_sample_fn", "_source", "_layout", "_programs"])
         return {**self.__dict__, **built, "_preferred": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make the programs anew."""
+        """Restore the arguments, with programs that are compiled again."""
         self.__dict__.update(state)
         self._programs = self._make_programs()

@@ -35,10 +35,10 @@ def to_arviz(
       collected as ``extra_fields``, ``acceptance_rate`` and ``lp``. There is no ``tree_depth``.
     * The attributes of ``posterior`` say how the draws were made, and with ``evidence=True`` hold
       the log evidence and the Pareto k-hat of the fitted density.
-    * After ``mcmc.warmup(..., collect_warmup=True)`` the draws are in ``warmup_posterior``. With
-      ``extra_fields=("ensemble.particles",)`` the trajectory of the ensembles is in
-      ``warmup_ensemble``, as ``particles`` (chain, draw, particle, coordinate), in unconstrained
-      coordinates.
+    * After ``mcmc.warmup(..., collect_warmup=True)`` the draws, which are particles as warm-up left
+      them, are in ``warmup_posterior``. With ``extra_fields=("ensemble.particles",)`` the whole
+      ensembles are in ``warmup_ensemble``, as ``particles`` (chain, draw, particle, coordinate), in
+      unconstrained coordinates.
     * Each array of a deterministic site that is a dictionary, tuple or list is a variable, such as
       ``effect.x`` for ``samples["effect"]["x"]``.
     * With ``correction=None`` every noise-free particle is there once.

@@ -1,8 +1,8 @@
-"""Whether particles decorrelate between their draws, which R-hat and ESS cannot see.
+"""Whether particles decorrelate between their draws, and whether they drift.
 
-Consecutive draws of a chain are states of different particles. Where particles move slowly, the
-draws of all particles together look independent although they are not from the posterior: R-hat is
-near 1 and ESS is high. Only a comparison of each particle with itself shows the problem.
+A chain draws a number of successive states of one particle, then those of the next. R-hat and ESS
+detect slow particles by the correlation within these runs, but not by the correlation that remains
+from one refresh to the next. A comparison of each particle with itself shows both.
 """
 
 import math

@@ -268,8 +268,7 @@ def _density(measured: Measurements) -> Table:
         rows.append(
             [
                 "a particle's next draw, correlation",
-                f"{mixing.correlation:.2f} in {mixing.slowest} "
-                f"(+- {mixing.correlation_error:.2f}; 0.1 is intended)",
+                f"{mixing.correlation:.2f} in {mixing.slowest} (+- {mixing.correlation_error:.2f})",
             ]
         )
     return Table("Against the posterior density", ["", ""], rows)
