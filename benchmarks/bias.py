@@ -42,14 +42,14 @@ import numpy as np
 from jax import lax
 from scipy.stats import norm, wasserstein_distance
 
+from benchmarks.devices import settings_of
 from numpyro_rwpo import __version__, splitting_step
 from numpyro_rwpo.dynamics.adaptation import initial_adaptation, learn_moments
 from numpyro_rwpo.dynamics.ensemble import evaluate
-from numpyro_rwpo.dynamics.settings import make_candidates
-from numpyro_rwpo.dynamics.transport import initial_flow, is_at_rest, transport_step
-from numpyro_rwpo.heads.registry import find_head
+from numpyro_rwpo.dynamics.transport import initial_progress, is_at_rest, transport_step
 from numpyro_rwpo.model.target import Differentiation, Target
 from numpyro_rwpo.priors.laplace import laplace_prior
+from numpyro_rwpo.support.sharding import ONE_PLACE
 
 SAMPLERS = ("paper", "joint", "marginal", "copula")
 CORRELATION = 0.7
@@ -105,31 +105,31 @@ PROBLEMS = {"normal": normal, "lasso": lasso}
 def transport(start: jax.Array, attention: str, target: Any) -> tuple[jax.Array, jax.Array]:
     """Run the package's transport until it is at rest: particles and number of steps."""
     bound: Target = target()
-    candidates = make_candidates(*start.shape, bound.prior is not None, dense_mass="auto")
+    settings = settings_of(*start.shape, attention, ONE_PLACE)
 
     def step(carry: Any) -> Any:
-        ensemble, flow, adaptation = carry
-        adaptation = learn_moments(adaptation, jnp.array(-1), ensemble, bound, candidates)
-        ensemble, flow = transport_step(
+        ensemble, progress, adaptation = carry
+        adaptation = learn_moments(adaptation, ensemble, bound)
+        ensemble, progress = transport_step(
             ensemble,
-            flow,
+            progress,
             adaptation.preconditioner,
             bound,
-            attention=find_head(attention),
+            attention=settings.attention,
             relative_time=RELATIVE_TIME,
         )
-        return evaluate(ensemble.particles, bound), flow, adaptation
+        return evaluate(ensemble.particles, bound), progress, adaptation
 
-    ensemble, flow, _ = lax.while_loop(
+    ensemble, progress, _ = lax.while_loop(
         lambda carry: (carry[1].steps < MAX_STEPS) & ~is_at_rest(carry[1], corrected=False),
         step,
         (
             evaluate(start, bound),
-            initial_flow(start.dtype),
-            initial_adaptation(start, candidates),
+            initial_progress(start.dtype),
+            initial_adaptation(start.shape[1], start.dtype, settings),
         ),
     )
-    return ensemble.particles, flow.steps
+    return ensemble.particles, progress.steps
 
 
 @partial(jax.jit, static_argnames=("smooth", "rate"))

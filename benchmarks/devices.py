@@ -6,8 +6,8 @@ From the repository root::
 
 Three pieces of a run on the 50-dimensional L1 logistic regression are compiled for up to 1,024
 virtual devices, and not run: a *step* of transport (moments, metric, attention, flow, gradients),
-an *update* of the adaptation in warm-up (a pair of Hamiltonian sweeps of one leapfrog step, and
-what is learned from it), and a *refresh* in sampling (one such sweep). The operations of a device
+an *update* of the adaptation in warm-up (a Hamiltonian sweep of one leapfrog step, and what is
+learned from it), and a *refresh* in sampling (one such sweep). The operations of a device
 and the bytes that it receives from others are taken from the compiled programs
 (:mod:`benchmarks.communication`). These counts are the same for real devices, whereas the timings
 of virtual ones, which share the cores of one machine, would be meaningless. Seconds are calculated
@@ -34,22 +34,18 @@ from benchmarks.samplers.protocol import device_kwargs
 from numpyro_rwpo import RWPO
 from numpyro_rwpo.dynamics.adaptation import (
     Adaptation,
-    Candidates,
-    SweepPair,
-    Turn,
+    adapt,
     initial_adaptation,
     learn_moments,
-    learn_sweeps,
-    replace_hopeless,
-    tuning,
+    make_flow,
 )
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
-from numpyro_rwpo.dynamics.hamiltonian import Refresh, sweep
-from numpyro_rwpo.dynamics.settings import make_candidates
-from numpyro_rwpo.dynamics.transport import Flow, initial_flow, transport_step
+from numpyro_rwpo.dynamics.moves import hamiltonian_sweep
+from numpyro_rwpo.dynamics.settings import Settings, flows_on_trial, metric_form, num_states
+from numpyro_rwpo.dynamics.transport import Progress, initial_progress, transport_step
 from numpyro_rwpo.heads.registry import find_head
 from numpyro_rwpo.model.target import Target
-from numpyro_rwpo.support.sharding import check_mesh
+from numpyro_rwpo.support.sharding import Placement, check_mesh
 
 PROBLEM = "l1_logistic_d50"
 DEVICES = (1, 8, 64, 1024)
@@ -77,37 +73,50 @@ class Program(NamedTuple):
     """The posterior on its devices, and the settings with which the kernel would sample it."""
 
     target: Target
-    candidates: Candidates
-    attention: str
+    settings: Settings
 
-    def step(self, ensemble: Ensemble, adaptation: Adaptation, flow: Flow) -> Any:
+    def step(self, ensemble: Ensemble, adaptation: Adaptation, progress: Progress) -> Any:
         """One iteration of transport."""
-        update = jnp.array(-1)
-        learnt = learn_moments(adaptation, update, ensemble, self.target, self.candidates)
-        metric, options = learnt.preconditioner, {"attention": find_head(self.attention)}
-        moved, flow = transport_step(
-            ensemble, flow, metric, self.target, relative_time=0.1, **options
+        learned = learn_moments(adaptation, ensemble, self.target)
+        moved, progress = transport_step(
+            ensemble,
+            progress,
+            learned.preconditioner,
+            self.target,
+            attention=self.settings.attention,
+            relative_time=0.1,
         )
-        return evaluate(moved.particles, self.target), learnt, flow
+        return evaluate(moved.particles, self.target), learned, progress
 
-    def refresh(self, ensemble: Ensemble, adaptation: Adaptation, flow: Flow) -> Any:
+    def refresh(self, ensemble: Ensemble, adaptation: Adaptation, progress: Progress) -> Any:
         """One Hamiltonian sweep of one leapfrog step."""
-        turn = Turn(jnp.zeros((), int), *jnp.zeros((2,), bool))
-        tuned = tuning(adaptation, turn, self.target, self.candidates, jnp.array(True))
-        tuned = tuned._replace(step_size=jnp.full((), math.pi / 2))
-        return sweep(jax.random.key(0), ensemble, self.target, tuned)
+        flow = make_flow(self.settings.flows[0], adaptation, self.target)
+        step_size, num_steps = jnp.full((), math.pi / 2), jnp.ones((), int)
+        key = jax.random.key(0)
+        return hamiltonian_sweep(key, ensemble, flow, step_size, num_steps, self.target)
 
-    def update(self, ensemble: Ensemble, adaptation: Adaptation, flow: Flow) -> Any:
+    def update(self, ensemble: Ensemble, adaptation: Adaptation, progress: Progress) -> Any:
         """One iteration of warm-up after transport."""
-        update, turn = jnp.array(1), Turn(jnp.zeros((), int), *jnp.zeros((2,), bool))
-        adaptation = learn_moments(adaptation, update, ensemble, self.target, self.candidates)
-        between, _ = self.refresh(ensemble, adaptation, flow)
-        after, info = self.refresh(between, adaptation, flow)
-        pair = SweepPair(ensemble, between, after, Refresh(*info))
-        learnt = learn_sweeps(
-            adaptation, update, turn, pair, self.target, self.candidates, target_accept_prob=0.8
-        )
-        return replace_hopeless(update, after, pair.refresh, self.target), learnt
+        key = jax.random.key(0)
+        return adapt(key, ensemble, adaptation, self.target, self.settings, target_accept_prob=0.8)
+
+
+def settings_of(num_particles: int, dim: int, attention: str, placement: Placement) -> Settings:
+    """What the kernel would resolve for a posterior with a Laplace prior."""
+    dense, rank = metric_form(num_particles, dim, "auto")
+    return Settings(
+        num_warmup=1000,
+        num_particles=num_particles,
+        num_states=num_states(num_particles),
+        radius=2.0,
+        attention=find_head(attention),
+        corrected=True,
+        dense=dense,
+        rank=rank,
+        flows=flows_on_trial(dense, rank, True, "auto"),
+        inverse_temperature=1.0,
+        placement=placement,
+    )
 
 
 def count(
@@ -127,10 +136,10 @@ def count(
         one device.
     """
     mesh = Mesh(np.array(jax.devices()[:num_devices]), ("particles",))
-    candidates = make_candidates(num_particles, dim, source.has_prior, "auto")
     placement = check_mesh(mesh, None)
+    settings = settings_of(num_particles, dim, attention, placement)
     target = source.bind((), device_kwargs(load_problem(PROBLEM)))._replace(placement=placement)
-    program = Program(target, candidates, attention)
+    program = Program(target, settings)
 
     def placed(shapes: Any, spec: PartitionSpec) -> Any:
         sharding = NamedSharding(mesh, spec)
@@ -141,9 +150,9 @@ def count(
     rows = jax.ShapeDtypeStruct((num_particles, dim), np.dtype("float32"))
     scalars = jax.ShapeDtypeStruct((num_particles,), np.dtype("float32"))
     ensemble = placed(Ensemble(rows, scalars, rows), PartitionSpec("particles"))
-    learnt = jax.eval_shape(lambda x: initial_adaptation(x, candidates), rows)
-    flow = jax.eval_shape(lambda: initial_flow(rows.dtype))
-    arguments = (ensemble, *placed((learnt, flow), PartitionSpec()))
+    learned = jax.eval_shape(lambda: initial_adaptation(dim, rows.dtype, settings))
+    progress = jax.eval_shape(lambda: initial_progress(rows.dtype))
+    arguments = (ensemble, *placed((learned, progress), PartitionSpec()))
     record: dict[str, Any] = {
         "num_devices": num_devices,
         "num_particles": num_particles,

@@ -12,25 +12,104 @@ transport, divided by the number of particles.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from benchmarks.cell import write_json
 from benchmarks.machine import versions
-from benchmarks.problems import load_problem
+from benchmarks.problems import Problem, load_problem
 from benchmarks.references import load_reference
 from benchmarks.report import markdown_table, three_digits
 from benchmarks.samplers.protocol import device_kwargs
 from numpyro_rwpo import RWPO
+from numpyro_rwpo.dynamics.adaptation import Adaptation, initial_adaptation, learn_moments
+from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
+from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, start_ensemble
+from numpyro_rwpo.dynamics.settings import Settings
+from numpyro_rwpo.dynamics.transport import Progress, initial_progress, transport_step
+from numpyro_rwpo.dynamics.warmup import spread
+from numpyro_rwpo.model.target import Target
 
 CLASSIC = ("diabetes_lasso", "breast_cancer_logistic", "l1_logistic_d50")
 MAX_MEAN_ERROR = 0.25  # in posterior standard deviations
 MAX_SD_ERROR = 0.25  # relative to the posterior standard deviation
 NUM_ITERATIONS = 40
+
+
+class Flow(NamedTuple):
+    """An ensemble on its way.
+
+    Attributes:
+        ensemble: Evaluated particles.
+        progress: Of the transport.
+        adaptation: Holds the moments.
+        centring: Parametrization of Laplace sites with latent scales.
+    """
+
+    ensemble: Ensemble
+    progress: Progress
+    adaptation: Adaptation
+    centring: jax.Array
+
+
+class Transport(NamedTuple):
+    """The noise-free part of warm-up, step by step: NumPyro's iterations do not show it.
+
+    Attributes:
+        target: The posterior.
+        settings: Those that the kernel resolves without correction.
+        dim: Number of unconstrained parameters.
+        to_sites: A flat position and a centring to the sites of the model.
+    """
+
+    target: Target
+    settings: Settings
+    dim: int
+    to_sites: Callable[[jax.Array, jax.Array], Any]
+
+    def start(self, rng_key: jax.Array) -> Flow:
+        """An ensemble after the quasi-Newton start."""
+        key_spread, key_start = jax.random.split(rng_key)
+        plain = spread(key_spread, jnp.zeros(self.dim, jnp.float32), self.settings)
+        particles, centring = start_ensemble(key_start, plain, self.target)
+        ensemble = evaluate(particles, self.target._replace(centring=centring))
+        adaptation = initial_adaptation(self.dim, particles.dtype, self.settings)
+        return Flow(ensemble, initial_progress(particles.dtype), adaptation, centring)
+
+    def step(self, flow: Flow) -> Flow:
+        """Moments, a step of transport, gradients."""
+        target = self.target._replace(centring=flow.centring)
+        learned = learn_moments(flow.adaptation, flow.ensemble, target)
+        moved, progress = transport_step(
+            flow.ensemble,
+            flow.progress,
+            learned.preconditioner,
+            target,
+            attention=self.settings.attention,
+            relative_time=0.1,
+        )
+        return Flow(evaluate(moved.particles, target), progress, learned, flow.centring)
+
+
+def transport_of(problem: Problem, num_particles: int) -> Transport:
+    """Bind the steps to a problem."""
+    kwargs = device_kwargs(problem)
+    kernel = RWPO(problem.model, num_particles=num_particles, correction=None)
+    state = kernel.init(jax.random.key(0), 0, None, (), kwargs)
+    source, settings = kernel._source, kernel.settings
+    assert source is not None and settings is not None
+    constrain = kernel.postprocess_fn((), kwargs)
+
+    def to_sites(position: jax.Array, centring: jax.Array) -> Any:
+        return constrain(source.emit(position, centring, (), kwargs)[0])
+
+    dim = state.ensemble.particles.shape[1]
+    return Transport(source.bind((), kwargs), settings, dim, to_sites)
 
 
 def measure(name: str, num_particles: int, num_ensembles: int) -> dict[str, Any]:
@@ -47,27 +126,24 @@ def measure(name: str, num_particles: int, num_ensembles: int) -> dict[str, Any]
         (ensembles,), infinite where an ensemble did not arrive.
     """
     problem, reference = load_problem(name), load_reference(name)
-    kwargs = device_kwargs(problem)
-    kernel = RWPO(problem.model, num_particles=num_particles, correction=None)
+    transport = transport_of(problem, num_particles)
     keys = jax.random.split(jax.random.key(0), num_ensembles)
-    # Twice the iterations, so that transport does not run out of them.
-    state = kernel.init(keys, 2 * NUM_ITERATIONS, None, (), kwargs)
-    step = jax.jit(lambda state: kernel.sample(state, (), kwargs))
-    _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], state.z))
-    constrain = kernel.postprocess_fn((), kwargs)
-    to_sites = jax.jit(jax.vmap(jax.vmap(lambda x: constrain(unravel(x)))))
+    flow = jax.jit(jax.vmap(transport.start))(keys)
+    step = jax.jit(jax.vmap(transport.step))
+    to_sites = jax.jit(jax.vmap(jax.vmap(transport.to_sites, in_axes=(0, None))))
+    at_start = num_start_evaluations(num_particles, transport.target) + num_particles
     rows = []
     for _ in range(NUM_ITERATIONS):
-        state = step(state)
-        sites = to_sites(state.ensemble.particles)
+        sites = to_sites(flow.ensemble.particles, flow.centring)
         mean_error, sd_error = np.zeros(num_ensembles), np.zeros(num_ensembles)
         for site, moments in reference.items():
             x = np.asarray(sites[site], np.float64).reshape(num_ensembles, num_particles, -1)
             mean, sd = np.ravel(moments["mean"]), np.ravel(moments["sd"])
             mean_error = np.maximum(mean_error, np.abs((x.mean(1) - mean) / sd).max(1))
             sd_error = np.maximum(sd_error, np.abs(x.std(1) / sd - 1).max(1))
-        spent = np.asarray(state.num_gradients) / num_particles
+        spent = at_start / num_particles + np.asarray(flow.progress.steps)
         rows.append((spent, mean_error, sd_error))
+        flow = step(flow)
     spent, mean_error, sd_error = (np.stack(column) for column in zip(*rows, strict=True))
     is_there = (mean_error <= MAX_MEAN_ERROR) & (sd_error <= MAX_SD_ERROR)
     arrival = np.where(is_there, spent, np.inf).min(0)

@@ -16,7 +16,7 @@ All but the last happen in :meth:`RWPO.init`, as programs of their own
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_rwpo.dynamics.iteration import iterate
+from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import (
     Numbers,
     Settings,
@@ -38,23 +39,32 @@ from numpyro_rwpo.dynamics.settings import (
 )
 from numpyro_rwpo.dynamics.state import (
     STATE_AXES,
+    Ready,
     RWPOState,
-    initial_state,
+    after_trees,
+    after_warm_up,
+    agree,
 )
-from numpyro_rwpo.dynamics.warmup import WarmUp, warm_up
+from numpyro_rwpo.dynamics.trees import (
+    MIN_WARMUP,
+    NUM_PARTICLES,
+    TreeMove,
+)
+from numpyro_rwpo.dynamics.warmup import WarmUp
 from numpyro_rwpo.heads.registry import Fit, find_head
+from numpyro_rwpo.model.binding import Bound, bind, different_model, fits
 from numpyro_rwpo.model.checks import explained
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.potential_source import PotentialSource
-from numpyro_rwpo.model.preparation import CompiledOnce, Preparation, check_preparation
+from numpyro_rwpo.model.preparation import Preparation, check_preparation
+from numpyro_rwpo.model.prior_registry import PriorRegistry, entry_names, registry_with
 from numpyro_rwpo.model.proposal import (
-    change_coordinates,
     check_proposal,
     check_proposal_dim,
     fingerprint,
 )
 from numpyro_rwpo.model.source import Source, layout, start_radius
-from numpyro_rwpo.model.target import Differentiation, Target, has_loop, pool_chains
+from numpyro_rwpo.model.target import Differentiation, has_loop, pool_chains
 from numpyro_rwpo.support.checks import (
     check_choice,
     check_init_strategy,
@@ -64,61 +74,10 @@ from numpyro_rwpo.support.checks import (
     check_site_names,
     check_target,
 )
-from numpyro_rwpo.support.compilation import quick_options
-from numpyro_rwpo.support.memory import check_memory
+from numpyro_rwpo.support.memory import check_memory, check_memory_maps
 from numpyro_rwpo.support.precision import in_full_precision
-from numpyro_rwpo.support.sharding import Placement, check_mesh, check_use
+from numpyro_rwpo.support.sharding import check_mesh, check_use
 from numpyro_rwpo.support.threads import one_at_a_time
-
-
-def different_model(values: Any) -> ValueError:
-    """The error where a state is of another model."""
-    return ValueError(
-        "The state from which to go on must be of the same model: its latent sites have "
-        f"the shapes {jax.tree.map(jnp.shape, values)}; the model's do not. Use the saved "
-        "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
-    )
-
-
-def fits(values: Any, expected: Any) -> bool:
-    """Whether values have a layout's structure and shapes, with whatever leading axes."""
-    structure, leaves = layout(values)
-    pairs = zip(leaves, expected[1], strict=False)
-    return structure == expected[0] and all(
-        a[max(len(a) - len(b), 0) :] == b[max(len(b) - len(a), 0) :] for (a, _), (b, _) in pairs
-    )
-
-
-class Bound(NamedTuple):
-    """A posterior with its data.
-
-    Attributes:
-        target: what the moves need of it.
-        emit: maps a flat position and a centring to unconstrained values and the log Jacobian of
-            the way back.
-    """
-
-    target: Target
-    emit: Callable[..., Any]
-
-
-def bind(
-    source: Source,
-    model_args: tuple[Any, ...],
-    model_kwargs: dict[str, Any],
-    *,
-    proposal: dist.Distribution | None,
-    placement: Placement,
-    dtype: Any,
-) -> Bound:
-    """Bind a source to the model's arguments, once for everything that follows."""
-    target = source.bind(model_args, model_kwargs)._replace(placement=placement)
-    emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
-    if proposal is not None:
-        ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
-        values = partial(emit, centring=target.centring)
-        target = target._replace(proposal=change_coordinates(proposal, dtype, ravel, values))
-    return Bound(target, emit)
 
 
 class RWPO(MCMCKernel):
@@ -148,6 +107,10 @@ class RWPO(MCMCKernel):
             With ``potential_fn``, a pytree like ``init_params`` of ``Laplace`` or
             ``AsymmetricLaplace`` distributions or ``None``, saying which part of the potential
             (which stays the whole one) is a Laplace prior.
+        priors: further kinds of distributions with closed forms, a mapping from classes of NumPyro
+            distributions to functions that make a prior of one, see
+            :class:`numpyro_rwpo.priors.protocol.Prior`. Their sites are split off, too, where their
+            parameters are fixed.
         dense_mass: ``"auto"`` lets warm-up choose by measurement between a dense metric (with fewer
             than two particles a dimension one that is diagonal but for a few directions) and a
             diagonal one with the exact flow of the prior; ``True`` (up to four dimensions a
@@ -188,6 +151,7 @@ class RWPO(MCMCKernel):
         inverse_temperature: float = 1.0,
         correction: str | None = "metropolis",
         nonsmooth: Any = "auto",
+        priors: PriorRegistry | None = None,
         dense_mass: bool | str = "auto",
         target_accept_prob: float = 0.8,
         init_strategy: Callable[..., Any] = init_to_uniform,
@@ -215,6 +179,7 @@ class RWPO(MCMCKernel):
         self._relative_prox_time = relative_prox_time
         self._correction = correction
         self._nonsmooth = nonsmooth
+        self._priors = registry_with(priors)
         self._dense_mass = dense_mass
         self._target_accept_prob = target_accept_prob
         self._init_strategy = init_strategy
@@ -227,8 +192,10 @@ class RWPO(MCMCKernel):
         self._sample_fn: Callable[..., RWPOState] | None = None
         self._source: Source | None = None
         self._settings: Settings | None = None
-        self._make_programs()
+        self._programs = self._make_programs()
         self._layout: Any = None  # structure, shapes and types of the draws
+        # Number of the flow that the last run chose, for its layout and settings.
+        self._preferred: dict[Any, int] = {}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -245,6 +212,7 @@ class RWPO(MCMCKernel):
             "inverse_temperature": self._differentiation.inverse_temperature,
             "correction": self._correction,
             "nonsmooth": nonsmooth,
+            "priors": entry_names(self._priors),
             "dense_mass": self._dense_mass,
             "target_accept_prob": float(self._target_accept_prob),
             "proposal": fingerprint(self._proposal),
@@ -265,6 +233,11 @@ class RWPO(MCMCKernel):
     def nonsmooth(self) -> Any:
         """What the user said about Laplace priors."""
         return self._nonsmooth
+
+    @property
+    def priors(self) -> PriorRegistry:
+        """The kinds of distributions with closed forms: the built-in ones and the user's."""
+        return self._priors
 
     @property
     def settings(self) -> Settings | None:
@@ -308,8 +281,12 @@ class RWPO(MCMCKernel):
                 out; a dense metric of far more dimensions than particles.
             RuntimeError: no valid starting position.
             MemoryError: an ensemble larger than the device's memory.
+
+        Warns:
+            UserWarning: compiled programs have used up most of the process's memory maps.
         """
         check_rng_key(rng_key)
+        check_memory_maps()
         if self._proposal is not None and self._model is not None and init_params is not None:
             raise ValueError(
                 "Particles start as draws of `proposal`, so that `init_params` would have no "
@@ -318,23 +295,25 @@ class RWPO(MCMCKernel):
         model_kwargs = {} if model_kwargs is None else model_kwargs
         is_batch = not is_prng_key(rng_key)
         keys = jax.vmap(random.split)(rng_key if is_batch else rng_key[None])
-        source = self._make_source(is_batch, init_params, model_args, model_kwargs)
-        self._source = source
         batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
-        with explained(self._model, model_args, model_kwargs):
-            prepared = self._prepare(source.layout, (keys[:, 1], batch), model_args, model_kwargs)
-        check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
+        prepared = self._find_start(keys[:, 1], batch, model_args, model_kwargs)
+        source = self._source
+        assert source is not None
         start = prepared.start
         radius = start_radius(self._init_strategy, init_params)
         settings = self._resolve(start, num_warmup, radius, model_args, model_kwargs)
         self._settings = settings
-        numbers = Numbers(self._target_accept_prob, self._relative_prox_time)
-        warm = self._warm_up(
+        preferred = self._preferred.get((source.layout, settings), -1)
+        numbers = Numbers(self._target_accept_prob, self._relative_prox_time, preferred)
+        warm = self._programs.warm_up(
             (source.layout, settings), (keys[:, 1], start, numbers), model_args, model_kwargs
         )
-        chosen = warm.adaptation.chosen[0]
-        number = 0 if isinstance(chosen, jax.core.Tracer) else int(chosen)
-        state = self._first_state((number, settings), (keys[:, 0], warm), (), {})
+        ready, num_states = self._choose_move(
+            warm, (keys[:, 1], start, numbers), model_args, model_kwargs
+        )
+        state = self._programs.first_state(
+            (num_warmup, num_states, self._placement), (keys[:, 0], ready), (), {}
+        )
         if not is_batch:
             state = jax.tree.map(lambda x: x[0] if jnp.ndim(x) else x, state)
             state = state._replace(iteration=jnp.array(-num_warmup))
@@ -342,6 +321,62 @@ class RWPO(MCMCKernel):
         self._layout = layout(z)
         self._sample_fn = self._sample
         return state._replace(z=z)
+
+    def _find_start(
+        self,
+        rng_keys: jax.Array,
+        init_params: Any,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> Preparation:
+        """Make the source, and find a valid start for each key.
+
+        Laplace sites whose density, as split off, is not that of the model are left alone.
+        """
+        refused: frozenset[str] = frozenset()
+        while True:
+            source = self._make_source(init_params, model_args, model_kwargs, refused)
+            self._source = source
+            with explained(self._model, model_args, model_kwargs):
+                prepared = self._programs.prepare(
+                    source.layout, (rng_keys, init_params), model_args, model_kwargs
+                )
+            wrong = source.wrong_sites(prepared, model_args, model_kwargs)
+            if not wrong:
+                break
+            refused |= wrong
+        check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
+        return prepared
+
+    def _choose_move(
+        self,
+        warm: WarmUp,
+        inputs: tuple[jax.Array, jax.Array, Numbers],
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Ready, int]:
+        """The ensembles with the move that suits them, and states per particle and refresh."""
+        settings = self._settings
+        assert settings is not None and self._source is not None
+        chosen = warm.adaptation.chosen[0]
+        is_traced = isinstance(chosen, jax.core.Tracer)
+        number = 0 if is_traced else int(chosen)
+        ready = after_warm_up(warm, number)
+        self._preferred = {(self._source.layout, settings): number}
+        can_start_anew = (
+            settings.corrected
+            and settings.num_warmup >= MIN_WARMUP
+            and self._proposal is None
+            and self._placement.mesh is None
+            and not is_traced
+        )
+        if not can_start_anew or agree(ready, self._source.is_rewritten):
+            return ready, settings.num_states
+        small = settings._replace(num_particles=NUM_PARTICLES)
+        trees = self._programs.warm_up_trees(
+            (self._source.layout, small), inputs, model_args, model_kwargs
+        )
+        return after_trees(ready, trees), num_states(NUM_PARTICLES)
 
     def _resolve(
         self,
@@ -363,7 +398,8 @@ class RWPO(MCMCKernel):
         check_use(num_particles, self._placement)
         dense, rank = metric_form(num_particles, dim, self._dense_mass)
         flows = flows_on_trial(dense, rank, self._source.has_prior, self._dense_mass)
-        if isinstance(start, jax.core.Tracer):
+        measured = start, self._target_accept_prob, self._relative_prox_time
+        if any(isinstance(x, jax.core.Tracer) for x in measured):
             # Nothing can be measured before the program is compiled: a dense metric serves most
             # posteriors of few dimensions, the prior's exact flow those of many.
             flows = flows[:1] if dense else flows[-1:]
@@ -393,10 +429,10 @@ class RWPO(MCMCKernel):
 
     def _make_source(
         self,
-        is_batch: bool,
         init_params: Any,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
+        refused: frozenset[str],
     ) -> Source:
         if self._model is not None:
             return ModelSource(
@@ -406,6 +442,8 @@ class RWPO(MCMCKernel):
                 init_strategy=self._init_strategy,
                 nonsmooth=self._nonsmooth,
                 differentiation=self._differentiation,
+                refused=refused,
+                registry=self._priors,
             )
         if init_params is None:
             raise ValueError(
@@ -415,47 +453,20 @@ class RWPO(MCMCKernel):
         assert self._potential_fn is not None
         return PotentialSource(
             self._potential_fn,
-            jax.tree.map(lambda x: x[0], init_params) if is_batch else init_params,
+            jax.tree.map(lambda x: x[0], init_params),
             nonsmooth=self._nonsmooth,
             differentiation=self._differentiation,
+            registry=self._priors,
         )
 
-    def _make_programs(self) -> None:
-        """Programs that are traced when `init` has made a source; freed with the kernel."""
-
+    def _make_programs(self) -> Programs:
         def prepare(
-            _: Any, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+            rng_keys: jax.Array, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> Preparation:
             assert self._source is not None
-            rng_keys, init_params = inputs
             return self._source.prepare(rng_keys, init_params, args, kwargs)
 
-        def warm_up_chains(
-            constants: Any, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> WarmUp:
-            _, settings = constants
-            rng_keys, starts, numbers = inputs
-            target = pool_chains(self._bind(args, kwargs, starts.dtype).target, "chain")
-
-            def warm_up_chain(key: jax.Array, start: jax.Array) -> WarmUp:
-                return warm_up(key, start, target, settings, numbers)
-
-            return jax.vmap(warm_up_chain, axis_name="chain")(rng_keys, starts)
-
-        def first_state(
-            constants: Any, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> RWPOState:
-            number, settings = constants
-            return jax.vmap(
-                partial(initial_state, number=number, settings=settings), out_axes=STATE_AXES
-            )(*inputs)
-
-        def options(constants: Any, inputs: Any) -> dict[str, Any] | None:
-            return quick_options(constants[1].num_particles * inputs[1].size)
-
-        self._prepare = CompiledOnce(prepare)
-        self._warm_up = CompiledOnce(warm_up_chains, options)
-        self._first_state = CompiledOnce(first_state)
+        return Programs(prepare, lambda args, kwargs, dtype: self._bind(args, kwargs, dtype).target)
 
     def _bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any], dtype: Any) -> Bound:
         assert self._source is not None
@@ -489,9 +500,11 @@ class RWPO(MCMCKernel):
         step = partial(iterate, settings=settings, emit=emit)
         if jnp.ndim(state.step_size) == 0:
             return step(state, target)
+        if not isinstance(state.move, TreeMove):  # particles of a tree go on at their own pace
+            target = pool_chains(target, "chain")
         # `iteration` stays unbatched: what depends on it alone stays a branch for all chains.
         return jax.vmap(
-            partial(step, target=pool_chains(target, "chain")),
+            partial(step, target=target),
             in_axes=(STATE_AXES,),
             out_axes=STATE_AXES,
             axis_name="chain",
@@ -515,10 +528,10 @@ class RWPO(MCMCKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop what was built from the model: init builds it again."""
-        built = ("_sample_fn", "_source", "_layout", "_prepare", "_warm_up", "_first_state")
-        return {**self.__dict__, **dict.fromkeys(built)}
+        built = dict.fromkeys(["_sample_fn", "_source", "_layout", "_programs"])
+        return {**self.__dict__, **built, "_preferred": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the programs anew."""
         self.__dict__.update(state)
-        self._make_programs()
+        self._programs = self._make_programs()

@@ -71,8 +71,16 @@ from numpyro.infer.util import potential_energy
 from numpyro_rwpo import RWPO
 
 NUM_PARTICLES = 16
-LONG = 121  # draws of the long run: seven passes and a half; a third of it is a short run
-EXTRA_FIELDS = ("potential_energy", "accept_prob", "num_steps", "step_size")
+LONG = 121  # draws of the long run: almost four particles; a third of it is a short run
+EXTRA_FIELDS = (
+    "potential_energy",
+    "accept_prob",
+    "num_steps",
+    "energy",
+    "i",
+    "mean_accept_prob",
+    "adapt_state.step_size",
+)
 STATISTICAL = {"num_warmup": 200, "num_samples": 500, "num_chains": 4}
 
 X, Y = regression_data()
@@ -106,6 +114,13 @@ def assert_all_distinct(draws: np.ndarray) -> None:
     assert len(np.unique(draws, axis=0)) == len(draws)
 
 
+def assert_repeats_are_rejections(repeats: np.ndarray, accept_prob: np.ndarray) -> None:
+    """No more draws repeat the one before than chance rejects, up to 4.5 standard errors."""
+    expected = (1 - accept_prob).sum()
+    error = np.sqrt((accept_prob * (1 - accept_prob)).sum())
+    assert repeats.sum() <= expected + 4.5 * error
+
+
 @pytest.fixture(scope="module")
 def lasso() -> MCMC:
     """A finished vectorized run of two chains on the regression."""
@@ -115,9 +130,8 @@ def lasso() -> MCMC:
 @pytest.fixture(scope="module")
 def nuts_lasso() -> MCMC:
     """The same run with NUTS."""
-    fields = ("potential_energy", "accept_prob", "num_steps", "adapt_state.step_size")
     kernel = NUTS(lasso_regression)
-    return run_mcmc(kernel, X, y=Y, num_chains=2, num_warmup=10, extra_fields=fields)
+    return run_mcmc(kernel, X, y=Y, num_chains=2, num_warmup=10, extra_fields=EXTRA_FIELDS)
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +161,23 @@ class TestFinishedRun:
         self, lasso: MCMC, nuts_lasso: MCMC, group_by_chain: bool
     ) -> None:
         ours, theirs = (m.get_extra_fields(group_by_chain) for m in (lasso, nuts_lasso))
-        theirs["step_size"] = theirs.pop("adapt_state.step_size")
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             assert (value.shape, value.dtype) == (theirs[name].shape, theirs[name].dtype), name
         assert np.all((ours["accept_prob"] >= 0) & (ours["accept_prob"] <= 1))
-        assert np.all(ours["step_size"] > 0)
+        assert np.all((ours["mean_accept_prob"] >= 0) & (ours["mean_accept_prob"] <= 1))
+        assert np.all(ours["adapt_state.step_size"] > 0)
         assert np.all(ours["num_steps"] >= 1)  # ArviZ takes its logarithm
+        # The difference is a kinetic energy, here of five momenta; rounding aside.
+        kinetic = {k: v["energy"] - v["potential_energy"] for k, v in enumerate((ours, theirs))}
+        assert all(np.all(x > -1e-3 * np.abs(ours["energy"]).max()) for x in kinetic.values())
+        assert abs(np.mean(kinetic[0]) - 2.5) < 1.5
+        draws = np.arange(1, 41)  # NUTS goes on counting from its warm-up
+        np.testing.assert_array_equal(ours["i"].reshape(2, 40), np.stack([draws, draws]))
+
+    def test_unknown_extra_fields_are_named_beside_those_there_are(self) -> None:
+        with pytest.raises(ValueError, match="`extra_fields` names 'tree_depth'.*'energy'.*'i'"):
+            run_means(extra_fields=("tree_depth",))
 
     def test_state_is_one_particle_per_chain(self, lasso: MCMC, nuts_lasso: MCMC) -> None:
         ours, theirs = lasso.last_state, nuts_lasso.last_state
@@ -167,8 +191,12 @@ class TestFinishedRun:
         assert lasso.sampler.model is lasso_regression
 
     def test_chains_differ_and_draws_do_not_repeat(self, lasso: MCMC) -> None:
+        """A draw is that before it only where the particle rejected all between."""
         draws = np.asarray(lasso.get_samples(group_by_chain=True)["weights"])
-        assert_all_distinct(draws[:, :NUM_PARTICLES].reshape(-1, draws.shape[-1]))
+        assert not set(map(tuple, draws[0])) & set(map(tuple, draws[1]))
+        accept_prob = np.asarray(lasso.get_extra_fields(group_by_chain=True)["accept_prob"])
+        repeats = np.all(draws[:, 1:] == draws[:, :-1], axis=-1)
+        assert_repeats_are_rejections(repeats, accept_prob[:, 1:])
 
     def test_potential_energy_is_that_of_the_draw(self, lasso: MCMC) -> None:
         """In the user's unconstrained space, Laplace part and Jacobians included."""
@@ -336,58 +364,115 @@ def test_old_style_keys(long_run: MCMC) -> None:
 # ----------------------------------------------------------------- particles and draws
 
 
-def test_first_pass_shows_every_particle_once(long_run: MCMC) -> None:
-    """Draw t is particle t; after the last particle the ensemble has moved on."""
-    for draws in theta(long_run):
-        assert_all_distinct(draws[:NUM_PARTICLES])
-        # A particle keeps its place only if every move of a refresh was rejected.
-        assert len(np.unique(draws, axis=0)) > 0.9 * len(draws)
+def test_draws_are_successive_states_of_one_particle_after_another() -> None:
+    """Draw t of a refresh is state t mod S of particle t // S; its neighbors are near.
+
+    With steps of a thousandth, a particle moves a few thousandths from state to state, also from
+    its last state of a refresh to its first of the next; different particles are far apart.
+    """
+    kernel = small(shrunken_means, num_particles=4)
+    start = kernel.init(jax.random.key(0), 30, None, MEANS, {})
+    one = jnp.ones_like(start.move.num_steps)
+    tiny = start.move._replace(
+        step_size=jnp.full_like(start.step_size, 1e-3), num_steps=one, num_sweeps=one
+    )
+    start = start._replace(move=tiny, iteration=jnp.zeros_like(start.iteration))
+    num_states = kernel.settings.num_states
+    total = 2 * kernel.settings.draws_per_refresh
+
+    def step(state: Any, _: None) -> tuple[Any, Any]:
+        state = kernel.sample(state, MEANS, {})
+        return state, (state.z["theta"], state.buffer.particles, state.ensemble.particles)
+
+    _, collected = jax.jit(lambda state: jax.lax.scan(step, state, None, length=total))(start)
+    draws, buffers, ensembles = map(np.asarray, collected)
+    shape = (2, 4, num_states, 3)  # refreshes, particles, states
+    draws = draws.reshape(shape)
+    for refresh in range(2):
+        first, last = (refresh * total // 2 + k for k in (0, total // 2 - 1))
+        for t in (first, last):  # one refresh fills the buffer for all of its draws
+            np.testing.assert_array_equal(buffers[t], draws[refresh])
+            np.testing.assert_array_equal(ensembles[t], draws[refresh, :, -1])
+    way = np.concatenate(list(draws), axis=1)  # of each particle, through both refreshes
+    steps = np.linalg.norm(np.diff(way, axis=1), axis=-1)
+    assert 0 < steps.max() < 0.02
+    assert np.all((steps > 0).mean(1) > 0.9)
+    between = np.linalg.norm(way[:, None, 0] - way[None, :, 0], axis=-1)
+    assert between[~np.eye(4, dtype=bool)].min() > 0.1
 
 
 @pytest.mark.slow
-def test_passes_are_nearly_uncorrelated() -> None:
-    """A particle's next draw does not remember its last one: lag `num_particles`.
+def test_refreshes_are_nearly_uncorrelated() -> None:
+    """A particle's states remember little of each other, within a refresh and across two.
 
-    Six passes of 64 particles in four chains give 1280 pairs, a standard error of 0.028 on
+    Six refreshes of 64 particles in four chains give 1280 pairs, a standard error of 0.028 on
     each correlation of exact independent draws; 0.3 is ten of them. Emitting the particles
-    again without a refresh would give 1.
+    again without a refresh would give 1. Successive states are kept apart until the slowest
+    statistic's correlation is a half.
     """
     kernel = RWPO(shrunken_means, num_particles=64)
-    sizes = {"num_warmup": 100, "num_samples": 6 * 64, "num_chains": 4}
-    draws = theta(run_mcmc(kernel, *MEANS, **sizes))
+    sizes = {"num_warmup": 100, "num_samples": 6 * 64 * 16, "num_chains": 4}
+    mcmc = run_mcmc(kernel, *MEANS, **sizes)
+    assert mcmc.sampler.settings.draws_per_refresh == 64 * 16
+    draws = theta(mcmc)
     assert_moments({"theta": draws}, shrunken_means_moments(MEANS_DATA, 0.5))
-    passes = draws.reshape(4, 6, 64, 3)
+    passes = draws.reshape(4, 6, 64, 16, 3)
     passes = (passes - draws.mean((0, 1))) / draws.std((0, 1))
-    correlation = (passes[:, :-1] * passes[:, 1:]).mean((0, 1, 2))
-    assert np.all(np.abs(correlation) < 0.3), correlation
+    across = (passes[:, :-1, :, -1] * passes[:, 1:, :, -1]).mean((0, 1, 2))
+    assert np.all(np.abs(across) < 0.3), across
+    neighbors = (passes[:, :, :, :-1] * passes[:, :, :, 1:]).mean((0, 1, 2, 3))
+    assert np.all(np.abs(neighbors) < 0.6), neighbors
 
 
 # ------------------------------------------------------ warm-up, resuming and thinning
 
 
 @pytest.mark.parametrize("num_chains", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_resuming_continues_the_same_chain(num_chains: int, long_run: MCMC) -> None:
-    """run(40), run(40) and warmup(), run(40) give the draws of one long run.
+def test_resuming_continues_the_same_chain(num_chains: int) -> None:
+    """run(100), run(100) and warmup(), run(100) give the draws of one long run.
 
-    The first 40 draws end in the middle of the third pass through 16 particles.
+    Four particles are drawn 128 times between two refreshes: the first run ends in the middle of
+    a particle, and the second goes on across a refresh. A pickled run goes on as well.
     """
-    whole = long_run if num_chains == 2 else run_means(num_chains=1, num_samples=LONG)
+
+    def few(**options: Any) -> MCMC:
+        sizes = {"num_chains": num_chains, "num_samples": 100, **options}
+        return run_mcmc(small(shrunken_means, num_particles=4), *MEANS, **sizes)
+
+    whole = few(num_samples=200)
+    assert whole.sampler.settings.draws_per_refresh == 128
     expected = theta(whole)
-    mcmc = run_means(num_chains=num_chains)
-    np.testing.assert_allclose(theta(mcmc), expected[:, :40], atol=1e-4)
+    mcmc = few()
+    np.testing.assert_allclose(theta(mcmc), expected[:, :100], atol=1e-4)
     assert mcmc.post_warmup_state is None
 
     mcmc.post_warmup_state = mcmc.last_state
-    mcmc.run(mcmc.post_warmup_state.rng_key, *MEANS)
-    np.testing.assert_allclose(theta(mcmc), expected[:, 40:80], atol=1e-4)
+    copy = pickle.loads(pickle.dumps(mcmc))
+    for again in (mcmc, copy):
+        again.run(again.post_warmup_state.rng_key, *MEANS)
+        np.testing.assert_allclose(theta(again), expected[:, 100:], atol=1e-4)
 
     mcmc.warmup(jax.random.key(0), *MEANS)
     mcmc.run(mcmc.post_warmup_state.rng_key, *MEANS)
-    np.testing.assert_allclose(theta(mcmc), expected[:, :40], atol=1e-4)
+    np.testing.assert_allclose(theta(mcmc), expected[:, :100], atol=1e-4)
 
-    # Another key after the same warm-up: other draws, at the latest from the second pass on.
+    # Another key after the same warm-up: other draws, but for a first state or two where both
+    # have rejected all.
     mcmc.run(jax.random.key(5), *MEANS)
-    assert np.all(theta(mcmc)[:, NUM_PARTICLES:] != expected[:, NUM_PARTICLES:40])
+    assert np.mean(theta(mcmc) != expected[:, :100]) > 0.95
+
+
+def test_init_is_safe_to_repeat() -> None:
+    """NumPyro calls it again after unpickling; it gives the same state and disturbs none."""
+    kernel = small(shrunken_means)
+    arguments = (jax.random.key(3), 40, None, MEANS, {})
+    first = kernel.init(*arguments)
+    drawn = kernel.sample(first, MEANS, {})
+    again = kernel.init(*arguments)
+    first, again = (state._replace(rng_key=()) for state in (first, again))
+    jax.tree.map(np.testing.assert_array_equal, again, first)
+    redrawn = kernel.sample(again._replace(rng_key=drawn.rng_key), MEANS, {})
+    np.testing.assert_array_equal(redrawn.z["theta"], drawn.z["theta"])
 
 
 def test_thinning_keeps_every_third_draw(long_run: MCMC) -> None:
@@ -409,6 +494,8 @@ def test_collecting_the_warmup(long_run: MCMC) -> None:
     assert theta(mcmc).shape == (2, 40, 3)
     assert np.isfinite(theta(mcmc)).all()
     assert mcmc.get_extra_fields()["potential_energy"].shape == (80,)
+    counts = mcmc.get_extra_fields(group_by_chain=True)["i"]
+    np.testing.assert_array_equal(counts, np.tile(np.arange(-39, 1), (2, 1)))
     mcmc.run(mcmc.post_warmup_state.rng_key, *MEANS, extra_fields=EXTRA_FIELDS)
     np.testing.assert_allclose(theta(mcmc), theta(long_run)[:, :40], atol=1e-4)
 
@@ -498,6 +585,57 @@ class _CountedModel:
     def __call__(self, y: Any, scale: Any) -> None:
         self.calls += 1
         shrunken_means(y, scale)
+
+
+def compiled(caplog: pytest.LogCaptureFixture, run: Callable[[], Any]) -> list[str]:
+    """Names of the programs that are compiled while ``run`` runs."""
+    caplog.clear()
+    with jax.log_compiles():
+        run()
+    messages = [record.getMessage() for record in caplog.records]
+    return [m.split()[1] for m in messages if m.startswith("Compiling ")]
+
+
+def test_a_second_run_does_not_compile_warm_up_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor for new data of the same shapes; and with `jit_model_args` nothing at all."""
+
+    def shifted(mcmc: MCMC, shift: float) -> Callable[[], None]:
+        data = MEANS_DATA + np.float32(shift), MEANS_SCALE
+        return lambda: mcmc.run(jax.random.key(1), *data)
+
+    def warm_ups(names: list[str]) -> int:
+        return sum("program" in name for name in names)
+
+    made: list[MCMC] = []
+    first = compiled(caplog, lambda: made.append(run_means()))
+    assert warm_ups(first) == 3  # preparation, warm-up, first state
+    (mcmc,) = made
+    assert warm_ups(compiled(caplog, shifted(mcmc, 0.0))) == 0
+    assert warm_ups(compiled(caplog, shifted(mcmc, 1.0))) == 0
+
+    mcmc = run_means(jit_model_args=True)
+    compiled(caplog, shifted(mcmc, 0.0))
+    assert compiled(caplog, shifted(mcmc, 1.0)) == []
+
+
+@jax.jit
+def _with_traced_target(target_accept_prob: jax.Array) -> tuple[jax.Array, jax.Array]:
+    kernel = small(shrunken_means, num_particles=32, target_accept_prob=target_accept_prob)
+    fields = ("adapt_state.step_size",)
+    options = {"num_samples": 300, "num_chains": 2, "progress_bar": False, "extra_fields": fields}
+    mcmc = run_mcmc(kernel, *MEANS, **options)
+    return mcmc.get_samples(group_by_chain=True)["theta"], mcmc.get_extra_fields()[
+        "adapt_state.step_size"
+    ]
+
+
+def test_the_target_acceptance_may_be_traced() -> None:
+    """One program for all targets; the posterior is the same, the step size is not."""
+    draws, step_sizes = zip(*(_with_traced_target(t) for t in (0.6, 0.99)), strict=True)
+    for chains in draws:
+        assert_moments({"theta": chains}, shrunken_means_moments(MEANS_DATA, 0.5), min_ess=100)
+    assert np.min(step_sizes[0]) > np.max(step_sizes[1])
+    assert _with_traced_target._cache_size() == 1
 
 
 @pytest.mark.parametrize("num_chains", [pytest.param(1, marks=pytest.mark.slow), 2])

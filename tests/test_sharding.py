@@ -33,19 +33,16 @@ from benchmarks.communication import traffic
 from numpyro_rwpo import RWPO, laplace_prior
 from numpyro_rwpo.dynamics.adaptation import (
     Adaptation,
-    Candidates,
-    SweepPair,
-    Turn,
+    adapt,
     initial_adaptation,
     learn_moments,
-    learn_sweeps,
-    replace_hopeless,
-    tuning,
+    make_flow,
 )
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
-from numpyro_rwpo.dynamics.hamiltonian import Refresh, sweep
+from numpyro_rwpo.dynamics.moves import hamiltonian_sweep
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
-from numpyro_rwpo.dynamics.transport import initial_flow, transport_step
+from numpyro_rwpo.dynamics.settings import Settings
+from numpyro_rwpo.dynamics.transport import initial_progress, transport_step
 from numpyro_rwpo.heads.correlation import fit_correlation
 from numpyro_rwpo.heads.online_softmax import streamed_attention
 from numpyro_rwpo.heads.registry import find_head
@@ -55,9 +52,8 @@ from numpyro_rwpo.support.sharding import ONE_PLACE, Placement, check_mesh
 
 RESULTS = Path(devices.__file__).parent / "results"
 DIM = 5
-CANDIDATES = Candidates(dense=True, rank=0, fisher=True, exact_flow=True)
-LOW_RANK = Candidates(dense=False, rank=2, fisher=True, exact_flow=True)
-HAMILTONIAN = Turn(np.array(0), np.array(False), np.array(False))
+SETTINGS = devices.settings_of(64, DIM, "copula", ONE_PLACE)
+LOW_RANK = SETTINGS._replace(dense=False, rank=2)
 
 
 def two_devices() -> Placement:
@@ -84,32 +80,27 @@ def start(target: Target, ensemble: Ensemble, _: Adaptation) -> Any:
     return quasi_newton_start(jax.random.key(0), ensemble.particles, smooth)
 
 
-def step(
-    target: Target,
-    ensemble: Ensemble,
-    adaptation: Adaptation,
-    attention: str,
-    candidates: Candidates = CANDIDATES,
-) -> Any:
+def step(target: Target, ensemble: Ensemble, adaptation: Adaptation, attention: str) -> Any:
     """Moments, then a step of the flow and what is evaluated after it."""
-    update = jnp.array(0)
-    learnt = learn_moments(adaptation, update, ensemble, target, candidates)
-    metric, flow = learnt.preconditioner, initial_flow(ensemble.smooth.dtype)
-    options = {"attention": find_head(attention), "relative_time": 0.1}
-    moved, flow = transport_step(ensemble, flow, metric, target, **options)
+    learned = learn_moments(adaptation, ensemble, target)
+    moved, progress = transport_step(
+        ensemble,
+        initial_progress(ensemble.smooth.dtype),
+        learned.preconditioner,
+        target,
+        attention=find_head(attention),
+        relative_time=0.1,
+    )
     # Some of them where the potential is infinite.
-    return evaluate(moved.particles.at[::9, 0].set(4.0), target), flow, learnt
+    return evaluate(moved.particles.at[::9, 0].set(4.0), target), progress, learned
 
 
-def refresh(target: Target, before: Ensemble, adaptation: Adaptation) -> Any:
-    """A sweep, what is learnt from it, and the replacement of stuck particles."""
-    tuned = tuning(adaptation, HAMILTONIAN, target, CANDIDATES, jnp.array(True))
-    after, info = sweep(jax.random.key(1), before, target, tuned)
-    info = Refresh(info.accept_prob.at[0].set(0.0), info.diverging, info.num_steps)
-    pair = SweepPair(before, after, after, info)
-    update = jnp.array(1)
-    learnt = learn_sweeps(adaptation, update, HAMILTONIAN, pair, target, CANDIDATES, 0.8)
-    return info, learnt, replace_hopeless(update, after, info, target)
+def update(
+    target: Target, ensemble: Ensemble, adaptation: Adaptation, settings: Settings, turn: int
+) -> Any:
+    """A sweep with the flow whose turn it is, and what is learned from it."""
+    adaptation = learn_moments(adaptation, ensemble, target)._replace(updates=jnp.array(turn))
+    return adapt(jax.random.key(1), ensemble, adaptation, target, settings, 0.8)
 
 
 PHASES = {
@@ -117,8 +108,10 @@ PHASES = {
     "copula": partial(step, attention="copula"),
     "marginal": partial(step, attention="marginal"),
     "joint": partial(step, attention="joint"),
-    "low-rank": partial(step, attention="copula", candidates=LOW_RANK),
-    "refresh": refresh,
+    "low-rank": partial(step, attention="copula"),
+    "harmonic": partial(update, settings=SETTINGS, turn=0),
+    "harmonic, low-rank": partial(update, settings=LOW_RANK, turn=0),
+    "exact": partial(update, settings=SETTINGS, turn=1),
 }
 
 
@@ -131,12 +124,15 @@ PHASES = {
         pytest.param("marginal", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
         "low-rank",
-        "refresh",
+        "harmonic",
+        pytest.param("harmonic, low-rank", marks=pytest.mark.slow),
+        "exact",
     ],
 )
 def test_phase_on_two_devices(phase: str) -> None:
     particles = jnp.asarray(positions(64))
-    adaptation = initial_adaptation(particles, LOW_RANK if phase == "low-rank" else CANDIDATES)
+    settings = LOW_RANK if "low-rank" in phase else SETTINGS
+    adaptation = initial_adaptation(DIM, particles.dtype, settings)
     smooth, gradient = lasso(ONE_PLACE).value_and_grad(particles)
 
     def on(placement: Placement) -> Any:
@@ -188,24 +184,26 @@ def sent(function: Callable[..., Any], num_particles: int) -> dict[str, int]:
     target = lasso(placement)
     rows = placement.rows(jnp.zeros((num_particles, DIM), jnp.float32))
     ensemble = Ensemble(rows, placement.rows(jnp.zeros(num_particles)), rows)
-    adaptation = initial_adaptation(rows, CANDIDATES)
+    adaptation = initial_adaptation(DIM, rows.dtype, SETTINGS)
     compiled = jax.jit(partial(function, target)).lower(ensemble, adaptation).compile()
     return traffic(compiled.as_text()).always
 
 
 def one_step(target: Target, ensemble: Ensemble, adaptation: Adaptation, attention: str) -> Any:
-    flow, metric = initial_flow(ensemble.smooth.dtype), adaptation.preconditioner
+    progress, metric = initial_progress(ensemble.smooth.dtype), adaptation.preconditioner
     options = {"attention": find_head(attention), "relative_time": 0.1}
-    return transport_step(ensemble, flow, metric, target, **options)
+    return transport_step(ensemble, progress, metric, target, **options)
 
 
-def one_sweep(target: Target, ensemble: Ensemble, adaptation: Adaptation) -> Any:
-    tuned = tuning(adaptation, HAMILTONIAN, target, CANDIDATES, jnp.array(True))
-    return sweep(jax.random.key(1), ensemble, target, tuned)
+def one_sweep(target: Target, ensemble: Ensemble, adaptation: Adaptation, flow: str) -> Any:
+    step_size, num_steps = jnp.full((), 0.5), jnp.full((), 3)
+    made = make_flow(flow, adaptation, target)
+    return hamiltonian_sweep(jax.random.key(1), ensemble, made, step_size, num_steps, target)
 
 
-def test_a_sweep_sends_nothing() -> None:
-    assert sum(sent(one_sweep, 64).values()) == 0
+@pytest.mark.parametrize("flow", ["exact", "harmonic"])
+def test_a_sweep_sends_nothing(flow: str) -> None:
+    assert sum(sent(partial(one_sweep, flow=flow), 64).values()) == 0
 
 
 def test_the_copula_sends_sums_whatever_the_number_of_particles() -> None:

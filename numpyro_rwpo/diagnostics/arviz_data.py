@@ -177,7 +177,7 @@ def _attributes(run: Run) -> Attributes:
 
 
 def _evidence_attributes(mcmc: Any, seed: int) -> Attributes:
-    """The log evidence, k-hat, and the findings of ``diagnose``."""
+    """The log evidence, k-hat, and the findings and remarks of ``diagnose``."""
     report = diagnose(mcmc, seed=seed)
     evidence = report.measurements.evidence
     return {
@@ -186,4 +186,5 @@ def _evidence_attributes(mcmc: Any, seed: int) -> Attributes:
         "log_evidence_standard_error": evidence.standard_error,
         "log_evidence_method": evidence.method,
         "findings": "\n".join(finding.sentence for finding in report.findings),
+        "remarks": "\n".join(remark.sentence for remark in report.remarks),
     }

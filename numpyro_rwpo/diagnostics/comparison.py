@@ -23,7 +23,16 @@ from numpyro_rwpo.diagnostics.draws import (
 )
 from numpyro_rwpo.diagnostics.measurements import plain
 from numpyro_rwpo.diagnostics.plots import plot_comparison
-from numpyro_rwpo.diagnostics.tables import WIDTH, Table, table_html, table_text
+from numpyro_rwpo.diagnostics.tables import (
+    WIDTH,
+    Table,
+    count,
+    fixed,
+    formatted,
+    signed,
+    table_html,
+    table_text,
+)
 from numpyro_rwpo.diagnostics.thresholds import RELEVANT_ERROR, max_z
 
 # Rows printed of each table, the most different coordinates first. They fit on a screen; `rows` and
@@ -93,16 +102,16 @@ class Comparison:
         first, limit = self.samplers[0].label, self.max_z
         worst = max(rows, key=lambda row: row.worst_z)
         shift = max(rows, key=lambda row: abs(row.mean_difference))
+        ratios = [row.sd_ratio for row in rows]
         size = (
-            f"largest difference of means {abs(shift.mean_difference):.3f} posterior sd "
-            f"({shift.name}), sd ratios {min(r.sd_ratio for r in rows):.2f} to "
-            f"{max(r.sd_ratio for r in rows):.2f}"
+            f"largest difference of means {fixed(abs(shift.mean_difference), 3)} posterior sd "
+            f"({shift.name}), sd ratios {fixed(min(ratios), 2)} to {fixed(max(ratios), 2)}"
         )
         if worst.worst_z <= limit:
             return (
                 f"{first} and {label} agree: no mean, sd or tail quantile of {len(rows)} "
                 f"coordinates differs by more than {limit:.1f} Monte Carlo standard errors "
-                f"(worst: {worst.worst_z:.1f}, {worst.name}); {size}."
+                f"(worst: {fixed(worst.worst_z, 1)}, {worst.name}); {size}."
             )
         number = sum(row.worst_z > limit for row in rows)
         advice = (
@@ -112,8 +121,8 @@ class Comparison:
         )
         return (
             f"{first} and {label} differ in {number} of {len(rows)} coordinates by more than "
-            f"{limit:.1f} Monte Carlo standard errors (worst: {worst.worst_z:.1f}, {worst.name}); "
-            f"{size}; {advice}."
+            f"{limit:.1f} Monte Carlo standard errors (worst: {fixed(worst.worst_z, 1)}, "
+            f"{worst.name}); {size}; {advice}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -249,7 +258,7 @@ def _cost_table(samplers: list[Draws]) -> Table:
 
     def cells(values: list[Any], form: str, missing: list[str]) -> list[str]:
         pairs = zip(values, missing, strict=True)
-        return [word if value is None else format(value, form) for value, word in pairs]
+        return [word if value is None else formatted(value, form) for value, word in pairs]
 
     def marked(values: list[str]) -> list[str]:
         pairs = zip(values, marks, strict=True)
@@ -287,11 +296,11 @@ def _row_table(first: str, label: str, rows: list[Row]) -> Table:
             row.name,
             f"{row.mean_a:.3g} | {row.mean_b:.3g}",
             f"{row.sd_a:.3g} | {row.sd_b:.3g}",
-            f"{row.mean_z:+.1f}",
-            f"{row.mean_difference:+.3f}",
-            f"{row.sd_ratio:.2f}",
-            f"{row.sd_z:+.1f}",
-            f"{row.ess_a:,.0f} | {row.ess_b:,.0f}",
+            signed(row.mean_z, 1),
+            signed(row.mean_difference, 3),
+            fixed(row.sd_ratio, 2),
+            signed(row.sd_z, 1),
+            f"{count(row.ess_a)} | {count(row.ess_b)}",
         ]
         for row in shown
     ]
@@ -306,7 +315,7 @@ def _tail_table(first: str, label: str, rows: list[Row]) -> Table:
             *(
                 cell
                 for a, b, z in zip(row.quantiles_a, row.quantiles_b, row.quantile_z, strict=True)
-                for cell in (f"{a:.3g} | {b:.3g}", f"{z:+.1f}")
+                for cell in (f"{a:.3g} | {b:.3g}", signed(z, 1))
             ),
         ]
         for row in _most_different(rows)

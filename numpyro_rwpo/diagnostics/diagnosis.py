@@ -4,6 +4,7 @@ R-hat and ESS are ArviZ's; what warm-up chose is read from the kernel's state; t
 come from the modules of this package that are named after them.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import numpy as np
 
 from numpyro_rwpo.diagnostics import convergence
 from numpyro_rwpo.diagnostics.evidence import Evidence, estimate_evidence
-from numpyro_rwpo.diagnostics.findings import find
+from numpyro_rwpo.diagnostics.findings import find, find_remarks
 from numpyro_rwpo.diagnostics.importance import Coverage, ensemble_coverage
+from numpyro_rwpo.diagnostics.jumps import find_jumps
 from numpyro_rwpo.diagnostics.measurements import (
     Chain,
     Coordinate,
@@ -28,10 +30,14 @@ from numpyro_rwpo.diagnostics.mixing import particle_mixing, statistics
 from numpyro_rwpo.diagnostics.posterior import Posterior, posterior_of
 from numpyro_rwpo.diagnostics.report import Report
 from numpyro_rwpo.diagnostics.stein import MAX_DRAWS, stein_discrepancy, stein_identities
+from numpyro_rwpo.diagnostics.thresholds import FALSE_ALARM_RATE, RELEVANT_ERROR, max_z
 from numpyro_rwpo.dynamics.adaptation import MAX_STEPS
 from numpyro_rwpo.dynamics.flows import ExactFlow
+from numpyro_rwpo.dynamics.moves import HamiltonianMove
+from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.dynamics.transport import is_at_rest
-from numpyro_rwpo.model.laplace_sites import describe_laplace_sites
+from numpyro_rwpo.dynamics.trees import TreeMove
+from numpyro_rwpo.model.split_check import describe_laplace_sites
 from numpyro_rwpo.runs.mcmc import Run, latest_draws, read_finished_run
 
 # Mean acceptance probability below which a particle is called stuck, and the fewest trajectories
@@ -46,6 +52,10 @@ _MIN_TRAJECTORIES = 8
 # draws over all chains. The report shows only the worst value per chain, and with four chains it
 # would take ArviZ five times as long to compute all of them.
 _MAX_COORDINATES_PER_CHAIN = 50
+
+
+# Fewest draws for the kernel Stein discrepancy, below which its test says nothing.
+_MIN_STEIN_DRAWS = 20
 
 
 def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
@@ -67,7 +77,7 @@ def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
         >>> print(diagnose(mcmc))  # doctest: +SKIP
     """
     measurements = measure(read_finished_run(mcmc), seed)
-    return Report(measurements, find(measurements))
+    return Report(measurements, find(measurements), find_remarks(measurements))
 
 
 def measure(run: Run, seed: int) -> Measurements:
@@ -79,11 +89,16 @@ def measure(run: Run, seed: int) -> Measurements:
     log_density, gradients = posterior.evaluate(flat)
     key_coverage, key_evidence, key_stein = jax.random.split(jax.random.key(seed), 3)
     is_corrected = run.settings.corrected
+    stein = _stein(key_stein, draws, gradients, posterior.names, is_corrected)
+    if _deviates(stein, is_corrected):
+        key_jumps = jax.random.fold_in(key_stein, 1)
+        jumps = find_jumps(key_jumps, flat, posterior.names, posterior.evaluate)
+        stein = replace(stein, jumps=jumps)
     common: dict[str, Any] = {
         "settings": _settings(run, posterior, float(is_finite.mean())),
         "coverage": _coverage(key_coverage, draws, run, posterior),
         "evidence": _evidence(key_evidence, draws, run, posterior),
-        "stein": _stein(key_stein, draws, gradients, posterior.names, is_corrected),
+        "stein": stein,
         "laplace_sites": _laplace_sites(run),
     }
     if not is_corrected:
@@ -142,7 +157,7 @@ def _laplace_sites(run: Run) -> dict[str, str]:
     if run.model is not None:
         centering = np.asarray(run.state.centring)
         return describe_laplace_sites(
-            run.model, run.model_args, run.model_kwargs, run.nonsmooth, centering
+            run.model, run.model_args, run.model_kwargs, run.nonsmooth, centering, run.priors
         )
     if run.nonsmooth is None or isinstance(run.nonsmooth, str):
         return {}
@@ -195,17 +210,17 @@ def _corrected_chains(run: Run, worst: np.ndarray) -> list[CorrectedChain]:
         run: the run.
         worst: draws of the coordinates to look at, (chains, draws, num_coordinates).
     """
-    state, warm_up, move = run.state, run.state.warm_up, run.state.move
+    state, warm_up = run.state, run.state.warm_up
     in_buffer = state.buffer.accept_prob.reshape(len(state.step_size), -1)
     accept_prob = np.asarray(run.extra_fields.get("accept_prob", in_buffer))
     particles = run.particles
     if "accept_prob" not in run.extra_fields:
-        particles = np.repeat(np.arange(run.num_particles), run.settings.num_states)
+        particles = np.repeat(np.arange(run.num_particles), run.num_states)
     diverging = np.asarray(run.extra_fields["diverging"])
     metric, flow = _metric_and_flow(run)
     rows = []
     for chain, row in enumerate(_chains(run)):
-        num_steps, num_sweeps = int(move.num_steps[chain]), int(move.num_sweeps[chain])
+        num_steps, num_sweeps, num_jumps = _way_between_draws(state, chain)
         rows.append(
             CorrectedChain(
                 num_gradients=row.num_gradients,
@@ -228,7 +243,7 @@ def _corrected_chains(run: Run, worst: np.ndarray) -> list[CorrectedChain]:
                 steps_per_trajectory=num_steps,
                 is_trajectory_cut=num_steps >= MAX_STEPS,
                 trajectories_per_draw=num_sweeps,
-                jumps_per_draw=int(move.num_jumps[chain]) if run.has_proposal else 0,
+                jumps_per_draw=num_jumps if run.has_proposal else 0,
                 gradients_per_draw=int(state.num_steps[chain]),
                 share_stuck=stuck_share(accept_prob[chain], particles, num_sweeps),
             )
@@ -236,9 +251,22 @@ def _corrected_chains(run: Run, worst: np.ndarray) -> list[CorrectedChain]:
     return rows
 
 
+def _way_between_draws(state: RWPOState, chain: int) -> tuple[int, int, int]:
+    """Steps of a trajectory, trajectories, and jumps between two draws of a particle."""
+    move = state.move
+    if isinstance(move, HamiltonianMove):
+        numbers = move.num_steps[chain], move.num_sweeps[chain], move.num_jumps[chain]
+        return int(numbers[0]), int(numbers[1]), int(numbers[2])
+    return round(float(state.buffer.num_steps[chain].mean())), 1, 0
+
+
 def _metric_and_flow(run: Run) -> tuple[str, str]:
     """The metric and the flow that warm-up chose, in words."""
-    if isinstance(run.state.move.flow, ExactFlow):
+    move = run.state.move
+    if isinstance(move, TreeMove):
+        return "diagonal", "no U-turn"
+    assert isinstance(move, HamiltonianMove)
+    if isinstance(move.flow, ExactFlow):
         return "diagonal", "exact"
     settings = run.settings
     return "dense" if settings.dense else "low-rank" if settings.rank else "diagonal", "harmonic"
@@ -314,12 +342,16 @@ def _stein(
 ) -> SteinFigures:
     """Kernel Stein discrepancy, and the coordinates that violate Stein's identities most."""
     flat = draws.reshape(-1, draws.shape[2])
-    chosen = np.linspace(0, len(flat) - 1, min(MAX_DRAWS, len(flat))).astype(int)
-    discrepancy = stein_discrepancy(rng_key, flat[chosen], gradients[chosen])
-    num_effective = None
+    num_effective, number = None, len(flat)
     if is_corrected:
         virial = (draws - draws.mean((0, 1))) * gradients.reshape(draws.shape)
         num_effective = np.clip(np.nan_to_num(convergence.ess(virial), nan=1.0), 1.0, len(flat))
+        # As many draws, evenly spaced, as there are effective ones: the test takes them to be
+        # independent.
+        number = max(int(min(num_effective.min(), convergence.ess(draws).min())), _MIN_STEIN_DRAWS)
+    number = min(MAX_DRAWS, number, len(flat))
+    chosen = np.linspace(0, len(flat) - 1, number).astype(int)
+    discrepancy = stein_discrepancy(rng_key, flat[chosen], gradients[chosen])
     identities = stein_identities(flat, -gradients, num_effective)
     worst_virial = int(np.argmax(np.abs(identities.virial_z)))
     worst_force = int(np.argmax(np.abs(identities.force_z)))
@@ -334,3 +366,12 @@ def _stein(
         worst_force_z=float(identities.force_z[worst_force]),
         worst_force_name=names[worst_force],
     )
+
+
+def _deviates(stein: SteinFigures, is_corrected: bool) -> bool:
+    """Whether the draws violate Stein's identities by more than chance or bias explains."""
+    if not is_corrected:
+        return any(abs(value - 1) > RELEVANT_ERROR for value in stein.virial)
+    limit = max_z(2 * len(stein.virial))
+    is_off = abs(stein.worst_virial_z) > limit or abs(stein.worst_force_z) > limit
+    return is_off or stein.discrepancy.p_value <= FALSE_ALARM_RATE

@@ -1,22 +1,16 @@
 """Reasons to doubt a run: figures in, sentences out.
 
 Every finding is one sentence in three parts: what was seen; what it means; what to change. A limit
-that several modules share is in :mod:`numpyro_rwpo.diagnostics.thresholds`.
+that several modules share is in :mod:`numpyro_rwpo.diagnostics.thresholds`. Findings that compare
+the draws with the posterior density are in :mod:`numpyro_rwpo.diagnostics.density_findings`.
 """
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
 
-from numpyro_rwpo.diagnostics.importance import MAX_RELIABLE
+from numpyro_rwpo.diagnostics.density_findings import Finding, fit_findings, stein_findings
 from numpyro_rwpo.diagnostics.measurements import CorrectedMeasurements, Measurements
-from numpyro_rwpo.diagnostics.thresholds import (
-    FALSE_ALARM_RATE,
-    MAX_R_HAT,
-    MIN_ESS_PER_CHAIN,
-    RELEVANT_ERROR,
-    max_z,
-)
+from numpyro_rwpo.diagnostics.tables import fixed
+from numpyro_rwpo.diagnostics.thresholds import MAX_R_HAT, MIN_ESS_PER_CHAIN, max_z
 from numpyro_rwpo.dynamics.adaptation import MAX_STEPS
 
 # Share of the particles that are stuck. In a horseshoe regression with one stuck particle in a
@@ -35,29 +29,25 @@ _MAX_CORRELATION = 0.9
 # aimed at: adaptation has not settled.
 _MIN_ACCEPTANCE = 0.6
 
-# Standard error of the log evidence in nats. Beyond it, Bayes factors are off by more than a fifth.
-_MAX_LOG_EVIDENCE_ERROR = 0.2
-
-
-class Finding(NamedTuple):
-    """One reason to doubt the draws.
-
-    Attributes:
-        about: what the finding is about, in one or two words.
-        sentence: what was seen; what it means; what to change.
-    """
-
-    about: str
-    sentence: str
-
 
 def find(measurements: Measurements) -> list[Finding]:
     """All findings of a run, the gravest kinds first."""
     if isinstance(measurements, CorrectedMeasurements):
         found = [check(measurements) for check in _OF_CHAINS]
+        about_density = stein_findings(measurements)
     else:
         found = [check(measurements) for check in _OF_PARTICLES]
-    return [finding for finding in found if finding is not None]
+        about_density = stein_findings(measurements) + fit_findings(measurements)
+    return [finding for finding in found if finding is not None] + about_density
+
+
+def find_remarks(measurements: Measurements) -> list[Finding]:
+    """What concerns the evidence and the densities fitted to ensembles, but not the draws.
+
+    Noise-free particles have no remarks: they are no better than the densities fitted to them,
+    which are among their findings.
+    """
+    return fit_findings(measurements) if measurements.settings.is_corrected else []
 
 
 def _listed(names: list[str], most: int = 3) -> str:
@@ -107,7 +97,7 @@ def _r_hat(measurements: CorrectedMeasurements) -> Finding | None:
     rows.sort(key=lambda row: -row.r_hat)
     return Finding(
         "R-hat",
-        f"R-hat is {rows[0].r_hat:.3f} for {rows[0].name} and above {MAX_R_HAT} for "
+        f"R-hat is {fixed(rows[0].r_hat, 3)} for {rows[0].name} and above {MAX_R_HAT} for "
         f"{len(rows)} of {len(measurements.coordinates)} coordinates; the ensembles have not "
         f"converged to the same distribution; raise `num_warmup` (now {settings.num_warmup}), "
         "and if that does not help, look for several modes or a funnel in these parameters.",
@@ -170,8 +160,8 @@ def _drift(measurements: CorrectedMeasurements) -> Finding | None:
         return None
     return Finding(
         "drift",
-        f"The mean of {mixing.drifting} differs by {abs(mixing.drift_z):.1f} standard errors "
-        "between the first and the last draws of the particles; the ensembles had not "
+        f"The mean of {mixing.drifting} differs by {fixed(abs(mixing.drift_z), 1)} standard "
+        "errors between the first and the last draws of the particles; the ensembles had not "
         "converged when the first draws were kept; raise `num_warmup` (now "
         f"{measurements.settings.num_warmup}).",
     )
@@ -230,83 +220,6 @@ def _step_size(measurements: CorrectedMeasurements) -> Finding | None:
     )
 
 
-def _spread(measurements: CorrectedMeasurements) -> Finding | None:
-    stein = measurements.stein
-    if not abs(stein.worst_virial_z) > max_z(2 * measurements.settings.dim):
-        return None
-    shape = "narrow" if stein.worst_virial < 1 else "wide"
-    return Finding(
-        "Stein identity",
-        f"The mean of (x - mean) dU/dx is {stein.worst_virial:.2f} for {stein.worst_virial_name} "
-        f"where 1 is exact, {abs(stein.worst_virial_z):.1f} standard errors off; the draws are too "
-        f"{shape} there; raise `num_warmup` and compare with a second sampler.",
-    )
-
-
-def _shift(measurements: CorrectedMeasurements) -> Finding | None:
-    stein = measurements.stein
-    if not abs(stein.worst_force_z) > max_z(2 * measurements.settings.dim):
-        return None
-    return Finding(
-        "Stein identity",
-        f"The mean force dU/dx on {stein.worst_force_name} is {abs(stein.worst_force_z):.1f} "
-        "standard errors from 0; the draws are shifted, or cut off on one side; raise "
-        "`num_warmup` and compare with a second sampler.",
-    )
-
-
-def _discrepancy(measurements: CorrectedMeasurements) -> Finding | None:
-    discrepancy = measurements.stein.discrepancy
-    if not discrepancy.p_value <= FALSE_ALARM_RATE:
-        return None
-    return Finding(
-        "Stein discrepancy",
-        f"The kernel Stein discrepancy of the draws is {discrepancy.squared:.2g}, and 95% of "
-        f"independent samples stay below {discrepancy.upper:.2g} (p = {discrepancy.p_value:.3f}); "
-        "the draws do not fit the posterior density; raise `num_warmup` and compare with a second "
-        "sampler.",
-    )
-
-
-def _coverage(measurements: Measurements) -> Finding | None:
-    coverage = measurements.coverage
-    if coverage.is_sufficient:
-        return None
-    consequence = (
-        "the corrected draws do not depend on it, but noise-free particles and importance weights "
-        "would be wrong; nothing needs to change unless you need those, in which case raise "
-        "`num_particles`"
-        if measurements.settings.is_corrected
-        else "the particles cannot replace draws, and importance weights cannot correct them; use "
-        "`correction='metropolis'`, or raise `num_particles`"
-    )
-    return Finding(
-        "k-hat",
-        f"Pareto k-hat of the density fitted to an ensemble is {coverage.k_hat:.2f} (reliable "
-        f"up to {MAX_RELIABLE}) and {coverage.efficiency:.1%} of its proposals are effective; "
-        f"the density of {coverage.num_fitted} particles does not cover the posterior; "
-        f"{consequence}.",
-    )
-
-
-def _evidence(measurements: Measurements) -> Finding | None:
-    error = measurements.evidence.standard_error
-    if error <= _MAX_LOG_EVIDENCE_ERROR:
-        return None
-    change = (
-        "raise `num_samples`, or use nested sampling for the evidence"
-        if measurements.settings.is_corrected
-        else "use `correction='metropolis'`, which allows bridge sampling"
-    )
-    seen = f"a standard error of {error:.2g} nats" if math.isfinite(error) else "no standard error"
-    return Finding(
-        "evidence",
-        f"The log evidence has {seen} (Pareto k-hat of the density behind it: "
-        f"{measurements.evidence.k_hat:.2f}); that density overlaps too little with the "
-        f"posterior for a comparison of models; {change}.",
-    )
-
-
 def _at_rest(measurements: Measurements) -> Finding | None:
     moving = [row for row in measurements.chains if not row.transport_at_rest]
     if not moving:
@@ -333,22 +246,6 @@ def _repeats(measurements: Measurements) -> Finding | None:
     )
 
 
-def _noise_free_bias(measurements: Measurements) -> Finding | None:
-    stein = measurements.stein
-    narrow = sum(value < 1 - RELEVANT_ERROR for value in stein.virial)
-    wide = sum(value > 1 + RELEVANT_ERROR for value in stein.virial)
-    if not narrow + wide:
-        return None
-    return Finding(
-        "spread",
-        f"Stein's identity E[(x - mean) dU/dx] = 1 is off by more than a tenth in {narrow} "
-        f"coordinates that are too narrow and {wide} that are too wide (worst: "
-        f"{stein.worst_virial:.2f} for {stein.worst_virial_name}); this is the bias of the "
-        "noise-free flow, which no number of draws removes; use `correction='metropolis'` for "
-        "inference, or change `relative_prox_time`.",
-    )
-
-
 _OF_CHAINS: tuple[Callable[[CorrectedMeasurements], Finding | None], ...] = (
     _finite,
     _single_chain,
@@ -362,17 +259,9 @@ _OF_CHAINS: tuple[Callable[[CorrectedMeasurements], Finding | None], ...] = (
     _acceptance,
     _step_size,
     _ess,
-    _spread,
-    _shift,
-    _discrepancy,
-    _coverage,
-    _evidence,
 )
 _OF_PARTICLES: tuple[Callable[[Measurements], Finding | None], ...] = (
     _finite,
     _repeats,
     _at_rest,
-    _noise_free_bias,
-    _coverage,
-    _evidence,
 )

@@ -22,7 +22,7 @@ import numpy as np
 from numpyro_rwpo.diagnostics.convergence import pareto_smoothing
 from numpyro_rwpo.heads.density import ProximalDensity, relative_prox_time
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, Head
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 
 LogDensity = Callable[[Any], np.ndarray]
 
@@ -71,7 +71,7 @@ class Coverage(NamedTuple):
 def _propose(
     rng_key: jax.Array,
     draws: jax.Array,
-    prior: LaplacePrior,
+    prior: Prior,
     relative_time: float,
     *,
     attention: Head,
@@ -93,7 +93,7 @@ def fitted_ratios(
     rng_key: jax.Array,
     draws: np.ndarray,
     log_density: LogDensity,
-    prior: LaplacePrior,
+    prior: Prior,
     *,
     attention: Head,
     relative_time: float,
@@ -156,7 +156,7 @@ def ensemble_coverage(
     rng_key: jax.Array,
     ensembles: np.ndarray,
     log_density: LogDensity,
-    prior: LaplacePrior,
+    prior: Prior,
     *,
     attention: Head = BUILT_IN_HEADS["copula"],
     relative_time: float = 0.1,

@@ -12,6 +12,7 @@ import numpy as np
 
 from numpyro_rwpo.diagnostics.evidence import Evidence
 from numpyro_rwpo.diagnostics.importance import Coverage
+from numpyro_rwpo.diagnostics.jumps import Jumps
 from numpyro_rwpo.diagnostics.stein import SteinDiscrepancy
 
 
@@ -112,7 +113,7 @@ class CorrectedChain(Chain):
         warmup_updates: trajectories of each particle during adaptation.
         is_settled: whether adaptation ended because its estimates were steady.
         metric: ``"dense"``, ``"low-rank"`` or ``"diagonal"``.
-        flow: ``"harmonic"`` or ``"exact"``.
+        flow: ``"harmonic"``, ``"exact"`` or ``"no U-turn"``.
         step_size: leapfrog step size, in whitened units.
         steps_per_trajectory: leapfrog steps in a trajectory.
         is_trajectory_cut: whether that is the most that is allowed.
@@ -181,6 +182,7 @@ class SteinFigures:
         worst_force: the force that is most standard errors from 0.
         worst_force_z: its distance from 0 in standard errors.
         worst_force_name: its coordinate.
+        jumps: jumps of the density; ``None`` where the draws fit it, and there was no need to look.
     """
 
     discrepancy: SteinDiscrepancy
@@ -192,6 +194,7 @@ class SteinFigures:
     worst_force: float
     worst_force_z: float
     worst_force_name: str
+    jumps: Jumps | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
-from numpyro.infer.util import potential_energy, unconstrain_fn
+from numpyro import handlers
+from numpyro.infer.util import unconstrain_fn
 
-from numpyro_rwpo.model.laplace_sites import (
-    LaplaceSplit,
-    inspect_trace,
-    is_latent,
-    split_laplace_sites,
-)
-from numpyro_rwpo.model.model_source import ravel_prior
+from numpyro_rwpo.model.laplace_sites import LaplaceSplit
+from numpyro_rwpo.model.model_source import flat_prior
 from numpyro_rwpo.model.potential_source import prior_from_leaves
-from numpyro_rwpo.priors.laplace import LaplacePrior, no_prior
+from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry
+from numpyro_rwpo.model.split_check import checked_split
+from numpyro_rwpo.model.tracing import default_key, inspect_trace, is_latent
+from numpyro_rwpo.priors.laplace import no_prior
+from numpyro_rwpo.priors.protocol import Prior
 from numpyro_rwpo.runs.mcmc import Run
 
 # Positions at which the density is evaluated in one call. The last block is padded, so that one
@@ -51,7 +51,7 @@ class Posterior(NamedTuple):
     draws: np.ndarray
     names: list[str]
     evaluate: ValueAndGradient
-    prior: LaplacePrior
+    prior: Prior
     is_normalized: bool
 
 
@@ -110,6 +110,7 @@ def model_posterior(
     nonsmooth: Any = "auto",
     centering: int = 0,
     inverse_temperature: float = 1.0,
+    registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> Posterior:
     """The posterior of a model and draws of its sites.
 
@@ -121,11 +122,12 @@ def model_posterior(
         nonsmooth: as for ``RWPO``.
         centering: parameterization of Laplace sites with latent scales, 0 or 1.
         inverse_temperature: power of the posterior.
+        registry: the kinds of distributions with closed forms.
 
     Raises:
-        ValueError: a latent site is missing among the draws.
+        ValueError: a latent site is missing among the draws, or none has a free coordinate.
     """
-    split = split_laplace_sites(model, args, kwargs, nonsmooth)
+    split, _ = checked_split(model, args, kwargs, nonsmooth, registry)
     sites, is_proper = _latent_sites(model, args, kwargs)
     missing = sorted(set(sites) - set(samples))
     if missing:
@@ -134,39 +136,57 @@ def model_posterior(
             f"evaluated; they hold {sorted(samples)}. Run MCMC without '~z.<site>' in "
             "`extra_fields` and without a `postprocess_fn`."
         )
-    is_standardized = bool(split.rewritten) and centering == 0
-    if not is_standardized:
-        split = split._replace(rewritten={})
+    if centering != 0:
+        split = split.without(split.rewritten)
+    seeded = handlers.seed(default_key(model), 0)  # for sites that are not among the draws
 
     def unconstrain(values: dict[str, Any]) -> dict[str, Any]:
-        values = unconstrain_fn(model, args, kwargs, values)
-        return split.from_user_values(values, args, kwargs) if is_standardized else values
+        values = unconstrain_fn(seeded, args, kwargs, values)
+        return split.from_user_values(values, args, kwargs) if split.rewritten else values
 
     latent = {name: jnp.asarray(samples[name]) for name in sites}
-    unconstrained = jax.jit(jax.vmap(jax.vmap(unconstrain)))(latent)
+    unconstrained = jax.jit(jax.vmap(jax.vmap(unconstrain)))(latent) if latent else {}
     prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), unconstrained)
-    unravel = ravel_pytree(prototype)[1]
+    flat, unravel = ravel_pytree(prototype)
+    if flat.size == 0:
+        raise ValueError(
+            "The model has no free coordinates, and so no posterior density to evaluate: its "
+            f"unconstrained latent sites have the shapes {jax.tree.map(np.shape, prototype)}. "
+            "Check that not every site is observed or conditioned."
+        )
 
     def log_density(position: jax.Array) -> jax.Array:
-        energy = potential_energy(split.model(centering), args, kwargs, unravel(position))
+        energy = split.potential(unravel(position), 0, args, kwargs)
         return -inverse_temperature * energy
 
     return Posterior(
         _flatten(unconstrained),
-        [name for key in sorted(prototype) for name in coordinate_names(key, prototype[key].shape)],
+        [
+            name
+            for key in sorted(prototype)
+            for name in coordinate_names(
+                _base_name(key, prototype) if key in split.rewritten else key, prototype[key].shape
+            )
+        ],
         _in_blocks(log_density),
         _model_prior(split, args, kwargs, prototype).tempered(inverse_temperature),
         is_proper,
     )
 
 
+def _base_name(name: str, taken: Any) -> str:
+    """What to call the standardised form of a site: as NumPyro does, unless the user does so."""
+    base = f"{name}_decentered"
+    return f"{name} (standardised)" if base in taken else base
+
+
 def _model_prior(
     split: LaplaceSplit, args: tuple[Any, ...], kwargs: dict[str, Any], prototype: Any
-) -> LaplacePrior:
-    if not (split.fixed or split.rewritten):
+) -> Prior:
+    if not split.names:
         flat = ravel_pytree(prototype)[0]
         return no_prior(flat.size, flat.dtype)
-    return ravel_prior(split.prior_parameters(args, kwargs), prototype)
+    return flat_prior(split.site_priors(args, kwargs), prototype)
 
 
 def potential_posterior(
@@ -175,11 +195,12 @@ def potential_posterior(
     *,
     nonsmooth: Any = None,
     inverse_temperature: float = 1.0,
+    registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> Posterior:
     """The posterior of a potential function and its draws, leaves (chains, draws, ...)."""
     prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), samples)
     flat, unravel = ravel_pytree(prototype)
-    prior = prior_from_leaves(nonsmooth, prototype) or no_prior(flat.size, flat.dtype)
+    prior = prior_from_leaves(nonsmooth, prototype, registry) or no_prior(flat.size, flat.dtype)
     names = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(prototype):
         label = jax.tree_util.keystr(path, simple=True, separator=".") or "x"
@@ -214,6 +235,7 @@ def posterior_of(run: Run, *, centering: int = 0) -> Posterior:
             run.samples,
             nonsmooth=run.nonsmooth,
             inverse_temperature=run.settings.inverse_temperature,
+            registry=run.priors,
         )
     return model_posterior(
         run.model,
@@ -223,4 +245,5 @@ def posterior_of(run: Run, *, centering: int = 0) -> Posterior:
         nonsmooth=run.nonsmooth,
         centering=centering,
         inverse_temperature=run.settings.inverse_temperature,
+        registry=run.priors,
     )

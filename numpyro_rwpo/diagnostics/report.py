@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from numpyro_rwpo.diagnostics.findings import Finding
+from numpyro_rwpo.diagnostics.density_findings import Finding
 from numpyro_rwpo.diagnostics.importance import MAX_RELIABLE
 from numpyro_rwpo.diagnostics.measurements import (
     Coordinate,
@@ -20,6 +20,8 @@ from numpyro_rwpo.diagnostics.tables import (
     WIDTH,
     Table,
     common,
+    count,
+    fixed,
     number,
     span,
     table_html,
@@ -36,6 +38,8 @@ _NOISE_FREE = (
     "compares them with the posterior density."
 )
 
+_REMARKS = "This concerns the evidence and the densities fitted to ensembles, not the draws:"
+
 
 class Report:
     """What :func:`numpyro_rwpo.diagnose` found.
@@ -43,11 +47,18 @@ class Report:
     Attributes:
         measurements: all figures, by topic, see :mod:`numpyro_rwpo.diagnostics.measurements`.
         findings: reasons to doubt the draws, each with a ``sentence``; empty if there are none.
+        remarks: what concerns the evidence and the fitted densities, but not the draws, likewise.
     """
 
-    def __init__(self, measurements: Measurements, findings: Sequence[Finding]) -> None:
+    def __init__(
+        self,
+        measurements: Measurements,
+        findings: Sequence[Finding],
+        remarks: Sequence[Finding] = (),
+    ) -> None:
         self.measurements = measurements
         self.findings = list(findings)
+        self.remarks = list(remarks)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -61,8 +72,9 @@ class Report:
         return dict(plain(self.measurements))
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures and findings as plain dictionaries, lists, numbers and strings."""
-        return {**plain(self.measurements), "findings": plain(self.findings)}
+        """All figures, findings and remarks as plain dictionaries, lists, numbers and strings."""
+        sentences = {"findings": plain(self.findings), "remarks": plain(self.remarks)}
+        return {**plain(self.measurements), **sentences}
 
     def tables(self) -> list[Table]:
         """The tables that are printed."""
@@ -92,10 +104,9 @@ class Report:
         lines = [self._heading(), ""]
         if not self.measurements.settings.is_corrected:
             lines += [textwrap.fill(_NOISE_FREE, WIDTH), ""]
-        lines.append(self._verdict())
-        for finding in self.findings:
-            text = f"[{finding.about}] {finding.sentence}"
-            lines.append(textwrap.fill(text, WIDTH, initial_indent="* ", subsequent_indent="  "))
+        lines += [self._verdict(), *map(_bullet, self.findings)]
+        if self.remarks:
+            lines += ["", _REMARKS, *map(_bullet, self.remarks)]
         return "\n".join(["\n".join(lines), *("\n" + table_text(t) for t in self.tables())])
 
     __repr__ = __str__
@@ -104,14 +115,23 @@ class Report:
         parts = [f"<h4>{html.escape(self._heading())}</h4>"]
         if not self.measurements.settings.is_corrected:
             parts.append(f"<p>{html.escape(_NOISE_FREE)}</p>")
-        parts.append(f"<p>{html.escape(self._verdict())}</p>")
-        items = "".join(
-            f"<li><b>{html.escape(f.about)}</b>: {html.escape(f.sentence)}</li>"
-            for f in self.findings
-        )
-        parts.append(f"<ul>{items}</ul>" if items else "")
+        parts += [f"<p>{html.escape(self._verdict())}</p>", _html_list(self.findings)]
+        if self.remarks:
+            parts += [f"<p>{html.escape(_REMARKS)}</p>", _html_list(self.remarks)]
         parts += [table_html(table) for table in self.tables()]
         return f"<div>{''.join(parts)}</div>"
+
+
+def _bullet(finding: Finding) -> str:
+    text = f"[{finding.about}] {finding.sentence}"
+    return textwrap.fill(text, WIDTH, initial_indent="* ", subsequent_indent="  ")
+
+
+def _html_list(findings: Sequence[Finding]) -> str:
+    items = "".join(
+        f"<li><b>{html.escape(f.about)}</b>: {html.escape(f.sentence)}</li>" for f in findings
+    )
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _transport_row(residuals: list[float]) -> list[str]:
@@ -134,13 +154,13 @@ def _chains(measured: CorrectedMeasurements) -> Table:
     # A NaN counts as worse than any number.
     r_hat = max((row.r_hat for row in coordinates), key=lambda x: (math.isnan(x), x))
     # A single chain has no other to be compared with.
-    between = f"{r_hat:.3f}" if len(chains) > 1 else "-"
+    between = fixed(r_hat, 3) if len(chains) > 1 else "-"
     bulk = min(row.ess_bulk for row in coordinates)
     tail = min(row.ess_tail for row in coordinates)
     rows = [
-        ["R-hat, worst (a chain: its halves)", *(f"{c.r_hat:.3f}" for c in chains), between],
-        ["bulk ESS, worst", *(f"{c.ess_bulk:,.0f}" for c in chains), f"{bulk:,.0f}"],
-        ["tail ESS, worst", *(f"{c.ess_tail:,.0f}" for c in chains), f"{tail:,.0f}"],
+        ["R-hat, worst (a chain: its halves)", *(fixed(c.r_hat, 3) for c in chains), between],
+        ["bulk ESS, worst", *(count(c.ess_bulk) for c in chains), count(bulk)],
+        ["tail ESS, worst", *(count(c.ess_tail) for c in chains), count(tail)],
         ["acceptance", *(f"{x:.2f}" for x in accept_prob), span(accept_prob, ".2f")],
         ["divergent draws", *map(str, divergences), str(sum(divergences))],
     ]
@@ -190,7 +210,7 @@ def _corrected_coordinates(coordinates: Sequence[CorrectedCoordinate]) -> Table:
             row.name,
             number(row.mean),
             number(row.sd),
-            f"{row.r_hat:.3f}",
+            fixed(row.r_hat, 3),
             number(row.ess_bulk),
             number(row.ess_tail),
         ]
@@ -216,11 +236,12 @@ def _density(measured: Measurements) -> Table:
     coverage, evidence, stein = measured.coverage, measured.evidence, measured.stein
     discrepancy, mixing = stein.discrepancy, measured.mixing
     is_normalized = measured.settings.is_normalized
+    has_jumps = stein.jumps is not None and stein.jumps.share > 0
     label = "log evidence" + (
         "" if is_normalized else ", up to the constants that the density lacks"
     )
     value = (
-        f"{evidence.log_evidence:.3f} +- {evidence.standard_error:.3f}"
+        f"{fixed(evidence.log_evidence, 3)} +- {fixed(evidence.standard_error, 3)}"
         if math.isfinite(evidence.log_evidence)
         else "none"
     )
@@ -238,8 +259,9 @@ def _density(measured: Measurements) -> Table:
         ],
         [
             "Stein identity, worst",
-            f"{stein.worst_virial:.2f} for {stein.worst_virial_name} (1 is exact; "
-            f"z = {stein.worst_virial_z:.1f})",
+            f"{fixed(stein.worst_virial, 2)} for {stein.worst_virial_name} (1 is exact"
+            + (" for a continuous density" if has_jumps else "")
+            + f"; z = {fixed(stein.worst_virial_z, 1)})",
         ],
     ]
     if mixing is not None:

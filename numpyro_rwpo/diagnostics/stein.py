@@ -81,8 +81,10 @@ def stein_identities(
     root = np.sqrt(draws.shape[0] if num_effective is None else num_effective)
 
     def z_score(values: np.ndarray, truth: float) -> np.ndarray:
-        error = values.std(0) / root
-        return (values.mean(0) - truth) / np.maximum(error, np.finfo(float).tiny)
+        difference, error = values.mean(0) - truth, values.std(0) / root
+        # A flat density has the same gradient everywhere: any difference is then beyond chance.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(difference == 0, 0.0, difference / error)
 
     return SteinIdentities(force.mean(0), virial.mean(0), z_score(force, 0), z_score(virial, 1))
 

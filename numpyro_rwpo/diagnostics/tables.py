@@ -9,6 +9,11 @@ from typing import NamedTuple
 WIDTH = 88
 
 
+# Characters of a printed number. Counts of gradient evaluations have up to about that many; of a
+# longer number only the order of magnitude is of interest.
+_MAX_CHARACTERS = 15
+
+
 class Table(NamedTuple):
     """A table of strings with a title.
 
@@ -49,14 +54,37 @@ def table_html(table: Table) -> str:
     return f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
+def formatted(value: float, form: str) -> str:
+    """A number by a format specification, in scientific notation where it would be very long."""
+    text = format(value, form)
+    if len(text) <= _MAX_CHARACTERS:
+        return text
+    return format(value, "+.2e" if form.startswith("+") else ".2e")
+
+
+def fixed(value: float, digits: int) -> str:
+    """A number with ``digits`` decimals, in scientific notation where it would be very long."""
+    return formatted(value, f".{digits}f")
+
+
+def signed(value: float, digits: int) -> str:
+    """The same with its sign."""
+    return formatted(value, f"+.{digits}f")
+
+
+def count(value: float) -> str:
+    """A whole number with its thousands set apart."""
+    return formatted(value, ",.0f")
+
+
 def number(value: float, digits: int = 3) -> str:
     """A number with ``digits`` significant digits, large ones without an exponent."""
-    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+    return count(value) if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
 def span(values: Sequence[float], form: str) -> str:
     """The smallest and the largest of formatted values, or the one that all have in common."""
-    low, high = format(min(values), form), format(max(values), form)
+    low, high = formatted(min(values), form), formatted(max(values), form)
     return low if low == high else f"{low} to {high}"
 
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from jax.typing import ArrayLike
 
-from numpyro_rwpo.dynamics.ensemble import Ensemble, gradient, potential
+from numpyro_rwpo.dynamics.ensemble import Ensemble, gradient, potential, replace
 from numpyro_rwpo.dynamics.factors import Factor, LowRank
 from numpyro_rwpo.dynamics.flows import ExactFlow, Flow, HarmonicFlow
 from numpyro_rwpo.dynamics.metric import (
@@ -26,7 +27,7 @@ from numpyro_rwpo.dynamics.metric import (
 )
 from numpyro_rwpo.dynamics.moves import (
     TRAJECTORY_LENGTH,
-    Move,
+    HamiltonianMove,
     Sweep,
     hamiltonian_sweep,
     jump_sweep,
@@ -37,6 +38,11 @@ from numpyro_rwpo.model.target import Target
 
 # Longest trajectory, in leapfrog steps: that of NUTS with its default tree depth of 10.
 MAX_STEPS = 1024
+# Mean acceptance below which the step size is so wrong that it shrinks by a factor of ten.
+HOPELESS = 0.02
+# How much better than the preferred flow another has to be. A loop that is compiled anew takes
+# seconds, in which most runs on new data of the same shape are over.
+PREFERENCE = 8.0
 # Updates that each flow on trial has before the first comparison; the first of them still meets
 # the step size that was guessed.
 TRIAL_UPDATES = 3
@@ -48,8 +54,9 @@ MEMORY = 0.1
 # which further trajectories come between them, as long as these together take no more than
 # AFFORDABLE_STEPS gradients: beyond, ArviZ sees what is left.
 KEPT_CORRELATION, AFFORDABLE_STEPS = 0.5, 24
-# Most jumps to draws of the user's proposal between two draws of a particle.
-MAX_JUMPS = 32
+# Share of the particles that have not jumped between two draws, at most: a jump costs one gradient,
+# and may be all that brings particles from one mode to another. So many jumps at most.
+JUMP_CORRELATION, MAX_JUMPS = 0.1, 64
 # Weight of the share of divergent trajectories against the acceptance probability: one in a hundred
 # counts as a tenth less acceptance, since it marks a region that the draws miss.
 DIVERGENCE_COST = 10.0
@@ -59,8 +66,14 @@ STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
 # Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
 # thousand with which NUTS warms up by default.
 MAX_TRAJECTORIES = 2000
-# Updates that this limit leaves in any case.
+# Leapfrog steps of a trajectory beyond which an ensemble that moves in step wastes too many.
+MAX_AFFORDABLE = 128
+# Updates that these limits leave in any case; half of them where trajectories are too long.
 MIN_LIMIT = 24
+# Acceptance probability, averaged over the last few sweeps with this weight for the newest, below
+# which a particle is stuck. Those that are when the estimates are steady are moved onto others,
+# and part from them in the last updates.
+STUCK, RECENT, LAST_UPDATES = 0.1, 0.2, 3
 # Standard deviations at which statistics are clipped: one straggler must not decide for all.
 CLIP = 3.0
 # Step sizes at which each flow starts, times the fourth root of the dimension: about 0.8 of the
@@ -84,7 +97,10 @@ class Adaptation(NamedTuple):
         num_steps: leapfrog steps of all sweeps, scalar.
         potential: running mean of the particles' mean potential, scalar.
         jump_rate: running mean of the acceptance of jumps to the user's proposal, scalar.
-        is_settled: whether the estimates are steady, scalar.
+        accept_prob: running mean of each particle's acceptance probability, (num_particles,).
+        finished_at: number of updates when the estimates were steady or the budget was spent; 0
+            until then.
+        is_settled: whether they were steady, scalar.
     """
 
     updates: jax.Array
@@ -98,6 +114,8 @@ class Adaptation(NamedTuple):
     num_steps: jax.Array
     potential: jax.Array
     jump_rate: jax.Array
+    accept_prob: jax.Array
+    finished_at: jax.Array
     is_settled: jax.Array
 
 
@@ -123,6 +141,8 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
         num_steps=jnp.zeros((), int),
         potential=zero,
         jump_rate=zero,
+        accept_prob=jnp.ones(settings.num_particles, dtype),
+        finished_at=jnp.zeros((), int),
         is_settled=jnp.zeros((), bool),
     )
 
@@ -163,7 +183,7 @@ def make_flow(name: str, adaptation: Adaptation, target: Target) -> Flow:
     return HarmonicFlow(mean, preconditioner.factor, preconditioner.inverse, slope, curvature)
 
 
-def make_move(name: str, number: int, adaptation: Adaptation, target: Target) -> Move:
+def make_move(name: str, number: int, adaptation: Adaptation, target: Target) -> HamiltonianMove:
     """The move that sampling takes with the flow of that name, the ``number``-th on trial."""
     step_size = jnp.exp(adaptation.log_step_mean[number])
     num_steps = num_leapfrog_steps(step_size, MAX_STEPS)
@@ -173,8 +193,8 @@ def make_move(name: str, number: int, adaptation: Adaptation, target: Target) ->
     wanted = jnp.ceil(math.log(KEPT_CORRELATION) / jnp.log(slowest))
     most = jnp.maximum(AFFORDABLE_STEPS // num_steps, 1)
     missed = jnp.clip(1 - adaptation.jump_rate, 1e-3, 0.999)
-    jumps = jnp.ceil(math.log(KEPT_CORRELATION) / jnp.log(missed))
-    return Move(
+    jumps = jnp.ceil(math.log(JUMP_CORRELATION) / jnp.log(missed))
+    return HamiltonianMove(
         flow=make_flow(name, adaptation, target),
         step_size=step_size,
         num_steps=num_steps,
@@ -212,7 +232,8 @@ def _adapt_step(
     # The mean acceptance over many particles is hardly noisy: a proportional rule is enough.
     error = accept_prob - aim
     error = jnp.where(error < 0, error / aim, error / (1 - aim))
-    log_step = log_step + jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
+    change = jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
+    log_step = log_step + jnp.where(accept_prob < HOPELESS, -math.log(10), change)
     # A longer rotation would turn back.
     return jnp.minimum(log_step, math.log(TRAJECTORY_LENGTH))
 
@@ -247,7 +268,7 @@ def _learn_sweep(
     )
 
 
-def _cheapest(adaptation: Adaptation, target: Target) -> jax.Array:
+def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> jax.Array:
     """Number of the flow whose slowest statistic decorrelates most per gradient.
 
     All chains together decide, so that one compiled program serves them all; they share nothing
@@ -256,25 +277,35 @@ def _cheapest(adaptation: Adaptation, target: Target) -> jax.Array:
     slowest = jnp.clip(adaptation.correlation.max(1), 1e-3, 0.999)
     num_steps = num_leapfrog_steps(jnp.exp(adaptation.log_step_mean), MAX_STEPS)
     efficiency = -jnp.log(slowest) / num_steps
+    is_preferred = jnp.arange(efficiency.size) == preferred
+    efficiency = efficiency * jnp.where(is_preferred, PREFERENCE, 1.0)
     if target.placement.chain_axis is not None:
         efficiency = lax.pmean(jnp.log(efficiency), target.placement.chain_axis)
     return jnp.argmax(efficiency)
 
 
-def _is_settled(
+def _is_steady(
     adaptation: Adaptation, mean: jax.Array, spread: jax.Array, settings: Settings
 ) -> jax.Array:
-    """Whether step size and potential are steady, or the budget is spent, scalar."""
+    """Whether step size and mean potential have stopped changing, scalar."""
     trial = TRIAL_UPDATES * len(settings.flows) if len(settings.flows) > 1 else 0
     ahead = (adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
     steady = jnp.abs(ahead) < STEADY_STEP
     steady &= jnp.abs(mean - adaptation.potential) < STEADY_POTENTIAL * spread
+    return steady & (adaptation.updates >= trial + MIN_UPDATES)
+
+
+def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
+    """Whether warm-up costs more than these moves can be worth, scalar.
+
+    Either it has spent what NUTS would, or its trajectories are so long that trees, which end by
+    themselves, are cheaper.
+    """
     num_steps = num_leapfrog_steps(jnp.exp(adaptation.log_step[adaptation.chosen]), MAX_STEPS)
     spent = settings.num_particles * adaptation.num_steps > MAX_TRAJECTORIES * num_steps
-    return jnp.where(
-        adaptation.updates >= MIN_LIMIT,
-        steady | spent,
-        steady & (adaptation.updates >= trial + MIN_UPDATES),
+    too_long = num_steps > MAX_AFFORDABLE
+    return (too_long & (adaptation.updates >= MIN_LIMIT // 2)) | (
+        spent & (adaptation.updates >= MIN_LIMIT)
     )
 
 
@@ -285,6 +316,7 @@ def adapt(
     target: Target,
     settings: Settings,
     target_accept_prob: float,
+    preferred: ArrayLike = -1,
 ) -> tuple[Ensemble, Adaptation]:
     """One update: a sweep with the flow whose turn it is, and what is learned from it.
 
@@ -295,6 +327,8 @@ def adapt(
         target: the posterior.
         settings: of the run.
         target_accept_prob: acceptance probability at which the step size aims.
+        preferred: number of the flow that is kept unless another is eight times as good, -1 for
+            none.
     """
     number = whose_turn(adaptation, len(settings.flows))
     log_step = adaptation.log_step[number]
@@ -320,8 +354,26 @@ def adapt(
     learned = learned._replace(
         updates=adaptation.updates + 1,
         num_steps=adaptation.num_steps + num_steps,
-        chosen=_cheapest(learned, target),
+        chosen=_cheapest(learned, target, preferred),
     )
-    is_settled = _is_settled(learned, mean, spread, settings)
+    is_steady = _is_steady(learned, mean, spread, settings)
+    is_first = (is_steady | _is_spent(learned, settings)) & (adaptation.finished_at == 0)
+    recent = jnp.maximum(1 / (1.0 + adaptation.updates), RECENT)
+    accept_prob = _blend(adaptation.accept_prob, sweep.accept_prob, recent)
     running = _blend(adaptation.potential, mean, jnp.where(adaptation.updates == 0, 1.0, 0.3))
-    return after, learned._replace(is_settled=is_settled, potential=running)
+    learned = learned._replace(
+        accept_prob=accept_prob,
+        finished_at=jnp.where(is_first, learned.updates, adaptation.finished_at),
+        is_settled=adaptation.is_settled | (is_first & is_steady),
+        potential=running,
+    )
+    # Placement can leave particles where the step size of all others is far too long.
+    return replace(after, is_first & (accept_prob < STUCK), target), learned
+
+
+def is_finished(adaptation: Adaptation, settings: Settings) -> jax.Array:
+    """Whether warm-up is over, scalar: the last updates part particles that were put together."""
+    is_over = (adaptation.finished_at > 0) & (
+        ~adaptation.is_settled | (adaptation.updates >= adaptation.finished_at + LAST_UPDATES)
+    )
+    return is_over | (adaptation.updates >= settings.num_warmup)

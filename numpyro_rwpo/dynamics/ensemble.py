@@ -53,20 +53,27 @@ def is_usable(smooth: jax.Array, gradient: jax.Array) -> jax.Array:
     return jnp.isfinite(smooth) & jnp.all(jnp.isfinite(gradient), -1)
 
 
+def replace(ensemble: Ensemble, is_bad: jax.Array, target: Target) -> Ensemble:
+    """Move the particles in ``is_bad``, (num_particles,), onto the others, in turn.
+
+    Where all are bad, nothing is moved. Only for warm-up, as it does not leave the posterior
+    invariant.
+    """
+
+    def replaced(ensemble: Ensemble) -> Ensemble:
+        order = jnp.argsort(is_bad, stable=True)
+        index = jnp.arange(is_bad.size)
+        substitute = order[index % jnp.maximum((~is_bad).sum(), 1)]
+        source = jnp.where(is_bad & ~is_bad.all(), substitute, index)
+        return jax.tree.map(lambda x: x[source], ensemble)
+
+    return target.placement.rows(target.placement.where_needed(is_bad, replaced, ensemble))
+
+
 def evaluate(particles: jax.Array, target: Target) -> Ensemble:
     """Evaluate the particles; those with a non-finite potential move onto finite ones.
 
     Where no particle is finite, nothing is moved and the potentials stay non-finite.
     """
     smooth, gradient = target.value_and_grad(particles)
-    usable = is_usable(smooth, gradient)
-
-    def substituted(ensemble: Ensemble) -> Ensemble:
-        order = jnp.argsort(~usable, stable=True)
-        index = jnp.arange(particles.shape[0])
-        substitute = order[index % jnp.maximum(usable.sum(), 1)]
-        source = jnp.where(usable | ~usable.any(), index, substitute)
-        return jax.tree.map(lambda x: x[source], ensemble)
-
-    ensemble = Ensemble(particles, smooth, gradient)
-    return target.placement.rows(target.placement.where_needed(~usable, substituted, ensemble))
+    return replace(Ensemble(particles, smooth, gradient), ~is_usable(smooth, gradient), target)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import lax, random
 
 from numpyro_rwpo.dynamics.ensemble import Ensemble, potential
-from numpyro_rwpo.dynamics.moves import advance
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.state import Buffer, RWPOState, placed_state
 from numpyro_rwpo.model.target import Target
@@ -21,7 +20,8 @@ Emit = Callable[[jax.Array, jax.Array], tuple[Any, jax.Array]]
 def iterate(state: RWPOState, target: Target, settings: Settings, emit: Emit) -> RWPOState:
     """One NumPyro iteration. During warm-up, which is over by then, it only emits particles."""
     target = target._replace(centring=state.centring)
-    draw = jnp.mod(state.iteration, settings.draws_per_refresh)
+    num_particles, num_states = state.buffer.potential.shape
+    draw = jnp.mod(state.iteration, num_particles * num_states)
     # The same for all chains, so that it stays a branch where chains are vectorized.
     is_refresh = (state.iteration >= 0) & (draw == 0) & settings.corrected
 
@@ -39,13 +39,15 @@ def refresh(
 
     def one_state(k: jax.Array, carry: tuple[Ensemble, Buffer]) -> tuple[Ensemble, Buffer]:
         ensemble, buffer = carry
-        ensemble, sweep = advance(random.fold_in(rng_key, k), ensemble, state.move, target)
+        key = random.fold_in(rng_key, k)
+        ensemble, sweep = state.move.advance(key, ensemble, target)
         new = Buffer(
             ensemble.particles,
             potential(ensemble, target),
             sweep.accept_prob,
             sweep.diverging,
             sweep.energy,
+            sweep.num_steps,
         )
         return ensemble, jax.tree.map(lambda old, x: old.at[:, k].set(x), buffer, new)
 
@@ -63,7 +65,8 @@ def emitted(
     emit: Emit,
 ) -> RWPOState:
     """The state with draw number ``draw`` of the refresh, scalar, in its fields for NumPyro."""
-    particle, number = draw // settings.num_states, lax.rem(draw, settings.num_states)
+    num_states = buffer.potential.shape[1]
+    particle, number = draw // num_states, lax.rem(draw, num_states)
 
     def entry(x: jax.Array) -> jax.Array:
         row = target.placement.row(x, particle)
@@ -71,20 +74,16 @@ def emitted(
 
     drawn = jax.tree.map(entry, buffer)
     z, log_jacobian = emit(drawn.particles, state.centring)
-    beta = settings.inverse_temperature
-    move = state.move
-    num_steps = move.num_sweeps * move.num_steps
-    if target.proposal is not None:
-        num_steps = num_steps + move.num_jumps
-    spent = settings.draws_per_refresh * num_steps * is_refresh
+    height = drawn.potential / settings.inverse_temperature - log_jacobian
+    spent = jnp.where(is_refresh, buffer.num_steps.sum(), 0)
     state = state._replace(
         iteration=state.iteration + 1,
         z=z,
         diverging=drawn.diverging,
-        potential_energy=drawn.potential / beta - log_jacobian,
+        potential_energy=height,
         accept_prob=drawn.accept_prob,
-        num_steps=num_steps * settings.corrected,
-        energy=drawn.energy,
+        num_steps=drawn.num_steps,
+        energy=height + drawn.energy - drawn.potential,
         num_gradients=state.num_gradients + spent,
         ensemble=ensemble,
         buffer=buffer,

@@ -12,7 +12,7 @@ exploring posterior distributions, sec. 2.3.3, on independence proposals.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,38 +30,50 @@ TRAJECTORY_LENGTH = math.pi / 2
 STEP_JITTER = 0.25
 # Energy error above which a trajectory counts as divergent; NumPyro's and Stan's value.
 DIVERGENCE_THRESHOLD = 1000.0
-
-
-class Move(NamedTuple):
-    """What a refresh needs to know; frozen before the first draw. Its type names its flow.
-
-    Attributes:
-        flow: flow between two kicks.
-        step_size: scalar, whitened units.
-        num_steps: leapfrog steps of a trajectory, scalar.
-        num_sweeps: trajectories between two draws of a particle that are kept, scalar.
-        num_jumps: jumps to draws of the user's proposal before these, scalar.
-    """
-
-    flow: Flow
-    step_size: jax.Array
-    num_steps: jax.Array
-    num_sweeps: jax.Array
-    num_jumps: jax.Array
+# Number of the first jump's random key; those of trajectories count from 0.
+_JUMPS = 2**20
 
 
 class Sweep(NamedTuple):
-    """What one sweep did to each particle, (num_particles,).
+    """What the way from one kept state to the next did to each particle, (num_particles,).
 
     Attributes:
-        accept_prob: acceptance probability.
-        diverging: whether the energy error was above 1000 or not finite.
-        energy: potential plus kinetic energy where the particle ended.
+        accept_prob: mean acceptance probability.
+        diverging: whether an energy error was above 1000 or not finite.
+        energy: potential plus kinetic energy where the last trajectory ended.
+        num_steps: gradient evaluations.
     """
 
     accept_prob: jax.Array
     diverging: jax.Array
     energy: jax.Array
+    num_steps: jax.Array
+
+
+class Move(Protocol):
+    """What takes particles from one state that is kept to the next; frozen before the first draw.
+
+    Moves are pytrees of arrays. Their type decides what is compiled, so a state brings its move
+    with it.
+
+    Attributes:
+        step_size: leapfrog step size, scalar, whitened units.
+    """
+
+    @property
+    def step_size(self) -> jax.Array:
+        """See the class."""
+
+    def advance(
+        self, rng_key: jax.Array, ensemble: Ensemble, target: Target
+    ) -> tuple[Ensemble, Sweep]:
+        """Take all particles to their next state.
+
+        Args:
+            rng_key: one key.
+            ensemble: evaluated particles.
+            target: the posterior.
+        """
 
 
 def num_leapfrog_steps(step_size: jax.Array, most: jax.Array | int) -> jax.Array:
@@ -124,7 +136,8 @@ def hamiltonian_sweep(
     after = potential(end.ensemble, target) + (end.momentum**2).sum(-1) / 2
     moved, accept_prob, diverging = _accept(uniform, ensemble, end.ensemble, after - before, target)
     energy = jnp.where(uniform < accept_prob, after, before)
-    return moved, Sweep(accept_prob, diverging, energy)
+    taken = jnp.broadcast_to(num_steps, energy.shape)
+    return moved, Sweep(accept_prob, diverging, energy, taken)
 
 
 def jump_sweep(
@@ -148,52 +161,47 @@ def jump_sweep(
     return moved, accept_prob
 
 
-class Step(NamedTuple):
-    """One kept state of every particle and what led to it.
+class HamiltonianMove(NamedTuple):
+    """A few trajectories of one length, after jumps where the user gave a proposal.
 
     Attributes:
-        ensemble: evaluated particles.
-        sweep: mean acceptance, any divergence and the last energy of its trajectories.
+        flow: flow between two kicks.
+        step_size: scalar, whitened units.
+        num_steps: leapfrog steps of a trajectory, scalar.
+        num_sweeps: trajectories between two states that are kept, scalar.
+        num_jumps: jumps to draws of the user's proposal before these, scalar.
     """
 
-    ensemble: Ensemble
-    sweep: Sweep
+    flow: Flow
+    step_size: jax.Array
+    num_steps: jax.Array
+    num_sweeps: jax.Array
+    num_jumps: jax.Array
 
+    def advance(
+        self, rng_key: jax.Array, ensemble: Ensemble, target: Target
+    ) -> tuple[Ensemble, Sweep]:
+        """Jumps, then trajectories; see :meth:`Move.advance`."""
+        zero = jnp.zeros_like(ensemble.smooth)
+        num_steps = jnp.broadcast_to(self.num_sweeps * self.num_steps, zero.shape)
+        if target.proposal is not None:
+            num_steps = num_steps + self.num_jumps
 
-def advance(rng_key: jax.Array, ensemble: Ensemble, move: Move, target: Target) -> Step:
-    """Take all particles from one kept state to the next: jumps, then trajectories.
+            def jump(i: jax.Array, ensemble: Ensemble) -> Ensemble:
+                return jump_sweep(random.fold_in(rng_key, _JUMPS + i), ensemble, target)[0]
 
-    Args:
-        rng_key: one key.
-        ensemble: evaluated particles.
-        move: frozen tuning.
-        target: the posterior.
-    """
-    if target.proposal is not None:
+            ensemble = lax.fori_loop(0, self.num_jumps, jump, ensemble)
 
-        def jump(i: jax.Array, ensemble: Ensemble) -> Ensemble:
-            return jump_sweep(random.fold_in(rng_key, -1 - i), ensemble, target)[0]
+        def trajectory(i: jax.Array, carry: tuple[Ensemble, Sweep]) -> tuple[Ensemble, Sweep]:
+            key, (ensemble, total) = random.fold_in(rng_key, i), carry
+            moved, sweep = hamiltonian_sweep(
+                key, ensemble, self.flow, self.step_size, self.num_steps, target
+            )
+            return moved, total._replace(
+                accept_prob=total.accept_prob + sweep.accept_prob / self.num_sweeps,
+                diverging=total.diverging | sweep.diverging,
+                energy=sweep.energy,
+            )
 
-        ensemble = lax.fori_loop(0, move.num_jumps, jump, ensemble)
-
-    def trajectory(i: jax.Array, step: Step) -> Step:
-        key = random.fold_in(rng_key, i)
-        moved, sweep = hamiltonian_sweep(
-            key, step.ensemble, move.flow, move.step_size, move.num_steps, target
-        )
-        return Step(
-            moved,
-            Sweep(
-                step.sweep.accept_prob + sweep.accept_prob / move.num_sweeps,
-                step.sweep.diverging | sweep.diverging,
-                sweep.energy,
-            ),
-        )
-
-    return lax.fori_loop(0, move.num_sweeps, trajectory, Step(ensemble, no_sweep(ensemble)))
-
-
-def no_sweep(ensemble: Ensemble) -> Sweep:
-    """Before anything was moved."""
-    zero = jnp.zeros_like(ensemble.smooth)
-    return Sweep(zero, zero > 0, zero)
+        nothing = Sweep(zero, zero > 0, zero, num_steps)
+        return lax.fori_loop(0, self.num_sweeps, trajectory, (ensemble, nothing))

@@ -176,21 +176,18 @@ def _descend(descent: Descent, potential_and_grad: PotentialAndGrad) -> Descent:
 
 
 def _smoothed_potential(target: Target) -> PotentialAndGrad:
-    """The potential with each Laplace prior replaced by its Moreau envelope, one scale wide.
+    """The potential with the prior's kinks rounded off.
 
     At the kinks a quasi-Newton method would take the sign change for an enormous curvature.
     """
     prior = target.prior
     if prior is None:
         return target.value_and_grad
-    rate = jnp.maximum(prior.rate_left, prior.rate_right)
-    width = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0) ** 2, 1.0)
 
     def value_and_grad(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         smooth, gradient = target.value_and_grad(x)
-        nearest = prior.prox(x, width)
-        envelope = prior.potential(nearest) + (x - nearest) ** 2 / (2 * width)
-        return smooth + envelope.sum(-1), gradient + prior.moreau_gradient(x, width)
+        value, slope = prior.smoothed(x)
+        return smooth + value.sum(-1), gradient + slope
 
     return value_and_grad
 

@@ -25,10 +25,13 @@ class Numbers(NamedTuple):
     Attributes:
         target_accept_prob: acceptance probability at which the step size aims.
         relative_prox_time: bandwidth of the attention, in units of each coordinate's variance.
+        preferred: number of the flow on trial that the kernel's last run chose, -1 for none. It is
+            kept unless another is eight times as good, so that a compiled loop is used again.
     """
 
     target_accept_prob: float
     relative_prox_time: float
+    preferred: int = -1
 
 
 class Settings(NamedTuple):

@@ -1,7 +1,7 @@
 r"""Warm-up of one ensemble: place it, then adapt the moves until they are steady.
 
 It runs as a program of its own before NumPyro's loop, on all chains at once. Two placements of the
-whole ensemble are tried side by side, transported, and compared by their evidence lower bound
+whole ensemble are tried, transported, and compared by their evidence lower bound
 :math:`-\mathrm{E}\,U + H`, with H the entropy of a normal density with the ensemble's moments:
 
 - *descent*: draws of the best normal approximations along quasi-Newton paths. It brings
@@ -20,11 +20,12 @@ from numpyro_rwpo.dynamics.adaptation import (
     Adaptation,
     adapt,
     initial_adaptation,
+    is_finished,
     learn_moments,
     make_move,
 )
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
-from numpyro_rwpo.dynamics.moves import Move
+from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, num_start_rows, start_ensemble
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.transport import (
@@ -89,7 +90,7 @@ class WarmUp(NamedTuple):
     ensemble: Ensemble
     potential: jax.Array
     adaptation: Adaptation
-    moves: tuple[Move, ...]
+    moves: tuple[HamiltonianMove, ...]
     placement: Placement
 
 
@@ -170,7 +171,7 @@ def place(
     key_spread, key_start = random.split(rng_key)
     plain = spread(key_spread, start, settings)
     num_particles = settings.num_particles
-    most = settings.num_warmup
+    most = max(settings.num_warmup - 1, 0)  # the first iteration is the placement itself
     if settings.corrected:
         most = min(most, MAX_TRANSPORT_STEPS)
     if target.proposal is not None:
@@ -182,8 +183,13 @@ def place(
         none = jnp.full(2, jnp.nan, start.dtype)
         return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows)
     descent, centring = start_ensemble(key_start, plain, target)
+
+    def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
+        return _transport(start[0], start[1], target, settings, numbers, most)
+
+    # One after the other: side by side they would both take as many steps as the slower one.
     starts = jnp.stack([descent, plain]), jnp.stack([centring, jnp.zeros_like(centring)])
-    both = jax.vmap(lambda x, c: _transport(x, c, target, settings, numbers, most))(*starts)
+    both = lax.map(transported, starts)
     evidence = jax.vmap(lambda p: _evidence(p, target))(both)
     best = jnp.argmax(evidence)
     steps = both.progress.steps
@@ -193,7 +199,7 @@ def place(
         evidence=evidence,
         is_descent=best == 0,
         num_gradients=num_start + num_particles * (steps + 1).sum(),
-        num_rows=num_start_rows(num_particles, target) + 1 + steps.max(),
+        num_rows=num_start_rows(num_particles, target) + (steps + 1).sum(),
     )
 
 
@@ -217,10 +223,11 @@ def warm_up(
 
         def update(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
             key = random.fold_in(key_adapt, carry[1].updates)
-            return adapt(key, *carry, target, settings, numbers.target_accept_prob)
+            aim, preferred = numbers.target_accept_prob, numbers.preferred
+            return adapt(key, *carry, target, settings, aim, preferred)
 
         ensemble, adaptation = lax.while_loop(
-            lambda carry: ~carry[1].is_settled & (carry[1].updates < settings.num_warmup),
+            lambda carry: ~is_finished(carry[1], settings),
             update,
             (ensemble, adaptation),
         )

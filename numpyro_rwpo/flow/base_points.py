@@ -28,7 +28,7 @@ def fresh_points(rng_key: jax.Array, points: jax.Array) -> jax.Array:
 def _shifted(rng_key: jax.Array, uniform: jax.Array) -> jax.Array:
     shift = jax.random.uniform(rng_key, uniform.shape[1:], uniform.dtype)
     edge = float(jnp.finfo(uniform.dtype).epsneg) / 2
-    return ndtri(jnp.clip((uniform + shift) % 1, edge, 1 - 2 * edge))
+    return ndtri(jnp.clip((uniform + shift[None]) % 1, edge, 1 - 2 * edge))
 
 
 @cache

@@ -1,7 +1,7 @@
 """``AutoSparseTransformer``: the sparse transformer as a guide for NumPyro's ``SVI``."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -18,7 +18,8 @@ from numpyro_rwpo.flow.arguments import check_count, check_layer_choice
 from numpyro_rwpo.flow.pathwise import pathwise_sample
 from numpyro_rwpo.flow.sparse_transformer import LEARNABLE, SparseTransformerFlow
 from numpyro_rwpo.heads.density import ProximalDensity
-from numpyro_rwpo.model.laplace_sites import SiteParameters, split_laplace_sites
+from numpyro_rwpo.model.laplace_sites import split_laplace_sites
+from numpyro_rwpo.priors.laplace import LaplacePrior
 from numpyro_rwpo.support.checks import check_init_strategy, check_range
 
 
@@ -119,9 +120,10 @@ class AutoSparseTransformer(AutoContinuous):
         with handlers.block():  # SVI is tracing the guide
             split = split_laplace_sites(self.model, args, kwargs)
             # Sites with a latent scale stay in the user's parameterization.
-            sites = split._replace(rewritten={}).prior_parameters(args, kwargs)
+            priors = split.without(split.rewritten).site_priors(args, kwargs)
+            sites = cast(dict[str, LaplacePrior], priors)  # the only built-in kind
 
-        def flat(field: Callable[[SiteParameters], jax.Array]) -> jax.Array:
+        def flat(field: Callable[[LaplacePrior], jax.Array]) -> jax.Array:
             """One field of all sites in the order of the latent vector, 0 where it is not known."""
             values = [
                 field(sites[name]).ravel() if name in sites else jnp.zeros(jnp.size(value))

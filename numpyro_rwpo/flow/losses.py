@@ -195,7 +195,7 @@ def energy_distance(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
     """Distances of (m, dim) and (n, dim), (m, n), with a derivative of 0 where points coincide."""
-    square = jnp.sum((x[:, None] - y) ** 2, -1)
+    square = jnp.sum((x[:, None] - y[None]) ** 2, -1)
     return jnp.sqrt(square + float(jnp.finfo(square.dtype).tiny))
 
 

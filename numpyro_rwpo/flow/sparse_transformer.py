@@ -45,6 +45,7 @@ from numpyro_rwpo.flow.potential import Potential, drift
 from numpyro_rwpo.heads.density import ProximalDensity
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS
 from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior
+from numpyro_rwpo.support.broadcasting import same_rank
 
 LEARNABLE = ("rate", "prox_time", "step_size", "base")
 # Rates and prox times are exp(gain * parameter). An optimizer such as Adam moves all parameters by
@@ -302,18 +303,19 @@ class SparseTransformerFlow(eqx.Module):
 
     def _keys(self, noise: jax.Array) -> tuple[jax.Array, PathCosts]:
         """Base points after all layers except the last RWPO layer, and the costs of their paths."""
+        _, location, scale = same_rank(noise, self.location, self.scale)
 
         def advance(x: jax.Array, time: jax.Array) -> tuple[jax.Array, PathCosts]:
-            moves = drift(self.potential, (x - self.location) / self.scale, time)
+            moves = drift(self.potential, (x - location) / scale, time)
             costs = PathCosts(moves.kinetic.mean(), moves.hjb.mean())
-            return x + self.step_size * self.scale * moves.velocity, costs
+            return x + self.step_size * scale * moves.velocity, costs
 
         def layer(x: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, PathCosts]:
             time, prox_time = inputs
             y, costs = advance(x, time)
             return self._rwpo_layer(y, prox_time), costs
 
-        start = self.location + self.scale * noise
+        start = location + scale * noise
         times = jnp.arange(self.num_layers, dtype=noise.dtype) / self.num_layers
         x, costs = lax.scan(layer, start, (times[:-1], self.prox_time[:-1]))
         keys, last = advance(x, times[-1])

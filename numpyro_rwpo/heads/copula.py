@@ -13,7 +13,7 @@ from numpyro_rwpo.heads.correlation import Correlation, fit_correlation
 from numpyro_rwpo.heads.density import check_particles
 from numpyro_rwpo.heads.grid import GridDensity, fit_grid
 from numpyro_rwpo.heads.log_space import HALF_LOG_TWO_PI
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 
 
 class CopulaDensity(NamedTuple):
@@ -57,7 +57,7 @@ class CopulaDensity(NamedTuple):
 
 def fit_copula(
     particles: jax.Array,
-    prior: LaplacePrior,
+    prior: Prior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
 ) -> CopulaDensity:

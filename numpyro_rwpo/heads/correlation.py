@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from numpyro_rwpo.heads.density import least_spread
+from numpyro_rwpo.support.broadcasting import same_rank
 
 # Single-precision products must not be rounded to fewer bits on accelerators.
 _EXACT = lax.Precision.HIGHEST
@@ -93,17 +94,21 @@ class FactorCorrelation(NamedTuple):
     def pull(self, normal: jax.Array) -> jax.Array:
         """See :class:`Correlation`."""
         common = _product(_product(normal, self.coupling), self.coupling.T)
-        return normal * (1 / self.noise - 1) - common
+        normal, noise = same_rank(normal, self.noise)
+        return normal * (1 / noise - 1) - common
 
     def times(self, normal: jax.Array) -> jax.Array:
         """See :class:`Correlation`."""
-        return normal * self.noise + _product(_product(normal, self.loadings), self.loadings.T)
+        common = _product(_product(normal, self.loadings), self.loadings.T)
+        normal, noise = same_rank(normal, self.noise)
+        return normal * noise + common
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """See :class:`Correlation`."""
         dim, num_factors = self.loadings.shape
         white = jax.random.normal(rng_key, (num_samples, dim + num_factors), self.noise.dtype)
-        return white[:, :dim] * jnp.sqrt(self.noise) + _product(white[:, dim:], self.loadings.T)
+        root = jnp.sqrt(self.noise)[None]
+        return white[:, :dim] * root + _product(white[:, dim:], self.loadings.T)
 
 
 def fit_correlation(normal: jax.Array) -> DenseCorrelation | FactorCorrelation:
@@ -119,7 +124,7 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _centered(normal: jax.Array) -> jax.Array:
-    return normal - jnp.mean(normal, 0)
+    return normal - jnp.mean(normal, 0, keepdims=True)
 
 
 def _inverse_deviation(variance: jax.Array) -> jax.Array:
@@ -144,7 +149,7 @@ def _factor_model(normal: jax.Array) -> FactorCorrelation:
     """
     num_particles, dim = normal.shape
     centered = _centered(normal)
-    scores = centered * _inverse_deviation(jnp.mean(centered**2, 0))
+    scores = centered * _inverse_deviation(jnp.mean(centered**2, 0, keepdims=True))
     max_factors = min(MAX_FACTORS, max(1, num_particles // _PARTICLES_PER_FACTOR))
     largest, vectors = _leading(_product(scores, scores.T) / num_particles, max_factors)
     gamma = dim / num_particles
@@ -156,7 +161,7 @@ def _factor_model(normal: jax.Array) -> FactorCorrelation:
     cosine = (1 - gamma / excess**2) / (1 + gamma / excess)
     strength = jnp.where(is_factor, excess * cosine / (num_particles * seen), 1)
     root = jnp.where(is_factor, jnp.sqrt(strength), 0)
-    return _with_unit_diagonal(_product(scores.T, vectors) * root)
+    return _with_unit_diagonal(_product(scores.T, vectors) * root[None])
 
 
 def _with_unit_diagonal(loadings: jax.Array) -> FactorCorrelation:
@@ -194,7 +199,7 @@ def _leading_jvp(
     spectrum, vectors = jnp.linalg.eigh(matrix)
     largest, leading = spectrum[-number:], vectors[:, -number:]
     image = _product(change, leading)
-    gap = largest - spectrum[:, None]
+    gap = largest[None] - spectrum[:, None]
     # `eigh` knows eigenvalues to a few roundings of the largest; below 16 of them two coincide.
     is_apart = jnp.abs(gap) > 16 * float(np.finfo(matrix.dtype).eps) * jnp.abs(spectrum).max()
     turn = jnp.where(is_apart, 1 / jnp.where(is_apart, gap, 1), 0) * _product(vectors.T, image)
@@ -214,8 +219,8 @@ def _factorized(correlation: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
     # and XLA's wait for each other.
     spectrum, rotation = jnp.linalg.eigh(correlation)
     spectrum = jnp.maximum(spectrum, correlation.shape[0] * float(np.finfo(spectrum.dtype).eps))
-    coupling = _product(rotation * (1 / spectrum - 1), rotation.T)
-    factor = rotation * jnp.sqrt(spectrum)
+    coupling = _product(rotation * (1 / spectrum - 1)[None], rotation.T)
+    factor = rotation * jnp.sqrt(spectrum)[None]
     # Rounding of the eigenvectors, which differs by processor, must not change the variances.
     factor = factor / jnp.linalg.norm(factor, axis=1, keepdims=True)
     return factor, coupling, 0.5 * jnp.sum(jnp.log(spectrum))
@@ -246,7 +251,7 @@ def _shrunk_correlation(normal: jax.Array) -> jax.Array:
     covariance = _product(centered.T, centered) / num_particles
     inverse = _inverse_deviation(jnp.diagonal(covariance))
     identity = jnp.eye(dim, dtype=normal.dtype)
-    correlation = (1 - identity) * jnp.clip(covariance * inverse[:, None] * inverse, -1, 1)
+    correlation = (1 - identity) * jnp.clip(covariance * inverse[:, None] * inverse[None], -1, 1)
     squares = correlation**2
     noise = (jnp.sum((1 - squares) ** 2) - dim) / max(num_particles - 1, 1)
     # `eigh` knows eigenvalues to a few roundings of the largest, which is at most dim. Shrinkage by

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.support.broadcasting import same_rank
 from numpyro_rwpo.support.checks import check_choice
 
 
@@ -92,7 +93,7 @@ def relative_prox_time(particles: jax.Array, relative: ArrayLike) -> jax.Array:
 def attention_weights(
     particles: ArrayLike,
     query: int,
-    prior: LaplacePrior | None,
+    prior: Prior | None,
     prox_time: ArrayLike,
     attention: str = "joint",
     inverse_temperature: ArrayLike = 1.0,
@@ -117,8 +118,9 @@ def attention_weights(
     check_choice("attention", attention, ("joint", "marginal"))
     particles = jnp.asarray(particles)
     check_particles(particles)
-    square = (particles - particles[query]) ** 2
-    logits = -square * jnp.asarray(inverse_temperature) / (4 * jnp.asarray(prox_time))
+    square = (particles - particles[query][None]) ** 2
+    square, time = same_rank(square, prox_time)
+    logits = -square * jnp.asarray(inverse_temperature) / (4 * time)
     if prior is not None:
         logits -= prior.log_normalizer(particles, prox_time, inverse_temperature)
     return jax.nn.softmax(logits.sum(1) if attention == "joint" else logits, axis=0)

@@ -36,7 +36,8 @@ from numpyro_rwpo.heads.log_space import (
     log_or_minus_inf,
     normal_tail_quantile,
 )
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.support.broadcasting import same_rank
 
 _LOG_HALF = -math.log(2)
 
@@ -83,15 +84,16 @@ class GridDensity(NamedTuple):
 
     def _locate(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cell, and the distance in spacings to the node that `log_density` is about."""
-        position = (x - self.origin) / self.spacing
+        x, origin, spacing = same_rank(x, self.origin, self.spacing)
+        position = (x - origin) / spacing
         cell = (jnp.clip(jnp.floor(position), -1, self.slope.shape[0] - 2) + 1).astype(int)
         return cell, position - jnp.maximum(cell - 1, 0)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """Normalised log density per coordinate, (..., dim)."""
         cell, distance = self._locate(x)
-        rise = _lookup(self.slope, cell) * self.spacing * distance
-        return _lookup(self.log_density, cell) + rise
+        slope, spacing = same_rank(_lookup(self.slope, cell), self.spacing)
+        return _lookup(self.log_density, cell) + slope * spacing * distance
 
     def score(self, x: jax.Array) -> jax.Array:
         """Derivative of :meth:`log_prob`; at a node the slope to its right."""
@@ -103,7 +105,8 @@ class GridDensity(NamedTuple):
         Interpolated between the middles of the cells: where a score is constant, particles that
         follow it do not keep apart.
         """
-        position = (x - self.origin) / self.spacing + 0.5
+        x, origin, spacing = same_rank(x, self.origin, self.spacing)
+        position = (x - origin) / spacing + 0.5
         left = jnp.clip(jnp.floor(position), 0, self.slope.shape[0] - 2)
         share = jnp.clip(position - left, 0, 1)
         cell = left.astype(int)
@@ -114,16 +117,16 @@ class GridDensity(NamedTuple):
         """Whether the mass to the left of ``x`` is the smaller one, and the log of the smaller."""
         cell, distance = self._locate(x)
         outer_mass = _lookup(self.outer_mass, cell)
-        slope = _lookup(self.slope, cell)
+        slope, spacing = same_rank(_lookup(self.slope, cell), self.spacing)
         log_density = _lookup(self.log_density, cell)
         is_lower = outer_mass < 0
         is_end = jnp.isinf(outer_mass)
-        end = log_density + slope * self.spacing * distance - _log_slope(slope, is_end)
+        end = log_density + slope * spacing * distance - _log_slope(slope, is_end)
 
-        depth = jnp.where(is_end, 1, jnp.where(is_lower, distance, 1 - distance)) * self.spacing
+        depth = jnp.where(is_end, 1, jnp.where(is_lower, distance, 1 - distance)) * spacing
         # The smallest positive number keeps the logarithm and its derivative finite on the edge.
         depth = depth + float(np.finfo(depth.dtype).tiny)
-        edge = log_density + jnp.where(is_lower, 0, slope * self.spacing)
+        edge = log_density + jnp.where(is_lower, 0, slope * spacing)
         inward = jnp.where(is_lower, slope, -slope)
         within = edge + jnp.log(depth) + log_mean_exp(inward * depth)
         outer_mass = jnp.where(is_end, -1, -jnp.abs(outer_mass))
@@ -163,7 +166,7 @@ class GridDensity(NamedTuple):
         cell = jax.vmap(jnp.searchsorted, in_axes=1, out_axes=1)(nodes, wanted)
 
         outer_mass = _lookup(self.outer_mass, cell)
-        slope = _lookup(self.slope, cell) * self.spacing
+        slope = _lookup(self.slope, cell) * self.spacing[None]
         is_lower = outer_mass < 0
         is_other_side = is_lower != (normal < 0)
         log_tail = jnp.where(is_other_side, log_complement(log_tail), log_tail)
@@ -176,12 +179,12 @@ class GridDensity(NamedTuple):
         distance = jnp.where(is_lower, depth, 1 - depth)
         distance = jnp.where(jnp.isinf(outer_mass), log_fraction / slope, distance)
         position = jnp.maximum(cell - 1, 0) + distance
-        return (self.origin + self.spacing * position).reshape(shape)
+        return (self.origin[None] + self.spacing[None] * position).reshape(shape)
 
 
 def fit_grid(
     particles: jax.Array,
-    prior: LaplacePrior,
+    prior: Prior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
 ) -> GridDensity:
@@ -189,7 +192,7 @@ def fit_grid(
 
     The grid reaches from the smallest particle, or the prior's proximal point of it if that lies
     further out, minus four kernel scales, to the same on the right. A prior location inside it
-    becomes a node; where the location lies outside, the prior goes on as it is at that end.
+    becomes a node.
 
     Args:
         particles: (num_particles, dim), finite; duplicates are welcome.
@@ -203,8 +206,7 @@ def fit_grid(
     prox_time = jnp.broadcast_to(jnp.asarray(prox_time, particles.dtype), particles.shape[1:])
     lowest, highest = lax.stop_gradient((jnp.min(particles, 0), jnp.max(particles, 0)))
     # The prior's proximal points of the two, where they lie further out.
-    below = jnp.maximum(lowest - prox_time * prior.rate_right, prior.location)
-    above = jnp.minimum(highest + prox_time * prior.rate_left, prior.location)
+    below, above = prior.prox(lowest, prox_time), prior.prox(highest, prox_time)
     lowest, highest = jnp.minimum(lowest, below), jnp.maximum(highest, above)
     scale = jnp.sqrt(2 * prox_time / inverse_temperature)
     magnitude = jnp.maximum(jnp.abs(lowest), jnp.abs(highest))
@@ -220,19 +222,20 @@ def fit_grid(
     origin, coarse, kink = lax.stop_gradient((origin, coarse, kink))
     origin, coarse, kink, scale = _computed_once(origin, coarse, kink, scale)
 
-    nodes = origin + coarse * jnp.arange(_NUM_COARSE)[:, None]
+    nodes = origin[None] + coarse[None] * jnp.arange(_NUM_COARSE)[:, None]
     kernel_time = 0.5 * inverse_temperature * scale**2
     log_normalizer = prior.log_normalizer(nodes, kernel_time, inverse_temperature)
-    histogram = _linear_histogram((particles - origin) / coarse)
+    histogram = _linear_histogram((particles - origin[None]) / coarse[None])
     log_heat = _log_heat(log_or_minus_inf(histogram) - log_normalizer, scale / coarse)
 
-    # The prior in exact multiples of the spacing around its kink, up to a constant.
+    # The prior in exact multiples of the spacing from its location, or from the end of the grid
+    # that is closer to it, up to a constant.
     spacing = coarse / _REFINEMENT
     half_prior = prior.tempered(0.5 * inverse_temperature)
-    half_prior = half_prior._replace(location=jnp.zeros_like(origin))
-    steps = jnp.arange(-1, _NUM_NODES + 1)[:, None] - _REFINEMENT * kink
-    log_density = log_heat - half_prior.potential(steps * spacing)
-    prior_slope = half_prior.subgradient(steps[:-1] + 0.5)
+    start = jnp.where(is_inside, prior.location, lax.stop_gradient(origin + kink * coarse))
+    steps = jnp.arange(-1, _NUM_NODES + 1)[:, None] - _REFINEMENT * kink[None]
+    log_density = log_heat - half_prior.rise(start, steps * spacing[None])[0]
+    prior_slope = half_prior.rise(start, (steps[:-1] + 0.5) * spacing[None])[1]
     return _integrate(origin, spacing, log_density, prior_slope, 1 / scale)
 
 
@@ -250,7 +253,7 @@ def _linear_histogram(position: jax.Array) -> jax.Array:
     dim = position.shape[1]
     lower = jnp.clip(jnp.floor(position), 0, _NUM_COARSE - 2)
     upper_share = jnp.clip(position - lower, 0, 1)
-    flat_index = lower.astype(int) * dim + jnp.arange(dim)
+    flat_index = lower.astype(int) * dim + jnp.arange(dim)[None]
     # Particles first: where devices share them, flattening must not move any to another device.
     index = jnp.stack([flat_index, flat_index + dim], 1).reshape(-1)
     shares = jnp.stack([1 - upper_share, upper_share], 1).reshape(-1)
@@ -277,7 +280,7 @@ def _log_heat(log_weight: jax.Array, scale: jax.Array) -> jax.Array:
 
     def smooth(coordinate: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         log_weight, curvature = coordinate
-        exponent = log_weight - curvature * half_squares.astype(log_weight.dtype)
+        exponent = log_weight[None] - curvature * half_squares.astype(log_weight.dtype)
         peak = lax.stop_gradient(jnp.max(exponent, 1))  # no result depends on it
         masses = jnp.exp(exponent - peak[:, None])
         total, moment = jnp.matmul(masses, sums.astype(masses.dtype), precision="highest").T
@@ -294,7 +297,7 @@ def _log_heat(log_weight: jax.Array, scale: jax.Array) -> jax.Array:
 
 def _hermite(value: jax.Array, slope: jax.Array) -> jax.Array:
     """Cubic interpolation of values and slopes (per coarse spacing), as `_log_heat` returns it."""
-    t = jnp.asarray(np.arange(_REFINEMENT) / _REFINEMENT, value.dtype)[:, None]
+    t = jnp.asarray(np.arange(_REFINEMENT) / _REFINEMENT, value.dtype)[None, :, None]
     start, rise = value[:-1, None], (value[1:] - value[:-1])[:, None]
     bend_in, bend_out = slope[:-1, None] - rise, slope[1:, None] - rise
     fine = start + t * rise + t * (1 - t) * ((1 - t) * bend_in - t * bend_out)
@@ -323,19 +326,19 @@ def _integrate(
     index = jnp.arange(num_cells)
     is_first, is_last = (index == 0)[:, None], (index == num_cells - 1)[:, None]
     left, right = log_density[:-1], log_density[1:]
-    slope = (right - left) / spacing
-    slope = jnp.where(is_first, jnp.maximum(slope, least_decay), slope)
-    slope = jnp.where(is_last, jnp.minimum(slope, -least_decay), slope)
+    slope = (right - left) / spacing[None]
+    slope = jnp.where(is_first, jnp.maximum(slope, least_decay[None]), slope)
+    slope = jnp.where(is_last, jnp.minimum(slope, -least_decay[None]), slope)
     start = jnp.where(is_first, right, left)
     log_mass = _log_mass(start, slope, spacing, is_first | is_last)
 
-    peak = lax.stop_gradient(jnp.max(log_mass, 0))
+    peak = lax.stop_gradient(jnp.max(log_mass, 0, keepdims=True))
     mass = jnp.exp(log_mass - peak)
     # Sums from either end as products: of positive terms, so that small ones keep their digits.
-    before = (index < index[:, None]).astype(mass.dtype)
+    before = (index[None] < index[:, None]).astype(mass.dtype)
     from_left = jnp.matmul(before, mass, precision="highest")
     from_right = jnp.matmul(before.T, mass, precision="highest")
-    total = jnp.sum(mass, 0)
+    total = jnp.sum(mass, 0, keepdims=True)
     log_left = log_or_minus_inf(from_left / total)
     log_right = log_or_minus_inf(from_right / total)
     outer_mass = jnp.where(from_left <= from_right, log_left, -log_right)
@@ -347,7 +350,7 @@ def _integrate(
 def _log_mass(
     log_density: jax.Array, slope: jax.Array, spacing: jax.Array, is_end: jax.Array
 ) -> jax.Array:
-    width = jnp.log(spacing) + log_mean_exp(slope * spacing)
+    width = jnp.log(spacing)[None] + log_mean_exp(slope * spacing[None])
     return log_density + jnp.where(is_end, -_log_slope(slope, is_end), width)
 
 

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from numpyro_rwpo.heads.density import check_particles
 from numpyro_rwpo.heads.online_softmax import streamed_attention
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 
 
 class JointDensity(NamedTuple):
@@ -29,7 +29,7 @@ class JointDensity(NamedTuple):
 
     particles: jax.Array
     log_normalizer: jax.Array
-    prior: LaplacePrior
+    prior: Prior
     prox_time: jax.Array
     inverse_temperature: jax.Array
 
@@ -58,7 +58,7 @@ class JointDensity(NamedTuple):
         ``attend`` says where the keys come from.
         """
         _, displacement = attend(x, self.particles, self.log_normalizer, self._scale)
-        return 0.5 * self.inverse_temperature * displacement / self.prox_time
+        return 0.5 * self.inverse_temperature * displacement / self.prox_time[None]
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """See :class:`~numpyro_rwpo.heads.density.ProximalDensity`."""
@@ -71,7 +71,7 @@ class JointDensity(NamedTuple):
 
 def fit_joint(
     particles: jax.Array,
-    prior: LaplacePrior,
+    prior: Prior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
 ) -> JointDensity:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from numpyro_rwpo.heads.density import check_particles
 from numpyro_rwpo.heads.grid import GridDensity, fit_grid
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 
 
 class MarginalDensity(NamedTuple):
@@ -43,7 +43,7 @@ class MarginalDensity(NamedTuple):
 
 def fit_marginal(
     particles: jax.Array,
-    prior: LaplacePrior,
+    prior: Prior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
 ) -> MarginalDensity:

@@ -14,6 +14,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from numpyro_rwpo.support.broadcasting import same_rank
+
 # Number of keys that are read at a time. With 4,096 queries they make one block of logits.
 BLOCK_SIZE = 512
 # Number of logits in one block of queries and keys at most. In single precision they take 8 MB, of
@@ -50,7 +52,7 @@ def streamed_attention(
     num_softmax = log_normalizer.shape[1]
     block_size = min(block_size, num_keys)
     # Distances and displacements keep their digits far from the origin.
-    center = jnp.mean(keys, 0)
+    center = jnp.mean(keys, 0, keepdims=True)
     key_blocks = blocks(keys - center, block_size, 0)
     bias_blocks = blocks(-log_normalizer, block_size, -jnp.inf)
 
@@ -114,14 +116,17 @@ def absorb_blocks(
 ) -> Sums:
     """Add blocks of keys (blocks, block_size, dim) with their biases to the sums of queries."""
     is_joint = bias_blocks.shape[2] == 1
+    queries, scale = same_rank(queries, scale)
 
     def absorb(sums: Sums, block: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
         peak, total, weighted = sums
         keys, bias = block
         if is_joint:
-            logits = bias - 0.5 * _squared_distances(queries / scale, keys / scale)[..., None]
+            squares = _squared_distances(queries / scale, keys / scale)
+            logits = bias[None] - 0.5 * squares[..., None]
         else:
-            logits = bias - 0.5 * ((queries[:, None] - keys) / scale) ** 2
+            distances, widths = same_rank(queries[:, None] - keys[None], scale)
+            logits = bias[None] - 0.5 * (distances / widths) ** 2
         # Results do not depend on the peak, so neither do their derivatives.
         new_peak = lax.stop_gradient(jnp.maximum(peak, jnp.max(logits, 1)))
         weights = jnp.exp(logits - new_peak[:, None])
@@ -131,7 +136,7 @@ def absorb_blocks(
             products = jnp.matmul(weights[..., 0], with_one, precision=lax.Precision.HIGHEST)
             moment, mass = products[:, :-1], products[:, -1:]
         else:
-            moment, mass = jnp.sum(weights * keys, 1), jnp.sum(weights, 1)
+            moment, mass = jnp.sum(weights * keys[None], 1), jnp.sum(weights, 1)
         shrink = jnp.exp(peak - new_peak)
         return Sums(new_peak, total * shrink + mass, weighted * shrink + moment), None
 
@@ -150,7 +155,7 @@ def _squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
     """(m, dim) and (n, dim) to (m, n); from differences, since |x|^2 - 2xy + |y|^2 cancels."""
 
     def add(total: jax.Array, coordinate: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + (coordinate[0][:, None] - coordinate[1]) ** 2, None
+        return total + (coordinate[0][:, None] - coordinate[1][None]) ** 2, None
 
     return lax.scan(add, jnp.zeros((x.shape[0], y.shape[0]), x.dtype), (x.T, y.T))[0]
 
@@ -162,5 +167,5 @@ def _squared_distances_jvp(
     """Products of matrices: the derivative of the loop would keep dim matrices of differences."""
     (x, y), (dx, dy) = primals, tangents
     mixed = jnp.matmul(x, dy.T, precision="highest") + jnp.matmul(dx, y.T, precision="highest")
-    own = jnp.sum(x * dx, 1)[:, None] + jnp.sum(y * dy, 1)
+    own = jnp.sum(x * dx, 1)[:, None] + jnp.sum(y * dy, 1)[None]
     return _squared_distances(x, y), 2 * (own - mixed)

@@ -6,7 +6,6 @@ run inside compiled programs, also vmapped over ensembles.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -16,14 +15,15 @@ from numpyro_rwpo.heads.copula import fit_copula
 from numpyro_rwpo.heads.density import ProximalDensity
 from numpyro_rwpo.heads.joint import fit_joint
 from numpyro_rwpo.heads.marginal import fit_marginal
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.support.names import qualified_name
 
 
 class Fit(Protocol):
     """A function that fits a density to particles."""
 
     def __call__(
-        self, particles: jax.Array, prior: LaplacePrior, prox_time: jax.Array, /
+        self, particles: jax.Array, prior: Prior, prox_time: jax.Array, /
     ) -> ProximalDensity:
         """Fit a density.
 
@@ -45,9 +45,7 @@ class Head(NamedTuple):
     name: str
     function: Fit
 
-    def fit(
-        self, particles: jax.Array, prior: LaplacePrior, prox_time: jax.Array
-    ) -> ProximalDensity:
+    def fit(self, particles: jax.Array, prior: Prior, prox_time: jax.Array) -> ProximalDensity:
         """Fit the density; arguments as in :class:`Fit`.
 
         Raises:
@@ -95,11 +93,4 @@ def find_head(attention: Any) -> Head:
     for head in BUILT_IN_HEADS.values():
         if head.function is attention:
             return head
-    return Head(_qualified_name(attention), attention)
-
-
-def _qualified_name(function: Any) -> str:
-    if isinstance(function, partial):
-        return _qualified_name(function.func)
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+    return Head(qualified_name(attention), attention)

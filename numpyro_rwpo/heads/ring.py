@@ -88,7 +88,7 @@ def _turn_around(
 ) -> tuple[jax.Array, jax.Array]:
     """What one device does."""
     num_queries, dim = queries.shape
-    center = lax.pmean(jnp.mean(keys, 0), axis)
+    center = lax.pmean(jnp.mean(keys, 0, keepdims=True), axis)
     queries, keys = queries - center, keys - center
     block_size = min(BLOCK_SIZE, keys.shape[0])
     key_blocks = blocks(keys, block_size, 0)

@@ -8,16 +8,41 @@ coordinates without a density, so every call is compared with the first.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
-from numpyro_rwpo.model.laplace_sites import BASE_SUFFIX, inspect_trace, is_latent, trace_model
+from numpyro_rwpo.model.enumeration import check_funsor, discrete_fault
+from numpyro_rwpo.model.tracing import (
+    inspect_trace,
+    is_discrete,
+    is_latent,
+    is_sampled,
+    site_shape,
+    trace_model,
+)
 
 Shapes = dict[str, tuple[int, ...]]
+_PREVIOUS = "_PREV_"  # NumPyro's prefix of sites in the first steps of an enumerated `scan`
+
+
+class LatentSites(NamedTuple):
+    """What must not change between two calls of a model.
+
+    Attributes:
+        shapes: of the continuous latent sites.
+        has_discrete: whether there are discrete ones, which are summed out.
+        has_deterministic: whether there are deterministic sites.
+    """
+
+    shapes: Shapes
+    has_discrete: bool
+    has_deterministic: bool
+
 
 _MAX_WORDS = 60  # Characters of an argument's `repr` in a message: enough to recognize it.
 _ARRAYS = (np.ndarray, np.generic, jax.Array)
@@ -62,21 +87,35 @@ def _num_not_finite(value: Any) -> int:
         return 0
 
 
-def check_model(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Shapes:
-    """Trace the model once, abstractly, and return the shapes of its latent sites.
+def check_model(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> LatentSites:
+    """Trace the model once, abstractly, and return its latent sites.
 
     Raises:
-        ValueError: latent sites that are discrete, or none at all; a site name that comes twice; a
-            plate that is empty or subsampled.
+        ValueError: discrete latent sites that are not, or cannot be, summed out; a site name that
+            comes twice; a plate that is empty or subsampled.
+        ImportError: discrete latent sites to sum out, without funsor.
         Exception: whatever the model raises, with a note on the arguments it was called with.
     """
+
+    def read(trace: dict[str, Any]) -> tuple[LatentSites, list[str], str | None]:
+        shapes = {
+            name: jnp.shape(site["value"])
+            for name, site in trace.items()
+            if is_latent(site) and not isinstance(site["fn"], dist.Unit)
+        }
+        discrete = [name for name, site in trace.items() if is_discrete(site)]
+        has_deterministic = any(site["type"] == "deterministic" for site in trace.values())
+        return LatentSites(shapes, bool(discrete), has_deterministic), discrete, _fault(trace)
+
     with explained(model, args, kwargs):
-        shapes, fault = inspect_trace(
-            model, args, kwargs, lambda trace: (_latent_shapes(trace), _fault(trace))
-        )
+        sites, discrete, fault = inspect_trace(model, args, kwargs, read)
     if fault is not None:
         raise ValueError(fault)
-    return shapes
+    if discrete:
+        check_funsor(discrete[0])
+    return sites
 
 
 @contextmanager
@@ -109,8 +148,19 @@ def explained(
         raise
 
 
-def _latent_shapes(trace: dict[str, Any]) -> Shapes:
-    return {name: jnp.shape(site["value"]) for name, site in trace.items() if is_latent(site)}
+@contextmanager
+def batching_explained() -> Iterator[None]:
+    """Say what to do where the model cannot be run for several chains at once."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if "vmap_method" not in str(error):
+            raise
+        raise NotImplementedError(
+            "The model calls jax.pure_callback without `vmap_method`, so it cannot be run for "
+            "several chains at once. Pass `vmap_method='sequential'` to jax.pure_callback, or "
+            "`chain_method='sequential'` to MCMC."
+        ) from error
 
 
 def _fault(trace: dict[str, Any]) -> str | None:
@@ -122,20 +172,9 @@ def _fault(trace: dict[str, Any]) -> str | None:
                 "RWPO needs the whole likelihood. Leave `subsample_size` out, or use NumPyro's "
                 "HMCECS."
             )
-        if is_latent(site) and site["fn"].support.is_discrete:
-            return (
-                f"Latent site '{name}' is discrete ({type(site['fn']).__name__}); RWPO moves "
-                "particles by gradients and needs continuous latent sites. Marginalise the site "
-                "in the model, or use DiscreteHMCGibbs or MixedHMC for it."
-            )
-    shapes = _latent_shapes(trace)
-    if any(np.prod(shape, dtype=int) for shape in shapes.values()):
-        return None
-    received = f" Its latent sites are empty: {shapes}." if shapes else ""
-    return (
-        f"The model has no latent sample sites, so there is nothing to sample.{received} Check "
-        "that not every site is observed or conditioned, or use Predictive to run the model."
-    )
+        if is_discrete(site) and (fault := discrete_fault(name, site)):
+            return fault
+    return None
 
 
 def _leak(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -145,7 +184,7 @@ def _leak(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     def look(outer: Any) -> Any:
         for name, site in trace_model(model, args, kwargs).items():
             inner = getattr(site["value"], "_trace", None)
-            if is_latent(site) and inner not in (None, getattr(outer, "_trace", None)):
+            if is_sampled(site) and inner not in (None, getattr(outer, "_trace", None)):
                 names.append(name)
         return outer
 
@@ -190,20 +229,25 @@ def no_valid_start(
 class _Watch(Messenger):
     """Compare the latent sites of one call with those of the first."""
 
-    def __init__(self, expected: Shapes) -> None:
+    def __init__(self, expected: Shapes, *, has_discrete: bool) -> None:
         self.expected = expected
+        self.has_discrete = has_discrete
         self.seen: set[str] = set()
         super().__init__(None)
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Refuse a latent site that the first call did not have, or had in another shape."""
-        if msg["type"] != "sample" or msg["is_observed"]:
-            return
+        if not is_latent(msg) or isinstance(msg["fn"], dist.Unit):
+            return  # a unit distribution is a factor, which `uncondition` makes a latent site
         name = msg["name"]
-        if name.endswith(BASE_SUFFIX) and name.removesuffix(BASE_SUFFIX) in self.expected:
-            return  # our own rewriting of a site sends its base site past here, too
+        # A site that comes with a value is inside `scan` or `cond`, which stack its distribution.
+        shape = site_shape(msg) if msg["value"] is None else jnp.shape(msg["value"])
+        if self.has_discrete:
+            # NumPyro unrolls the first steps of an enumerated `scan` under such names, and a site
+            # whose distribution depends on an enumerated one has more dimensions there.
+            name = name.replace(_PREVIOUS, "")
+            shape = self.expected.get(name, shape)
         self.seen.add(name)
-        shape = msg["fn"].shape(msg["kwargs"].get("sample_shape", ()))
         if name not in self.expected:
             raise ValueError(_changed(f"'{name}' of shape {shape} is new", self.expected))
         if shape != self.expected[name]:
@@ -225,12 +269,12 @@ def _changed(what: str, expected: Shapes) -> str:
     )
 
 
-def with_fixed_sites(model: Callable[..., Any], expected: Shapes) -> Callable[..., Any]:
+def with_fixed_sites(model: Callable[..., Any], sites: LatentSites) -> Callable[..., Any]:
     """The model, which from now on raises ``ValueError`` where its latent sites change."""
 
     @wraps(model)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        watch = _Watch(expected)
+        watch = _Watch(sites.shapes, has_discrete=sites.has_discrete)
         with watch:
             result = model(*args, **kwargs)
         watch.finish()

@@ -1,42 +1,54 @@
-"""Which latent sites of a NumPyro model are Laplace priors with known parameters.
+"""Which latent sites of a NumPyro model have priors with closed forms and known parameters.
 
 A site is split off into the nonsmooth part of the target when its distribution is ``Laplace`` or
-``AsymmetricLaplace`` (through ``expand``, ``to_event``, plates) and its location and scale depend
-on no other latent site. Where they do depend on one, as in a hierarchical lasso, the site is first
-rewritten as location + scale * standard Laplace with NumPyro's ``LocScaleReparam(centered=0)``.
+``AsymmetricLaplace`` (through ``expand``, ``to_event``, plates, ``sample_shape``) and its location
+and scale depend on no other latent site. Where they do depend on one, as in a hierarchical lasso,
+the site is first rewritten as location + scale * standard Laplace.
 
 Informative data make that parametrisation a funnel, and the user's own one nearly normal. So the
-*centring* c stays an argument of the rewritten model: at 0 the base site is a standard Laplace and
-its density is split off; at 1 it is the user's own site and its density stays with the rest. Which
-of the two an ensemble uses is decided by evidence when it starts.
+*centring* c stays an argument of the rewritten model: at 0 the site is a standard Laplace and its
+density is split off; at 1 it is the user's own site and its density stays with the rest. Which of
+the two an ensemble uses is decided by evidence when it starts.
+
+Sites of other kinds (:mod:`numpyro_rwpo.model.prior_registry`) are split off where all their
+parameters are fixed, and left alone otherwise.
+
+That the rewritten model has the density of the user's is checked at preparation, see
+:mod:`numpyro_rwpo.model.split_check`.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
-from numpyro.infer.initialization import init_to_uniform
-from numpyro.infer.reparam import LocScaleReparam
-from numpyro.infer.util import constrain_fn
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
-Model = Callable[..., Any]
-T = TypeVar("T")
-_DIRECT = "_rwpo_direct"
-BASE_SUFFIX = "_decentered"  # NumPyro's own name for the base site of LocScaleReparam
-
-
-class SiteParameters(NamedTuple):
-    """Parameters of one Laplace site, each broadcast to the site's shape."""
-
-    location: jax.Array
-    rate_left: jax.Array
-    rate_right: jax.Array
+from numpyro_rwpo.model.enumeration import enumeration_dim, marginal_potential
+from numpyro_rwpo.model.prior_registry import (
+    BUILT_IN_PRIORS,
+    PriorRegistry,
+    find_kind,
+    kind_names,
+    site_prior,
+    unwrapped,
+)
+from numpyro_rwpo.model.tracing import (
+    Model,
+    default_key,
+    inspect_trace,
+    is_direct,
+    is_discrete,
+    is_latent,
+    site_shape,
+    trace_at,
+    trace_model,
+)
+from numpyro_rwpo.priors.protocol import Prior
 
 
 class keep_density(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
@@ -44,118 +56,124 @@ class keep_density(Messenger):  # noqa: N801 - handlers are lower case in NumPyr
 
     def __init__(self, fn: Model, masks: dict[str, Any]) -> None:
         self.masks = masks
+        self._originals: dict[str, Any] = {}
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Replace the distribution of a named site by its masked self."""
         if msg["type"] == "sample" and msg["name"] in self.masks:
+            self._originals[msg["name"]] = msg["fn"]
             msg["fn"] = msg["fn"].mask(self.masks[msg["name"]])
 
-
-class default_key(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
-    """Give a fixed key to whatever in the model asks for one (``numpyro.prng_key``)."""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        """Set the key."""
-        if msg["type"] == "prng_key" and msg["value"] is None:
-            msg["value"] = jax.random.key(0)
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Show the handlers inside the model the site as it was."""
+        if msg["type"] == "sample" and msg["name"] in self._originals:
+            msg["fn"] = self._originals.pop(msg["name"])
 
 
-class mark_direct(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
-    """Mark the sites that the model itself samples.
+class LocationScale(NamedTuple):
+    """A site of the user's model, which is location + scale * base.
 
-    NumPyro's ``scan`` and ``cond`` send the sites inside them once more, with their values:
-    these cannot be rewritten.
+    Attributes:
+        value: of the user's site.
+        location: in the site's shape.
+        scale: in the site's shape; of an asymmetric site, the one without the asymmetry.
     """
 
+    value: jax.Array
+    location: jax.Array
+    scale: jax.Array
+
+
+class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
+    """Rewrite the named Laplace sites as location + scale * standard Laplace at centring 0.
+
+    NumPyro's ``LocScaleReparam`` samples another site for that, under another name, which can
+    collide with one of the user's and passes inner handlers such as ``scope`` twice. Here the site
+    keeps its name: handlers outside see the base site, the model and the handlers inside it see
+    the user's.
+
+    Attributes:
+        sites: what the last call of the model made of each named site.
+    """
+
+    def __init__(self, fn: Model, names: Collection[str], centring: Any) -> None:
+        self.names = frozenset(names)
+        self.is_centred = jnp.asarray(centring) > 0
+        self.sites: dict[str, LocationScale] = {}
+        self._originals: dict[str, Any] = {}
+        super().__init__(fn)
+
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Mark a site that comes without a value."""
-        if msg["type"] == "sample" and msg["value"] is None:
-            msg["infer"] = {**msg["infer"], _DIRECT: True}
+        """Replace the distribution of a named site, which has no value yet, by its base."""
+        if msg["type"] == "sample" and msg["name"] in self.names and msg["value"] is None:
+            self._originals[msg["name"]] = msg["fn"]
+            msg["fn"] = self._base(msg["fn"])
 
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Replace the base site's value, as sampled or substituted outside, by the user's."""
+        if msg["type"] != "sample" or msg["name"] not in self._originals:
+            return
+        msg["fn"] = self._originals.pop(msg["name"])
+        laplace, base = unwrapped(msg["fn"]), msg["value"]
+        location, scale = (jnp.broadcast_to(x, base.shape) for x in (laplace.loc, laplace.scale))
+        shift = jnp.where(self.is_centred, 0, location)
+        factor = jnp.where(self.is_centred, 1, scale)
+        msg["value"] = shift + factor * base
+        self.sites[msg["name"]] = LocationScale(msg["value"], location, scale)
 
-def trace_model(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The trace of a model whose latent sites have some valid values."""
-    # init_to_uniform gives values to improper sites too, which cannot be sampled.
-    started = handlers.substitute(
-        handlers.seed(mark_direct(model), 0), substitute_fn=init_to_uniform()
-    )
-    return handlers.trace(started).get_trace(*args, **kwargs)
-
-
-def inspect_trace(
-    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], read: Callable[[Any], T]
-) -> T:
-    """What ``read`` says of the model's trace, which is made abstractly: nothing is computed."""
-    found: list[T] = []
-    jax.eval_shape(lambda: found.append(read(trace_model(model, args, kwargs))))
-    return found[0]
-
-
-def is_latent(site: dict[str, Any]) -> bool:
-    """Whether a site of a trace is sampled and not observed."""
-    return site["type"] == "sample" and not site["is_observed"]
-
-
-def _base_distribution(fn: Any) -> Any:
-    while isinstance(fn, (dist.ExpandedDistribution, dist.Independent)):
-        fn = fn.base_dist
-    return fn
+    def _base(self, fn: Any) -> Any:
+        laplace = unwrapped(fn)
+        location = jnp.where(self.is_centred, laplace.loc, 0)
+        scale = jnp.where(self.is_centred, laplace.scale, 1)
+        if isinstance(laplace, dist.AsymmetricLaplace):
+            base = dist.AsymmetricLaplace(location, scale, laplace.asymmetry)
+        else:
+            base = dist.Laplace(location, scale)
+        return base.expand(fn.shape()).to_event(fn.event_dim)
 
 
 def is_laplace(fn: Any) -> bool:
-    """Whether a distribution is Laplace or AsymmetricLaplace, expanded or not."""
-    return isinstance(_base_distribution(fn), (dist.Laplace, dist.AsymmetricLaplace))
+    """Whether a distribution has the density of Laplace or AsymmetricLaplace, expanded or not."""
+    return find_kind(fn, BUILT_IN_PRIORS) is not None
 
 
-def distribution_parameters(fn: Any) -> SiteParameters:
-    """Location and rates of a Laplace distribution, broadcast to its shape."""
-    base = _base_distribution(fn)
-    if isinstance(base, dist.AsymmetricLaplace):
-        rates = 1 / base.left_scale, 1 / base.right_scale
-    else:
-        rates = 1 / base.scale, 1 / base.scale
-    return SiteParameters(*(jnp.broadcast_to(x, fn.shape()) for x in (base.loc, *rates)))
+class _Parents(NamedTuple):
+    """The latent sites, discrete ones too, on which the parameters of a site's prior depend.
+
+    Attributes:
+        location_scale: of location and scale of a Laplace site, which can be standardized.
+        other: of all other parameters.
+    """
+
+    location_scale: frozenset[str]
+    other: frozenset[str]
 
 
 def _latent_parents(
-    model: Model, names: list[str], values: dict[str, Any], args: Any, kwargs: Any
-) -> dict[str, frozenset[str]]:
-    """The latent sites on which the parameters of each named site depend."""
-
-    def parameters(**values: Any) -> dict[str, SiteParameters]:
-        substituted = handlers.substitute(handlers.seed(model, 0), data=values)
+    model: Model,
+    names: list[str],
+    values: dict[str, Any],
+    registry: PriorRegistry,
+    args: Any,
+    kwargs: Any,
+) -> dict[str, _Parents]:
+    def parameters(**values: Any) -> dict[str, tuple[Any, Any]]:
+        substituted = handlers.substitute(handlers.seed(default_key(model), 0), data=values)
         trace = handlers.trace(substituted).get_trace(*args, **kwargs)
-        return {name: distribution_parameters(trace[name]["fn"]) for name in names}
+        return {name: split_parameters(trace[name]["fn"]) for name in names}
+
+    def split_parameters(fn: Any) -> tuple[list[Any], list[Any]]:
+        if not is_laplace(fn):
+            return [], jax.tree.leaves(site_prior(fn, registry))
+        base = unwrapped(fn)
+        return [base.loc, base.scale], [getattr(base, "asymmetry", 1.0)]
 
     provenance = eval_provenance(parameters, **values)
-    return {name: frozenset().union(*provenance[name]) for name in names}
-
-
-def _classify(
-    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[list[str], list[str]]:
-    """Names of the Laplace sites with fixed parameters, and of those with latent ones."""
-
-    def read(trace: dict[str, Any]) -> tuple[list[str], dict[str, jax.ShapeDtypeStruct]]:
-        latent = {name: site for name, site in trace.items() if is_latent(site)}
-        values = {
-            name: jax.ShapeDtypeStruct(jnp.shape(site["value"]), jnp.result_type(site["value"]))
-            for name, site in latent.items()
-        }
-        names = [
-            name
-            for name, site in latent.items()
-            if is_laplace(site["fn"]) and site["scale"] is None and _DIRECT in site["infer"]
-        ]
-        return names, values
-
-    names, values = inspect_trace(model, args, kwargs, read)
-    if not names:
-        return [], []
-    parents = _latent_parents(model, names, values, args, kwargs)
-    fixed = [name for name in names if not parents[name]]
-    return fixed, [name for name in names if parents[name]]
+    return {
+        name: _Parents(*(frozenset().union(*parents) for parents in provenance[name]))
+        for name in names
+    }
 
 
 class LaplaceSplit(NamedTuple):
@@ -164,46 +182,74 @@ class LaplaceSplit(NamedTuple):
     Attributes:
         user_model: the model as it came.
         fixed: names of its Laplace sites with fixed parameters.
-        rewritten: LocScaleReparam's ``shape_params`` of the Laplace sites with latent parameters.
+        rewritten: names of those with latent location or scale.
+        enumeration_dim: where discrete sites are summed out, ``None`` without any, see
+            :mod:`numpyro_rwpo.model.enumeration`.
+        registry: what makes priors of the sites.
     """
 
     user_model: Model
     fixed: tuple[str, ...]
-    rewritten: dict[str, tuple[str, ...]]
+    rewritten: tuple[str, ...]
+    enumeration_dim: int | None
+    registry: PriorRegistry
 
     @property
-    def base_sites(self) -> tuple[str, ...]:
-        """Names of the rewritten sites' base sites."""
-        return tuple(name + BASE_SUFFIX for name in self.rewritten)
+    def names(self) -> tuple[str, ...]:
+        """Names of all sites that are split off at centring 0."""
+        return self.fixed + self.rewritten
+
+    def without(self, names: Collection[str]) -> "LaplaceSplit":
+        """The split that leaves the named sites alone."""
+        return self._replace(
+            fixed=tuple(name for name in self.fixed if name not in names),
+            rewritten=tuple(name for name in self.rewritten if name not in names),
+        )
 
     def model(self, centring: Any = 0) -> Model:
         """The model with its latent-scale Laplace sites rewritten."""
         if not self.rewritten:
             return self.user_model
-        config = {
-            name: LocScaleReparam(centered=centring, shape_params=shape_params)
-            for name, shape_params in self.rewritten.items()
-        }
-        return handlers.reparam(self.user_model, config=config)
+        return standardize(self.user_model, self.rewritten, centring)
 
     def smooth_model(self, *args: Any, _centring: Any = 0, **kwargs: Any) -> Any:
         """Run the rewritten model without the densities that the prior's closed forms cover."""
         masks: dict[str, Any] = dict.fromkeys(self.fixed, False)
-        masks.update(dict.fromkeys(self.base_sites, jnp.asarray(_centring) > 0))
+        masks.update(dict.fromkeys(self.rewritten, jnp.asarray(_centring) > 0))
         return keep_density(self.model(_centring), masks)(*args, **kwargs)
 
-    def prior_parameters(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, SiteParameters]:
-        """Parameters of all split sites for these model arguments, base sites at centring 0."""
+    def potential(
+        self,
+        values: dict[str, Any],
+        centring: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        is_smooth_part: bool = False,
+    ) -> jax.Array:
+        """Minus the log density of the rewritten model's unconstrained values: ()."""
+        model = default_key(self.model(centring))
+        if is_smooth_part:
+            model = default_key(self.smooth_model)
+            kwargs = {**kwargs, "_centring": centring}
+        return marginal_potential(model, values, args, kwargs, self.enumeration_dim)
+
+    def site_priors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Prior]:
+        """Priors of all split sites for these model arguments, base sites at centring 0.
+
+        Their parameters are in the sites' shapes.
+        """
         trace = trace_model(self.model(), args, kwargs)
-        names = (*self.fixed, *self.base_sites)
-        return {name: distribution_parameters(trace[name]["fn"]) for name in names}
+        sites = {name: trace[name] for name in self.names}
+        return {
+            name: site_prior(site["fn"], self.registry, site_shape(site))
+            for name, site in sites.items()
+        }
 
     def unconstrained_shapes(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of the rewritten model's latent sites, on the whole real line."""
+        """Shapes of the latent sites, on the whole real line."""
 
         def values() -> dict[str, jax.Array]:
             trace = trace_model(self.smooth_model, args, kwargs)
@@ -216,121 +262,87 @@ class LaplaceSplit(NamedTuple):
         shapes: dict[str, jax.ShapeDtypeStruct] = jax.eval_shape(values)
         return shapes
 
+    def rewritten_sites(
+        self, values: dict[str, Any], centring: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, LocationScale]:
+        """The user's sites that are rewritten, at unconstrained values of the rewritten model."""
+        model = standardize(self.user_model, self.rewritten, centring)
+        trace_at(model, values, args, kwargs)
+        return model.sites
+
     def to_user_values(
         self, values: dict[str, Any], centring: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], jax.Array]:
         """Unconstrained values of the user's sites, and the log Jacobian of the map back."""
-        constrained = constrain_fn(self.model(centring), args, kwargs, values)
-        rewritten = handlers.substitute(handlers.seed(self.model(centring), 0), data=constrained)
-        sites = handlers.trace(rewritten).get_trace(*args, **kwargs)
-        values = self.to_user_sites(values)
-        # Laplace sites are real: their constrained values are the unconstrained ones.
-        values.update({name: sites[name]["value"] for name in self.rewritten})
-        constrained = {name: sites[name]["value"] for name in values}
-        original = handlers.substitute(handlers.seed(self.user_model, 0), data=constrained)
-        trace = handlers.trace(original).get_trace(*args, **kwargs)
+        sites = self.rewritten_sites(values, centring, args, kwargs)
         log_jacobian = jnp.zeros(())
-        for name in self.rewritten:
-            scale = _base_distribution(trace[name]["fn"]).scale
-            log_scale = jnp.log(jnp.broadcast_to(scale, jnp.shape(values[name])))
-            log_jacobian -= (1 - centring) * log_scale.sum()
-        return values, log_jacobian
+        for site in sites.values():
+            log_jacobian -= (1 - centring) * jnp.log(site.scale).sum()
+        # Laplace sites are real: their constrained values are the unconstrained ones.
+        return {**values, **{name: site.value for name, site in sites.items()}}, log_jacobian
 
     def from_user_values(
         self, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Unconstrained values of the user's sites as those of the rewritten ones."""
-        constrained = constrain_fn(self.user_model, args, kwargs, values)
-        substituted = handlers.substitute(handlers.seed(self.user_model, 0), data=constrained)
-        trace = handlers.trace(substituted).get_trace(*args, **kwargs)
-        values = dict(values)
-        for name in self.rewritten:
-            base = _base_distribution(trace[name]["fn"])
-            values[name + BASE_SUFFIX] = (values.pop(name) - base.loc) / base.scale
-        return values
-
-    def to_user_sites(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Drop the base sites, which the user's model does not have."""
-        return {name: value for name, value in values.items() if name not in self.base_sites}
+        sites = self.rewritten_sites(values, 1, args, kwargs)
+        bases = {name: (site.value - site.location) / site.scale for name, site in sites.items()}
+        return {**values, **bases}
 
 
 def split_laplace_sites(
-    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], nonsmooth: Any = "auto"
+    model: Model,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    nonsmooth: Any = "auto",
+    registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> LaplaceSplit:
-    """Find the Laplace sites of ``model``; standardise those with latent parameters.
+    """Find the sites of ``model`` whose priors have closed forms.
+
+    Laplace sites with latent location or scale are standardized; sites of other kinds only count
+    with fixed parameters.
 
     Args:
         model: NumPyro model.
         args: positional arguments of the model.
         kwargs: keyword arguments of the model.
         nonsmooth: ``"auto"`` for every site that can be split, ``None`` for none, or site names.
+        registry: the kinds of distributions with closed forms.
 
     Raises:
-        ValueError: a name in ``nonsmooth`` is not a Laplace site that can be split.
+        ValueError: a name in ``nonsmooth`` is not a site that can be split.
     """
+
+    def read(trace: dict[str, Any]) -> tuple[list[str], dict[str, Any], set[str], int | None]:
+        sampled = {name: x for name, x in trace.items() if is_latent(x) or is_discrete(x)}
+        values = {
+            name: jax.ShapeDtypeStruct(jnp.shape(site["value"]), jnp.result_type(site["value"]))
+            for name, site in sampled.items()
+        }
+        names = [
+            name
+            for name, site in sampled.items()
+            if find_kind(site["fn"], registry) is not None
+            and site["scale"] is None
+            and is_direct(name, site)
+        ]
+        discrete = {name for name, site in sampled.items() if is_discrete(site)}
+        return names, values, discrete, enumeration_dim(trace)
+
+    names, values, discrete, dim = inspect_trace(model, args, kwargs, read)
     if nonsmooth is None:
-        return LaplaceSplit(model, (), {})
-    fixed, latent = _classify(model, args, kwargs)
+        return LaplaceSplit(model, (), (), dim, registry)
+    parents = _latent_parents(model, names, values, registry, args, kwargs) if names else {}
+    # Only fixed asymmetries: a latent one would stay latent in the base site. And a site whose
+    # parameters depend on a discrete one has a mixture for its density once that is summed out.
+    able = [n for n in names if not (parents[n].other or parents[n].location_scale & discrete)]
     if nonsmooth != "auto":
-        unknown = sorted(set(nonsmooth) - set(fixed) - set(latent))
+        unknown = sorted(set(nonsmooth) - set(able))
         if unknown:
             raise ValueError(
-                f"`nonsmooth` names {unknown}, which are not latent Laplace or AsymmetricLaplace "
-                f"sites of the model; those that can be split are {sorted(fixed + latent)}."
+                f"`nonsmooth` names {unknown}, which are not latent {kind_names(registry)} "
+                f"sites of the model; those that can be split are {sorted(able)}."
             )
-        fixed = [name for name in fixed if name in nonsmooth]
-        latent = [name for name in latent if name in nonsmooth]
-
-    def shape_params(trace: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-        bases = {name: _base_distribution(trace[name]["fn"]) for name in latent}
-        asymmetric = {name for name in latent if isinstance(bases[name], dist.AsymmetricLaplace)}
-        return {name: ("asymmetry",) if name in asymmetric else () for name in latent}
-
-    rewritten = inspect_trace(model, args, kwargs, shape_params) if latent else {}
-    split = LaplaceSplit(model, tuple(fixed), rewritten)
-    # A latent asymmetry stays latent in the base site: such sites are left as the user wrote them.
-    standard, _ = _classify(split.model(), args, kwargs) if latent else ([], [])
-    kept = {name: rewritten[name] for name in latent if name + BASE_SUFFIX in standard}
-    return split._replace(rewritten=kept)
-
-
-def describe_laplace_sites(
-    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], nonsmooth: Any, centring: Any
-) -> dict[str, str]:
-    """How each latent Laplace site of ``model`` was treated, in words.
-
-    Args:
-        model: NumPyro model.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-        nonsmooth: as for :func:`split_laplace_sites`.
-        centring: parametrisation that each chain chose, (chains,).
-    """
-    split = split_laplace_sites(model, args, kwargs, nonsmooth)
-    able = split_laplace_sites(model, args, kwargs)
-    names = inspect_trace(
-        model,
-        args,
-        kwargs,
-        lambda trace: [
-            n for n, site in trace.items() if is_latent(site) and is_laplace(site["fn"])
-        ],
-    )
-    as_written = sum(int(c > 0) for c in centring)
-    standardised = len(centring) - as_written
-
-    def describe(name: str) -> str:
-        if name in split.fixed:
-            return "known location and scale: split off, closed forms"
-        if name in split.rewritten:
-            return (
-                f"latent location or scale: standardised and split off in {standardised} of "
-                f"{len(centring)} chains, left as written in {as_written}"
-            )
-        if name in able.fixed or name in able.rewritten:
-            return "left in the smooth part, as `nonsmooth` says"
-        return (
-            "left in the smooth part: cannot be split (masked by weights, or inside scan or cond)"
-        )
-
-    return {name: describe(name) for name in names}
+        able = [name for name in able if name in nonsmooth]
+    fixed = tuple(name for name in able if not parents[name].location_scale)
+    return LaplaceSplit(model, fixed, tuple(n for n in able if n not in fixed), dim, registry)

@@ -9,15 +9,18 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 
-from numpyro_rwpo.model.laplace_sites import (
-    SiteParameters,
-    distribution_parameters,
-    is_laplace,
+from numpyro_rwpo.model.preparation import Preparation, check_site_prior
+from numpyro_rwpo.model.prior_registry import (
+    BUILT_IN_PRIORS,
+    PriorRegistry,
+    find_kind,
+    kind_names,
+    lay_out_prior,
+    site_prior,
 )
-from numpyro_rwpo.model.preparation import Preparation, check_rates
 from numpyro_rwpo.model.source import layout, ravel_like
 from numpyro_rwpo.model.target import Differentiation, Target
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 
 
 class PotentialSource:
@@ -31,6 +34,7 @@ class PotentialSource:
             ``AsymmetricLaplace`` distributions, or ``None`` for leaves without; or ``"auto"`` or
             ``None`` when there is no such part.
         differentiation: temperature and differentiation mode.
+        registry: the kinds of distributions with closed forms.
 
     Raises:
         ValueError: ``potential_fn`` does not return a scalar, or ``nonsmooth`` does not fit.
@@ -44,6 +48,7 @@ class PotentialSource:
         *,
         nonsmooth: Any,
         differentiation: Differentiation,
+        registry: PriorRegistry = BUILT_IN_PRIORS,
     ) -> None:
         self._potential_fn = potential_fn
         self._differentiation = differentiation
@@ -71,8 +76,9 @@ class PotentialSource:
                 "`potential_fn` must return a floating-point number, of which there is a gradient; "
                 f"got dtype {shape.dtype}. Convert its arguments or its result."
             )
-        self._prior = prior_from_leaves(nonsmooth, self._prototype)
+        self._prior = prior_from_leaves(nonsmooth, self._prototype, registry)
         self.has_prior = self._prior is not None
+        self.is_rewritten: np.ndarray | None = None
         self.layout: Hashable = layout(self._prototype)
 
     def prepare(
@@ -85,7 +91,16 @@ class PotentialSource:
         """Start at ``init_params``."""
         start = jax.vmap(lambda z: self.ravel(z, model_args, model_kwargs))(init_params)
         potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
-        return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {})
+        return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {}, {})
+
+    def wrong_sites(
+        self,
+        prepared: Preparation,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> frozenset[str]:
+        """None: the user says which part is a Laplace prior."""
+        return frozenset()
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target; a potential function has no model arguments."""
@@ -125,29 +140,32 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(padded) == len(to) and all(a in (1, b) for a, b in zip(padded, to, strict=True))
 
 
-def prior_from_leaves(nonsmooth: Any, prototype: Any) -> LaplacePrior | None:
-    """The Laplace prior that ``nonsmooth`` describes leaf by leaf."""
+def prior_from_leaves(
+    nonsmooth: Any, prototype: Any, registry: PriorRegistry = BUILT_IN_PRIORS
+) -> Prior | None:
+    """The prior that ``nonsmooth`` describes leaf by leaf."""
     if nonsmooth is None or (isinstance(nonsmooth, str) and nonsmooth == "auto"):
         return None
     is_leaf = lambda x: x is None or isinstance(x, dist.Distribution)  # noqa: E731
-    leaves, structure = jax.tree.flatten(nonsmooth, is_leaf=is_leaf)
+    sites, structure = jax.tree.flatten(nonsmooth, is_leaf=is_leaf)
     expected: Any = jax.tree.structure(prototype)
-    if structure != expected or not all(x is None or is_laplace(x) for x in leaves):
+    if structure != expected or not all(x is None or find_kind(x, registry) for x in sites):
         raise ValueError(
             "With `potential_fn`, `nonsmooth` must be a pytree like `init_params` whose leaves "
-            "are Laplace or AsymmetricLaplace distributions or None; got "
+            f"are {kind_names(registry)} distributions or None; got "
             f"{nonsmooth!r} for parameters of shapes {jax.tree.map(np.shape, prototype)}."
         )
-    none = SiteParameters(*3 * (jnp.zeros(()),))
-    whole = []
-    for number, (fn, x) in enumerate(zip(leaves, jax.tree.leaves(prototype), strict=True)):
-        parameters = none if fn is None else distribution_parameters(fn)
-        if fn is not None:
-            check_rates({f"leaf {number} of `nonsmooth`": parameters})
-            if not _broadcasts(fn.shape(), x.shape):
-                raise ValueError(
-                    f"Leaf {number} of `nonsmooth` must broadcast to the shape {x.shape} of its "
-                    f"parameter; got a distribution of shape {fn.shape()}."
-                )
-        whole.append([jnp.broadcast_to(field, x.shape).ravel() for field in parameters])
-    return LaplacePrior(*(jnp.concatenate(fields) for fields in zip(*whole, strict=True)))
+    leaves, priors = jax.tree.leaves(prototype), list[Prior | None]()
+    for number, (fn, x) in enumerate(zip(sites, leaves, strict=True)):
+        if fn is None:
+            priors.append(None)
+            continue
+        if not _broadcasts(fn.shape(), x.shape):
+            raise ValueError(
+                f"Leaf {number} of `nonsmooth` must broadcast to the shape {x.shape} of its "
+                f"parameter; got a distribution of shape {fn.shape()}."
+            )
+        prior = site_prior(fn, registry, x.shape)
+        check_site_prior(f"leaf {number} of `nonsmooth`", prior)
+        priors.append(prior)
+    return lay_out_prior(priors, leaves)

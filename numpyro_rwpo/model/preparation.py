@@ -7,13 +7,16 @@ compiled so: for such a model the data are constants too, and the program is mad
 
 from collections.abc import Callable, Hashable
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.model.checks import no_valid_start
-from numpyro_rwpo.model.laplace_sites import SiteParameters
+from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
 
 T = TypeVar("T")
 
@@ -26,14 +29,16 @@ class Preparation(NamedTuple):
         values: the same as unconstrained values of the user's sites, with a leading chain axis.
         potential: smooth part of the potential, (chains,).
         gradient: its gradient, (chains, dim).
-        prior_parameters: of the Laplace sites that are split off, by name.
+        site_priors: of the sites that are split off, by name.
+        split_errors: of the same sites, see :mod:`numpyro_rwpo.model.split_check`.
     """
 
     start: jax.Array
     values: Any
     potential: jax.Array
     gradient: jax.Array
-    prior_parameters: dict[str, SiteParameters]
+    site_priors: dict[str, Prior]
+    split_errors: dict[str, jax.Array]
 
 
 def check_preparation(
@@ -43,15 +48,16 @@ def check_preparation(
     model_args: tuple[Any, ...],
     model_kwargs: dict[str, Any],
 ) -> None:
-    """Refuse starts without a finite potential and gradient, and unusable Laplace scales.
+    """Refuse starts without a finite potential and gradient, and unusable priors.
 
     Raises:
-        ValueError: a Laplace scale.
+        ValueError: a Laplace scale, or a parameter of another prior.
         RuntimeError: no valid starting position; the message names the site to blame.
     """
     if isinstance(prepared.start, jax.core.Tracer):
         return
-    check_rates({f"'{name}'": p for name, p in prepared.prior_parameters.items()})
+    for name, prior in prepared.site_priors.items():
+        check_site_prior(f"'{name}'", prior)
     potential, gradient = np.asarray(prepared.potential), np.asarray(prepared.gradient)
     if np.isfinite(potential).all() and np.isfinite(gradient).all():
         return
@@ -64,27 +70,34 @@ def check_preparation(
     )
 
 
-def check_rates(parameters: dict[str, SiteParameters]) -> None:
+def check_site_prior(name: str, prior: Prior) -> None:
     """Refuse Laplace scales that are not positive, or too small for their square.
 
     Args:
-        parameters: of each site, fields in the site's shape, under the words that name it.
+        name: The words that name the site.
+        prior: Of the site. Of kinds other than Laplace the parameters must be finite.
 
     Raises:
         ValueError: names the site and the scales.
     """
-    for name, (_, left, right) in parameters.items():
-        rates = np.stack([left, right])
-        with np.errstate(over="ignore", divide="ignore"):
-            is_usable = np.isfinite(rates**2) & (rates > 0)
-            scales = 1 / rates
-        if not is_usable.all():
-            smallest = 1 / np.sqrt(float(np.finfo(rates.dtype).max))
+    if not isinstance(prior, LaplacePrior):
+        if not all(np.isfinite(field).all() for field in jax.tree.leaves(prior)):
             raise ValueError(
-                f"The scale of Laplace site {name} must be positive and finite everywhere, and in "
-                f"{rates.dtype} above {smallest:.0e}; got scales between {scales.min()} and "
-                f"{scales.max()}. Correct the scale (and asymmetry) in the model."
+                f"The parameters of the prior of site {name} must be finite; got {prior}. Correct "
+                "the parameters of its distribution in the model."
             )
+        return
+    rates = np.stack([prior.rate_left, prior.rate_right])
+    with np.errstate(over="ignore", divide="ignore"):
+        is_usable = np.isfinite(rates**2) & (rates > 0)
+        scales = 1 / rates
+    if not is_usable.all():
+        smallest = 1 / np.sqrt(float(np.finfo(rates.dtype).max))
+        raise ValueError(
+            f"The scale of Laplace site {name} must be positive and finite everywhere, and in "
+            f"{rates.dtype} above {smallest:.0e}; got scales between {scales.min()} and "
+            f"{scales.max()}. Correct the scale (and asymmetry) in the model."
+        )
 
 
 class _Mark(Enum):
@@ -123,10 +136,33 @@ def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dic
     return jax.tree.unflatten(structure, leaves)
 
 
+# Programs that are kept at a time, of all kernels together. NumPyro keeps as many of its own loops,
+# and each of them keeps its kernel: without a limit, a process that runs many different data sets
+# would hold the programs of all of them, hundreds of memory maps each.
+MAX_PROGRAMS = 16
+
+
+@lru_cache(maxsize=MAX_PROGRAMS)
+def _compiled(
+    function: Callable[..., T],
+    constants: Hashable,
+    layout: Layout,
+    shapes: Hashable,
+    options: tuple[tuple[str, Any], ...] | None,
+) -> Callable[[Any, list[Any]], T]:
+    """``function`` as a program of its own for these constants and shapes, freed when evicted."""
+
+    def program(inputs: Any, arrays: list[Any]) -> T:
+        return function(constants, inputs, *join_arrays(arrays, layout))
+
+    return jax.jit(program, compiler_options=None if options is None else dict(options))
+
+
 class CompiledOnce(Generic[T]):
     """``function(constants, inputs, args, kwargs)``, compiled once for all data of the same shapes.
 
-    Where something is being traced already, the function becomes part of that program.
+    Where something is being traced already, the function becomes part of that program. Only the
+    ``MAX_PROGRAMS`` programs that were used last are kept.
 
     Args:
         function: traceable in ``inputs``, a pytree of arrays, and where the model allows it in
@@ -142,18 +178,20 @@ class CompiledOnce(Generic[T]):
     ) -> None:
         self._function = function
         self._options = options
-        self._programs: dict[Any, Any] = {}
 
     def __call__(
         self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> T:
         """Run the program; what the function raises, it raises with the data as constants."""
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((inputs, args, kwargs))):
-            return self._function(constants, inputs, args, kwargs)
+            traced = jax.jit(lambda inputs: self._function(constants, inputs, args, kwargs))
+            return traced(inputs)
         arrays, layout = split_arrays(args, kwargs)
         options = self._options(constants, inputs)
+        chosen = None if options is None else tuple(sorted(options.items()))
         try:
-            return self._program(options)(constants, layout, inputs, arrays)
+            shapes = _shapes((inputs, arrays))
+            return _compiled(self._function, constants, layout, shapes, chosen)(inputs, arrays)
         except Exception:  # an error of the model's own comes again below
             fixed = jax.jit(
                 lambda inputs: self._function(constants, inputs, args, kwargs),
@@ -161,12 +199,8 @@ class CompiledOnce(Generic[T]):
             )
             return fixed(inputs)
 
-    def _program(self, options: dict[str, Any] | None) -> Any:
-        key = None if options is None else tuple(sorted(options.items()))
-        if key not in self._programs:
 
-            def program(constants: Hashable, layout: Layout, inputs: Any, arrays: list[Any]) -> T:
-                return self._function(constants, inputs, *join_arrays(arrays, layout))
-
-            self._programs[key] = jax.jit(program, static_argnums=(0, 1), compiler_options=options)
-        return self._programs[key]
+def _shapes(tree: Any) -> Hashable:
+    """Structure, shapes and types of a pytree of arrays and numbers."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)

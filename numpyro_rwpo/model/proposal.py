@@ -68,12 +68,15 @@ def change_coordinates(
     flat, unravel = ravel_pytree(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
 
     def sample(rng_key: jax.Array, num_samples: int) -> jax.Array:
-        draws = proposal.sample(rng_key, (num_samples,)).astype(flat.dtype)
+        with jax.numpy_rank_promotion("allow"):  # NumPyro's distributions need it for batches.
+            draws = proposal.sample(rng_key, (num_samples,)).astype(flat.dtype)
         return jax.vmap(lambda x: to_position(unravel(x)))(draws)
 
     def log_prob(positions: jax.Array) -> jax.Array:
         values, log_jacobian = jax.vmap(to_values)(positions)
         users = jax.vmap(lambda x: ravel_pytree(x)[0])(values)
-        return proposal.log_prob(users).astype(dtype) - log_jacobian
+        with jax.numpy_rank_promotion("allow"):
+            log_prob = proposal.log_prob(users)
+        return log_prob.astype(dtype) - log_jacobian
 
     return Proposal(sample, log_prob)

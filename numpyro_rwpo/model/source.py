@@ -25,10 +25,12 @@ class Source(Protocol):
 
     Attributes:
         has_prior: whether any coordinate has a Laplace prior with closed forms.
+        is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
         layout: of the latent values, and which of them are Laplace sites; hashable.
     """
 
     has_prior: bool
+    is_rewritten: np.ndarray | None
     layout: Hashable
 
     def prepare(
@@ -39,6 +41,14 @@ class Source(Protocol):
         model_kwargs: dict[str, Any],
     ) -> Preparation:
         """Start one chain per key: at ``init_params`` (with a chain axis), or where it is found."""
+
+    def wrong_sites(
+        self,
+        prepared: Preparation,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> frozenset[str]:
+        """Names of sites that make the target another posterior, if split off."""
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
         """Make the target for these model arguments."""
@@ -79,6 +89,11 @@ def layout(values: Any) -> tuple[Any, tuple[Any, ...]]:
 
 def ravel_like(values: Any, prototype: Any) -> jax.Array:
     """Flatten ``values`` after checking their structure and shapes against ``prototype``."""
+    return ravel_pytree(values_like(values, prototype))[0]
+
+
+def values_like(values: Any, prototype: Any) -> Any:
+    """``values`` in the types of ``prototype``, after a check of their structure and shapes."""
     structure: Any = jax.tree.structure(prototype)
     if jax.tree.structure(values) != structure:
         raise ValueError(
@@ -93,5 +108,4 @@ def ravel_like(values: Any, prototype: Any) -> jax.Array:
             "(unconstrained, after the chain axis if there are several chains); got "
             f"{jax.tree.map(np.shape, values)}."
         )
-    like = jax.tree.map(lambda x, p: jnp.asarray(x, p.dtype), values, prototype)
-    return ravel_pytree(like)[0]
+    return jax.tree.map(lambda x, p: jnp.asarray(x, p.dtype), values, prototype)

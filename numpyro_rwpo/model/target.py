@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.support.broadcasting import same_rank
 from numpyro_rwpo.support.sharding import ONE_PLACE, Placement
 
 
@@ -47,7 +48,7 @@ class Target(NamedTuple):
     """
 
     smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-    full_prior: LaplacePrior | None
+    full_prior: Prior | None
     is_rewritten: jax.Array | None
     centring: jax.Array
     placement: Placement = ONE_PLACE
@@ -58,13 +59,12 @@ class Target(NamedTuple):
         return self.smooth(particles, jnp.broadcast_to(self.centring, particles.shape[:1]))
 
     @property
-    def prior(self) -> LaplacePrior | None:
+    def prior(self) -> Prior | None:
         """``beta g`` in this parametrisation: at centring 1 the rewritten sites are in f."""
         if self.full_prior is None or self.is_rewritten is None:
             return self.full_prior
-        split = ~(self.is_rewritten & (self.centring[..., None] > 0))
-        location, left, right = self.full_prior
-        return LaplacePrior(location, left * split, right * split)
+        rewritten, centered = same_rank(self.is_rewritten, self.centring[..., None] > 0)
+        return self.full_prior.tempered(~(rewritten & centered))
 
     def prior_potential(self, particles: jax.Array) -> jax.Array:
         """``beta g`` summed over coordinates, (..., dim) -> (...)."""
@@ -100,7 +100,7 @@ def pool_chains(target: Target, axis_name: str) -> Target:
             lax.dynamic_slice_in_dim(gradient, start, number),
         )
 
-    return target._replace(smooth=smooth)
+    return target._replace(smooth=smooth, placement=placement)
 
 
 def has_loop(bind: Callable[[], Target], dim: int, dtype: Any) -> bool:
@@ -128,7 +128,7 @@ class Differentiation(NamedTuple):
     def target(
         self,
         smooth: Callable[[jax.Array, jax.Array], jax.Array],
-        prior: LaplacePrior | None,
+        prior: Prior | None,
         is_rewritten: jax.Array | None = None,
     ) -> Target:
         """Temper both parts and batch the gradient of the smooth one, (dim,), () -> ()."""
@@ -142,4 +142,18 @@ class Differentiation(NamedTuple):
 
         one = forward if self.forward_mode else jax.value_and_grad(tempered)
         prior = None if prior is None else prior.tempered(beta)
-        return Target(jax.vmap(one), prior, is_rewritten, jnp.zeros(()))
+        return Target(_batched(one), prior, is_rewritten, jnp.zeros(()))
+
+
+def _batched(one: Callable[..., Any]) -> Callable[..., Any]:
+    """``vmap``, or a loop where JAX cannot batch, as with ``pure_callback`` by its default."""
+
+    def batch(*rows: jax.Array) -> Any:
+        try:
+            return jax.vmap(one)(*rows)
+        except NotImplementedError:
+            return lax.map(lambda row: one(*row), rows)
+
+    # Jitted, so that a program that calls it in several places traces the model once.
+    jitted: Callable[..., Any] = jax.jit(batch)
+    return jitted

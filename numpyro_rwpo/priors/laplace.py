@@ -34,6 +34,7 @@ from numpyro_rwpo.priors.mills import (
     masses,
     quantile,
 )
+from numpyro_rwpo.support.broadcasting import same_rank
 
 
 class LaplacePrior(NamedTuple):
@@ -58,14 +59,40 @@ class LaplacePrior(NamedTuple):
 
     def potential(self, x: ArrayLike) -> jax.Array:
         """Minus the log prior density up to a constant, per coordinate."""
-        distance = jnp.asarray(x) - self.location
-        right, left = jnp.maximum(distance, 0), jnp.maximum(-distance, 0)
-        return self.rate_right * right + self.rate_left * left
+        x, location, rate_left, rate_right = same_rank(x, *self)
+        distance = x - location
+        return rate_right * jnp.maximum(distance, 0) + rate_left * jnp.maximum(-distance, 0)
 
     def subgradient(self, x: ArrayLike) -> jax.Array:
         """Slope of :meth:`potential`; at the kink the middle of the subdifferential."""
-        sign = jnp.sign(jnp.asarray(x) - self.location)
-        return 0.5 * ((1 + sign) * self.rate_right - (1 - sign) * self.rate_left)
+        x, location = same_rank(x, self.location)
+        return self._slope(x - location)
+
+    def rise(self, start: ArrayLike, step: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """Increase of :meth:`potential` from ``start`` to ``start + step``, and the slope there.
+
+        Without the cancellation of a difference: on one side of the kink it is the step times a
+        rate, however far the kink is.
+
+        Args:
+            start: Points, (..., dim); a step from the kink itself is exact.
+            step: Steps, position units, (..., dim).
+
+        Returns:
+            Increases and slopes, (..., dim).
+        """
+        start, step, location, rate_left, rate_right = same_rank(start, step, *self)
+        distance = start - location
+        beyond, before = jnp.maximum(distance, 0), jnp.minimum(distance, 0)
+        right = jnp.maximum(step + before, -beyond)
+        left = jnp.maximum(-step - beyond, before)
+        return rate_right * right + rate_left * left, self._slope(distance + step)
+
+    def _slope(self, distance: jax.Array) -> jax.Array:
+        """Slope at a distance from the kink."""
+        distance, rate_left, rate_right = same_rank(distance, self.rate_left, self.rate_right)
+        sign = jnp.sign(distance)
+        return 0.5 * ((1 + sign) * rate_right - (1 - sign) * rate_left)
 
     def prox(self, x: ArrayLike, step_size: ArrayLike) -> jax.Array:
         """Proximal map ``argmin_z potential(z) + (z - x)^2 / (2 step_size)``, a soft threshold.
@@ -78,10 +105,8 @@ class LaplacePrior(NamedTuple):
             The minimizers; exactly ``location`` where the threshold is not exceeded.
         """
         # This avoids the distance to the kink, in which digits of x may have been lost.
-        x = jnp.asarray(x)
-        return jnp.clip(
-            self.location, x - step_size * self.rate_right, x + step_size * self.rate_left
-        )
+        x, step_size, location, rate_left, rate_right = same_rank(x, step_size, *self)
+        return jnp.clip(location, x - step_size * rate_right, x + step_size * rate_left)
 
     def moreau_gradient(self, x: ArrayLike, step_size: ArrayLike) -> jax.Array:
         """Gradient of the Moreau envelope, ``(x - prox(x)) / step_size`` without cancellation.
@@ -93,8 +118,8 @@ class LaplacePrior(NamedTuple):
         Returns:
             Slopes between ``-rate_left`` and ``rate_right``.
         """
-        distance = jnp.asarray(x) - self.location
-        return jnp.clip(distance / step_size, -self.rate_left, self.rate_right)
+        x, step_size, location, rate_left, rate_right = same_rank(x, step_size, *self)
+        return jnp.clip((x - location) / step_size, -rate_left, rate_right)
 
     def normal_fit(self, mean: ArrayLike, scale: ArrayLike) -> tuple[jax.Array, jax.Array]:
         r"""The straight line closest to the slope of :math:`g` under a normal density.
@@ -110,19 +135,44 @@ class LaplacePrior(NamedTuple):
         Returns:
             :math:`E g'` and :math:`E g''`, (..., dim).
         """
-        kink = (self.location - mean) / scale
-        jump = self.rate_left + self.rate_right
-        slope = self.rate_right * ndtr(-kink) - self.rate_left * ndtr(kink)
+        mean, scale, location, rate_left, rate_right = same_rank(mean, scale, *self)
+        kink = (location - mean) / scale
+        jump = rate_left + rate_right
+        slope = rate_right * ndtr(-kink) - rate_left * ndtr(kink)
         return slope, jump * jnp.exp(-(kink**2) / 2) / (SQRT_TWO_PI * scale)
+
+    def smoothed(self, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """The Moreau envelope of a step of one squared scale, and its slope.
+
+        The step is one over the square of the larger rate: the kink is rounded off over about the
+        width of the prior.
+
+        Args:
+            x: Points, (..., dim).
+
+        Returns:
+            Values and slopes, (..., dim).
+        """
+        rate = jnp.maximum(self.rate_left, self.rate_right)
+        step_size = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0) ** 2, 1.0)
+        x, step_size = same_rank(x, step_size)
+        nearest = self.prox(x, step_size)
+        envelope = self.potential(nearest) + (x - nearest) ** 2 / (2 * step_size)
+        return envelope, self.moreau_gradient(x, step_size)
 
     def scaled(self, scale: ArrayLike) -> "LaplacePrior":
         """The same prior in the coordinates ``x / scale``, ``scale > 0``."""
-        return LaplacePrior(self.location / scale, self.rate_left * scale, self.rate_right * scale)
+        scale, location, rate_left, rate_right = same_rank(scale, *self)
+        return LaplacePrior(location / scale, rate_left * scale, rate_right * scale)
 
     def tempered(self, inverse_temperature: ArrayLike) -> "LaplacePrior":
-        """The prior whose potential is ``inverse_temperature`` times this one."""
-        left, right = self.rate_left, self.rate_right
-        return LaplacePrior(self.location, left * inverse_temperature, right * inverse_temperature)
+        """The prior whose potential is ``inverse_temperature`` >= 0 times this one."""
+        beta, location, rate_left, rate_right = same_rank(inverse_temperature, *self)
+        return LaplacePrior(location, rate_left * beta, rate_right * beta)
+
+    def log_mass(self) -> jax.Array:
+        """Log of the integral of ``exp(-potential)``, infinite where a rate is 0."""
+        return jnp.log(1 / self.rate_left + 1 / self.rate_right)
 
     def log_normalizer(
         self,
@@ -153,7 +203,7 @@ class LaplacePrior(NamedTuple):
         """
         if method not in ("exact", "laplace"):
             raise ValueError(f"`method` must be 'exact' or 'laplace'; got {method!r}.")
-        scale, offset, left, right = self._standardize(y, prox_time, inverse_temperature)
+        scale, offset, left, right = self.standardize(y, prox_time, inverse_temperature)
         if method == "laplace":
             return jnp.log(scale * SQRT_TWO_PI) - envelope(offset, left, right)
         return jnp.log(scale) + log_integral(offset, left, right)
@@ -210,7 +260,7 @@ class LaplacePrior(NamedTuple):
         Returns:
             Draws in the broadcast shape of ``y``, the fields and the parameters.
         """
-        scale, offset, left, right = self._standardize(y, prox_time, inverse_temperature)
+        scale, offset, left, right = self.standardize(y, prox_time, inverse_temperature)
         mass_left, mass_right, _ = masses(left + offset, right - offset)
         shape = (2, *jnp.broadcast_shapes(scale.shape, mass_left.shape))
         side, level = jax.random.uniform(rng_key, shape, mass_left.dtype)
@@ -219,7 +269,8 @@ class LaplacePrior(NamedTuple):
         is_left = (side + half_cell) * (mass_left + mass_right) < mass_left
         t = jnp.where(is_left, left + offset, right - offset)
         distance = scale * quantile(t, level + half_cell)
-        return self.location + jnp.where(is_left, -distance, distance)
+        location, distance = same_rank(self.location, jnp.where(is_left, -distance, distance))
+        return location + distance
 
     def hamiltonian_flow(
         self, x: ArrayLike, p: ArrayLike, time: ArrayLike
@@ -243,14 +294,14 @@ class LaplacePrior(NamedTuple):
         References:
             Pakman and Paninski (2013), arXiv:1311.2166, on exact flows of piecewise potentials.
         """
-        x, p, time = jnp.asarray(x), jnp.asarray(p), jnp.asarray(time)
-        distance, direction = x - self.location, jnp.where(time < 0, -1, 1)
+        x, p, time, location, rate_left, rate_right = same_rank(x, p, time, *self)
+        distance, direction = x - location, jnp.where(time < 0, -1, 1)
         # Reflect time and space, to run forward from the right (at the kink, to move to the right).
         is_left = (distance < 0) | ((distance == 0) & (direction * p < 0))
         side = jnp.where(is_left, -1, 1)
         position, momentum, duration = side * distance, direction * side * p, jnp.abs(time)
-        near_rate = jnp.where(is_left, self.rate_left, self.rate_right)
-        far_rate = jnp.where(is_left, self.rate_right, self.rate_left)
+        near_rate = jnp.where(is_left, rate_left, rate_right)
+        far_rate = jnp.where(is_left, rate_right, rate_left)
         speed = jnp.sqrt(momentum**2 + 2 * near_rate * position)
         near_rate = jnp.where(speed > 0, near_rate, 0)  # at rest on the kink there is no force
 
@@ -277,32 +328,34 @@ class LaplacePrior(NamedTuple):
         direct = x + side * duration * (momentum - 0.5 * near_rate * duration)
         # Rounding must not carry a particle across the kink, beyond which the slope may be far
         # larger.
-        direct = jnp.where(
-            is_left, jnp.minimum(direct, self.location), jnp.maximum(direct, self.location)
-        )
-        x = jnp.where(crosses, self.location + wave, direct)
+        direct = jnp.where(is_left, jnp.minimum(direct, location), jnp.maximum(direct, location))
+        x = jnp.where(crosses, location + wave, direct)
         p = jnp.where(
             crosses, wave_side * (speed - rate * phase), side * (momentum - near_rate * duration)
         )
         return x, direction * p
 
-    def _standardize(
+    def standardize(
         self, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """The scale s and, in its units, the offset u and the two rates alpha."""
-        beta = jnp.asarray(inverse_temperature)
-        scale = jnp.sqrt(2 * jnp.asarray(prox_time) / beta)
+        y, prox_time, beta, location, rate_left, rate_right = same_rank(
+            y, prox_time, inverse_temperature, *self
+        )
+        scale = jnp.sqrt(2 * prox_time / beta)
         half = 0.5 * beta * scale
-        offset = (jnp.asarray(y) - self.location) / scale
-        return scale, offset, half * self.rate_left, half * self.rate_right
+        return scale, (y - location) / scale, half * rate_left, half * rate_right
 
     def _distribution(
         self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Logs of the kernel's density, distribution function and survival function at ``x``."""
-        scale, offset, left, right = self._standardize(y, prox_time, inverse_temperature)
-        x = jnp.asarray(x)
-        z, shift = (x - self.location) / scale, (x - y) / scale
+        x, y, prox_time, inverse_temperature, *fields = same_rank(
+            x, y, prox_time, inverse_temperature, *self
+        )
+        prior = LaplacePrior(*fields)
+        scale, offset, left, right = prior.standardize(y, prox_time, inverse_temperature)
+        z, shift = (x - prior.location) / scale, (x - y) / scale
         log_prob, log_cdf, log_survival = log_distribution(z, shift, offset, left, right)
         return log_prob - jnp.log(scale), log_cdf, log_survival
 

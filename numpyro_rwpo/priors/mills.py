@@ -167,13 +167,18 @@ def log_distribution(
     ratio = mills_ratio(beyond)
     tail = jnp.exp(exponent) * ratio
     log_outer = jnp.where(beyond < 0, jnp.log(SQRT_TWO_PI - tail), exponent + jnp.log(ratio))
-    shrink = jnp.exp(jnp.minimum(decay, 0))
-    near = jnp.maximum(ratio - shrink * mills_ratio(own), 0) + shrink * mills_ratio(other)
-    far = jnp.maximum(own_mass - tail, 0) + other_mass
+    shrink = jnp.exp(_at_most_zero(decay))
+    near = shrink * mills_ratio(other) - _at_most_zero(shrink * mills_ratio(own) - ratio)
+    far = other_mass - _at_most_zero(tail - own_mass)
     log_inner = jnp.where(beyond < 0, exponent + jnp.log(near), jnp.log(far))
     log_cdf = jnp.where(is_left, log_outer, log_inner) - log_mass
     log_survival = jnp.where(is_left, log_inner, log_outer) - log_mass
     return exponent - log_mass, log_cdf, log_survival
+
+
+def _at_most_zero(x: jax.Array) -> jax.Array:
+    """The smaller of x and 0; at 0, which is where z is on the kink, with the derivative of x."""
+    return jnp.where(x > 0, 0, x)
 
 
 def quantile(t: jax.Array, level: jax.Array) -> jax.Array:

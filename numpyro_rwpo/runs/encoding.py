@@ -113,8 +113,8 @@ def _build(cls: Any, prefix: str, arrays: Arrays) -> Any:
     fields = {}
     for name, kind in get_type_hints(cls).items():
         dotted = f"{prefix}.{name}" if prefix else name
-        if get_args(kind) and dotted not in arrays:  # an array or a named tuple, such as a factor
-            kind = next(option for option in get_args(kind) if hasattr(option, "_fields"))
+        if get_args(kind) and dotted not in arrays:  # not an array but one of some named tuples
+            kind = _kind_in_file(get_args(kind), dotted, arrays)
         if hasattr(kind, "_fields"):
             fields[name] = _build(kind, dotted, arrays)
         elif dotted != "z":
@@ -122,6 +122,15 @@ def _build(cls: Any, prefix: str, arrays: Arrays) -> Any:
         else:
             fields[name] = None
     return cls(**fields)
+
+
+def _kind_in_file(kinds: tuple[Any, ...], prefix: str, arrays: Arrays) -> Any:
+    """The named tuple, of several that a field may hold, whose fields are there."""
+    names = {
+        name[len(prefix) + 1 :].split(".")[0] for name in arrays if name.startswith(f"{prefix}.")
+    }
+    kinds = tuple(kind for kind in kinds if hasattr(kind, "_fields"))
+    return next((kind for kind in kinds if set(kind._fields) == names), kinds[0])
 
 
 def encode_values(values: Any, prefix: str, arrays: Arrays) -> EncodedValues:

@@ -15,6 +15,7 @@ import numpy as np
 
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.state import RWPOState
+from numpyro_rwpo.model.prior_registry import PriorRegistry
 
 
 class Run(NamedTuple):
@@ -24,6 +25,7 @@ class Run(NamedTuple):
         model: the NumPyro model, ``None`` with a potential function.
         potential_fn: the potential function, ``None`` with a model.
         nonsmooth: the argument of that name given to ``RWPO``.
+        priors: kinds of distributions with closed forms.
         has_proposal: whether ``RWPO`` was given a proposal.
         model_args: positional arguments of the model.
         model_kwargs: keyword arguments of the model.
@@ -42,6 +44,7 @@ class Run(NamedTuple):
     model: Callable[..., Any] | None
     potential_fn: Callable[[Any], jax.Array] | None
     nonsmooth: Any
+    priors: PriorRegistry
     has_proposal: bool
     model_args: tuple[Any, ...]
     model_kwargs: dict[str, Any]
@@ -65,6 +68,11 @@ class Run(NamedTuple):
         return int(self.state.ensemble.particles.shape[1])
 
     @property
+    def num_states(self) -> int:
+        """Successive states of a particle that are drawn next to each other."""
+        return int(self.state.buffer.potential.shape[2])
+
+    @property
     def distinct(self) -> slice | np.ndarray:
         """Index of the draws that are not repetitions: all, or each noise-free particle once."""
         if self.settings.corrected:
@@ -72,13 +80,13 @@ class Run(NamedTuple):
         return np.sort(np.unique(self.particles, return_index=True)[1])
 
 
-def emitted_particles(iterations: np.ndarray, settings: Settings) -> np.ndarray:
+def emitted_particles(iterations: np.ndarray, num_particles: int, num_states: int) -> np.ndarray:
     """Index of the particle that the kernel emits at each iteration, (num_iterations,).
 
     Iteration 0 is the first one after warm-up. Everything that depends on the order of the draws
     calls this function.
     """
-    return iterations % settings.draws_per_refresh // settings.num_states
+    return iterations % (num_particles * num_states) // num_states
 
 
 def latest_draws(particles: np.ndarray, number: int) -> np.ndarray:
@@ -148,6 +156,7 @@ def read_run(mcmc: Any) -> Run:
         model=kernel.model,
         potential_fn=kernel.potential_fn,
         nonsmooth=kernel.nonsmooth,
+        priors=kernel.priors,
         has_proposal=kernel.arguments["proposal"] is not None,
         model_args=mcmc._args,
         model_kwargs=mcmc._kwargs,
@@ -158,7 +167,7 @@ def read_run(mcmc: Any) -> Run:
         samples=mcmc.get_samples(group_by_chain=True),
         extra_fields=mcmc.get_extra_fields(group_by_chain=True),
         num_draws=num_draws,
-        particles=emitted_particles(iterations, kernel.settings),
+        particles=emitted_particles(iterations, *state.buffer.potential.shape[1:]),
     )
 
 

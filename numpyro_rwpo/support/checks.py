@@ -20,7 +20,14 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def check_range(name: str, value: Any, low: float, high: float) -> None:
-    """Raise unless ``value`` is a number strictly between ``low`` and ``high``."""
+    """Raise unless ``value`` is a number strictly between ``low`` and ``high``.
+
+    A traced number, which has no value yet, passes if it is a real scalar.
+    """
+    if isinstance(value, jax.core.Tracer):
+        if value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(f"`{name}` must be a number; got {value!r}.")
+        return
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -1,6 +1,8 @@
-"""Checks whether an ensemble fits into memory before anything is allocated."""
+"""Checks whether an ensemble fits into memory, and a new program into the process's memory maps."""
 
 import os
+import warnings
+from pathlib import Path
 
 import jax
 
@@ -9,6 +11,10 @@ import jax
 _ENSEMBLE_ARRAYS = 8
 # The square arrays of a dense metric: two moments, factor, inverse, covariance.
 _DENSE_ARRAYS = 5
+
+# Share of the memory maps that a process may have, beyond which a run warns that they are running
+# out. The rest is enough for some ten runs on data of a new shape.
+_MAX_SHARE_OF_MAPS = 0.8
 
 
 def device_bytes() -> int | None:
@@ -52,4 +58,32 @@ def check_memory(
     raise MemoryError(
         f"{num_chains} chains x {num_particles} particles x {dim} dimensions need at least "
         f"{(ensemble + metric) / 2**30:.3g} GiB, and the device has {limit / 2**30:.3g}: {advice}."
+    )
+
+
+def memory_maps() -> tuple[int, int] | None:
+    """Memory maps of this process, and how many it may have; ``None`` where that is not known."""
+    try:
+        used = Path("/proc/self/maps").read_text().count("\n")
+        return used, int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):  # Only Linux has these files.
+        return None
+
+
+def check_memory_maps() -> None:
+    """Warn where compiled programs have used up most of the memory maps of this process.
+
+    XLA aborts the process when it cannot get any more.
+
+    Warns:
+        UserWarning: four fifths of the maps are in use.
+    """
+    maps = memory_maps()
+    if maps is None or maps[0] <= _MAX_SHARE_OF_MAPS * maps[1]:
+        return
+    warnings.warn(
+        f"Compiled programs use most of the memory maps that Linux allows a process: {maps[0]:,} "
+        f"of {maps[1]:,}. XLA aborts the process when there are no more. Call jax.clear_caches() "
+        "between runs on data of different shapes; it frees all compiled programs and no results.",
+        stacklevel=2,
     )

@@ -48,7 +48,7 @@ def test_a_sound_run(report: Any) -> None:
         "weights[2]",
     ]
     assert measured.laplace_sites["weights"].startswith("known location and scale")
-    assert measured.mixing.draws_per_particle == 5
+    assert measured.mixing.draws_per_particle == 32  # of five of the particles
     assert measured.settings.is_normalized
 
 
@@ -74,8 +74,22 @@ def test_r_hat_and_ess_are_those_of_arviz(lasso_run: Any, report: Any) -> None:
 
 
 def test_gradients_are_counted_with_the_warm_up(lasso_run: Any) -> None:
-    """The sum of the extra field over warm-up and draws, as the field's documentation says."""
-    np.testing.assert_array_equal(lasso_run.mcmc.last_state.num_gradients, lasso_run.num_gradients)
+    """Those of warm-up, and those of the one refresh that made all the draws.
+
+    The number of steps is the same for all draws of a chain: its trajectories have one length.
+    """
+    state = lasso_run.mcmc.last_state
+    num_steps = np.asarray(lasso_run.mcmc.get_extra_fields(group_by_chain=True)["num_steps"])
+    move, number = state.move, state.buffer.potential[0].size
+    assert number > num_steps.shape[1]
+    expected = np.asarray(move.num_steps * move.num_sweeps)
+    np.testing.assert_array_equal(num_steps, np.broadcast_to(expected[:, None], num_steps.shape))
+    in_warm_up = np.asarray(state.warm_up.num_gradients)
+    np.testing.assert_array_equal(state.num_gradients, in_warm_up + number * expected)
+    # Each update has a trajectory of at least one step for each particle, and so has transport.
+    least = state.warm_up.num_updates + state.warm_up.progress.steps
+    assert np.all(in_warm_up >= lasso_run.num_particles * np.asarray(least))
+    np.testing.assert_array_equal(lasso_run.warmed.last_state.num_gradients, in_warm_up)
 
 
 def test_a_pickled_run_has_the_same_report(lasso_run: Any, report: Any) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from numpyro_rwpo.diagnostics.diagnosis import stuck_share
 from numpyro_rwpo.diagnostics.evidence import Evidence
-from numpyro_rwpo.diagnostics.findings import find
+from numpyro_rwpo.diagnostics.findings import find, find_remarks
 from numpyro_rwpo.diagnostics.importance import Coverage
+from numpyro_rwpo.diagnostics.jumps import Jumps
 from numpyro_rwpo.diagnostics.measurements import (
     Chain,
     Coordinate,
@@ -26,6 +27,7 @@ from numpyro_rwpo.diagnostics.measurements import (
 )
 from numpyro_rwpo.diagnostics.report import Report
 from numpyro_rwpo.diagnostics.stein import SteinDiscrepancy
+from numpyro_rwpo.diagnostics.tables import formatted
 from numpyro_rwpo.diagnostics.thresholds import max_z
 
 TRANSPORT = {
@@ -42,7 +44,6 @@ SETTINGS = RunSettings(
     num_samples=1000,
     num_particles=64,
     num_warmup=200,
-    num_transport=40,
     dim=2,
     target_accept_prob=0.8,
     inverse_temperature=1.0,
@@ -82,19 +83,20 @@ def sound() -> Measurements:
         ess_tail=850.0,
         accept_prob=0.8,
         num_divergences=0,
+        placement="descent",
+        warmup_gradients=4000,
+        warmup_gradients_in_a_row=60,
+        warmup_updates=12,
+        is_settled=True,
         metric="dense",
-        flow="free",
+        flow="harmonic",
         step_size=0.5,
-        steps_per_sweep=3,
+        steps_per_trajectory=3,
         is_trajectory_cut=False,
-        independent_sweeps=1,
-        hamiltonian_sweeps=2,
-        short_sweeps=0,
-        is_sweep_limit_reached=False,
-        share_stuck=0.0,
-        stuck_below=0.1,
+        trajectories_per_draw=2,
+        jumps_per_draw=0,
         gradients_per_draw=6,
-        expected_residual_correlation=0.08,
+        share_stuck=0.0,
     )
     values = {"mean": 0.0, "sd": 1.0, "r_hat": 1.001, "ess_bulk": 4e3, "ess_tail": 4e3}
     return CorrectedMeasurements(
@@ -141,6 +143,17 @@ def bridged() -> Measurements:
     return changed("evidence.method", "bridge sampling")
 
 
+def deviating() -> Measurements:
+    """Figures of a corrected run that violates every one of Stein's identities."""
+    figures = changed("stein.worst_force_z", 9.0, changed("stein.worst_virial_z", -9.0))
+    return changed("stein.discrepancy.p_value", 0.001, figures)
+
+
+def biased() -> Measurements:
+    """Figures of noise-free particles that are too narrow."""
+    return changed("stein.virial", (0.5, 1.0), noise_free())
+
+
 CASES = [
     ("settings.share_of_finite_draws", 0.99, "finite draws", sound),
     ("settings.num_chains", 1, "chains", sound),
@@ -148,9 +161,9 @@ CASES = [
     ("coordinates.1.r_hat", float("nan"), "R-hat", sound),
     ("coordinates.1.sd", 0.0, "constant", sound),
     ("coordinates.0.ess_tail", 150.0, "ESS", sound),
-    ("chains.1.is_sweep_limit_reached", True, "slow particles", sound),
-    ("mixing.correlation", 0.5, "slow particles", sound),
-    ("chains.1.share_stuck", 0.01, "stuck particles", sound),
+    ("chains.1.is_settled", False, "warm-up", sound),
+    ("mixing.correlation", 0.99, "slow particles", sound),
+    ("chains.1.share_stuck", 0.02, "stuck particles", sound),
     ("mixing.drift_z", -6.0, "drift", sound),
     ("chains.0.num_divergences", 3, "divergences", sound),
     ("chains.0.accept_prob", 0.3, "acceptance", sound),
@@ -158,17 +171,23 @@ CASES = [
     ("stein.worst_virial_z", -7.0, "Stein identity", sound),
     ("stein.worst_force_z", 7.0, "Stein identity", sound),
     ("stein.discrepancy.p_value", 0.001, "Stein discrepancy", sound),
+    ("stein.jumps", Jumps(0.1, 1.5, "a"), "jumps", deviating),
+    ("stein.jumps", Jumps(0.1, float("inf"), "a"), "jumps", deviating),
+    ("stein.jumps", Jumps(0.1, 1.5, "a"), "jumps", biased),
+    ("settings.num_samples", 2000, "repeats", noise_free),
+    ("chains.0.transport_at_rest", False, "transport", noise_free),
+    ("stein.virial", (0.8, 1.0), "spread", noise_free),
+    ("coverage.k_hat", 0.9, "k-hat", noise_free),
+    ("evidence.standard_error", float("inf"), "evidence", noise_free),
+]
+# What concerns the evidence and the fitted densities only, and casts no doubt on the draws.
+REMARKS = [
     ("coverage.k_hat", 0.9, "k-hat", sound),
     ("coverage.k_hat", float("inf"), "k-hat", bridged),
     ("coverage.k_hat", float("nan"), "k-hat", sound),
     ("coverage.efficiency", 0.001, "k-hat", sound),
     ("evidence.standard_error", 0.5, "evidence", bridged),
     ("evidence.standard_error", float("nan"), "evidence", bridged),
-    ("settings.num_samples", 2000, "repeats", noise_free),
-    ("chains.0.transport_at_rest", False, "transport", noise_free),
-    ("stein.virial", (0.8, 1.0), "spread", noise_free),
-    ("coverage.k_hat", 0.9, "k-hat", noise_free),
-    ("evidence.standard_error", float("inf"), "evidence", noise_free),
 ]
 
 
@@ -181,19 +200,59 @@ def test_sound_runs_raise_nothing():
     assert "Nothing here casts doubt on" in str(Report(sound(), find(sound())))
 
 
+def assert_has_three_parts(sentence):
+    assert sentence.endswith(".")
+    seen, *meaning, change = sentence.split("; ")
+    assert seen and meaning and change, sentence
+
+
 @pytest.mark.parametrize(("path", "value", "about", "base"), CASES)
 def test_each_fault_is_found_in_a_sentence_of_three_parts(path, value, about, base):
     figures = changed(path, value, base())
     found = find(figures)
     assert [finding.about for finding in found] == [about]
     (sentence,) = (finding.sentence for finding in found)
-    assert sentence.endswith(".")
-    seen, *meaning, change = sentence.split("; ")
-    assert seen and meaning and change, sentence
+    assert_has_three_parts(sentence)
+    assert find_remarks(figures) == []
     report = Report(figures, found)
     assert about in str(report)
     assert "b&lt;1&gt;" in report._repr_html_()
     assert report.to_dict()["findings"] == [{"about": about, "sentence": sentence}]
+
+
+@pytest.mark.parametrize(("path", "value", "about", "base"), REMARKS)
+def test_what_concerns_the_evidence_is_no_reason_to_doubt_the_draws(path, value, about, base):
+    figures = changed(path, value, base())
+    assert find(figures) == []
+    (remark,) = find_remarks(figures)
+    assert remark.about == about
+    assert_has_three_parts(remark.sentence)
+    report = Report(figures, [], [remark])
+    text = str(report)
+    assert (
+        text.index("Nothing here casts doubt")
+        < text.index("not the draws:")
+        < text.index(f"[{about}]")
+    )
+    assert f"<b>{about}</b>" in report._repr_html_()
+    assert report.to_dict()["remarks"] == [{"about": about, "sentence": remark.sentence}]
+    assert report.to_dict()["findings"] == []
+
+
+def test_numbers_are_short_however_large():
+    """A figure that overflows must not be printed with all its 300 digits."""
+    huge = {"worst_virial_z": -4.5e307, "worst_virial": 1e200, "worst_force_z": float("inf")}
+    figures = sound()
+    for name, value in huge.items():
+        figures = changed(f"stein.{name}", value, figures)
+    for name in ("mean", "sd", "r_hat", "ess_bulk", "ess_tail"):
+        figures = changed(f"coordinates.0.{name}", 1e300, figures)
+    figures = changed("mixing.drift_z", 1e250, figures)
+    figures = changed("evidence.log_evidence", -1e100, figures)
+    text = str(Report(figures, find(figures)))
+    assert max(map(len, text.split())) < 40
+    assert "-4.50e+307" in text
+    assert [formatted(1234.5, ",.1f"), formatted(1e300, "+.1f")] == ["1,234.5", "+1.00e+300"]
 
 
 def test_noise_free_reports_say_that_r_hat_does_not_apply():
@@ -213,7 +272,7 @@ def test_the_column_of_the_whole_run_has_what_counts_between_chains():
     assert rows["divergent draws"] == ["0", "2", "2"]
     assert rows["acceptance"] == ["0.80", "0.70", "0.70 to 0.80"]
     assert rows["gradient evaluations"] == ["1,000", "1,000", "2,000"]
-    assert rows["flow"] == ["free", "exact", "mixed"]
+    assert rows["flow"] == ["harmonic", "exact", "mixed"]
 
 
 def test_limits_on_z_have_the_stated_false_alarm_rate():
@@ -225,24 +284,30 @@ def test_limits_on_z_have_the_stated_false_alarm_rate():
 
 
 def test_stuck_particles_are_counted_where_chance_cannot_make_them() -> None:
-    """Five of 1000; after few sweeps a particle that moves well may have rejected them all.
+    """Five of 1000; after few trajectories a particle that moves well may have rejected them all.
 
-    Two more accept the short steps only, of which there are eight among forty.
+    Each particle has four draws next to each other, and what counts is the mean over all of them.
     """
-    accept_prob = np.where(np.arange(1000) < 5, 0.02, 0.8)
-    accept_prob[5:7] = 0.21
-    assert stuck_share(accept_prob, 40, 0) == pytest.approx((0.005, 0.1))
-    assert stuck_share(accept_prob, 40, 8) == pytest.approx((0.007, 0.28))
-    assert stuck_share(accept_prob, 3, 0)[0] == 0
+    particles = np.repeat(np.arange(1000), 4)
+    accept_prob = np.full(4000, 0.8)
+    accept_prob[particles < 5] = 0.02
+    accept_prob[(particles == 5) & (np.arange(4000) % 4 > 0)] = 0.0  # one good draw in four
+    assert stuck_share(accept_prob, particles, 2) == pytest.approx(0.005)
+    assert stuck_share(accept_prob, particles, 1) == 0
+    # Particles that have not been drawn are not known to move well.
+    some = particles < 100
+    assert stuck_share(accept_prob[some], particles[some], 2) == pytest.approx(0.05)
 
 
 def test_everything_is_in_the_dictionary():
     """Plain values by the names of the records, which JSON can hold."""
     report = Report(sound(), [])
     figures = report.to_dict()
-    assert figures["chains"][1]["flow"] == "free"
+    assert figures["chains"][1]["flow"] == "harmonic"
     assert figures["stein"]["discrepancy"]["p_value"] == 0.5
     assert figures["stein"]["virial"] == [1.0, 1.05]
     assert json.loads(json.dumps(figures)) == figures
     with pytest.warns(DeprecationWarning, match="use `Report.measurements`"):
-        assert report.figures == {k: v for k, v in figures.items() if k != "findings"}
+        assert report.figures == {
+            k: v for k, v in figures.items() if k not in ("findings", "remarks")
+        }

@@ -1,71 +1,93 @@
-"""What warm-up learns from an ensemble, and what it does for particles that hardly move."""
+"""What warm-up learns from an ensemble, when it ends, and what it hands to sampling."""
 
 from __future__ import annotations
+
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import random
 
 from numpyro_rwpo.dynamics.adaptation import (
-    HAMILTONIAN_PER_SHORT,
-    REPLACEMENT_UPDATES,
-    SHORT_EVERY,
+    AFFORDABLE_STEPS,
+    MAX_AFFORDABLE,
+    MAX_JUMPS,
+    MAX_STEPS,
+    MAX_TRAJECTORIES,
+    MIN_LIMIT,
+    MIN_UPDATES,
+    TRIAL_UPDATES,
     Adaptation,
-    SweepPair,
-    Turn,
+    adapt,
     initial_adaptation,
     learn_moments,
-    learn_sweeps,
-    replace_hopeless,
+    make_move,
     whose_turn,
 )
-from numpyro_rwpo.dynamics.ensemble import evaluate
-from numpyro_rwpo.dynamics.hamiltonian import Refresh
+from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
-from numpyro_rwpo.dynamics.settings import make_candidates
-from numpyro_rwpo.model.target import Differentiation
+from numpyro_rwpo.dynamics.moves import TRAJECTORY_LENGTH, hamiltonian_sweep
+from numpyro_rwpo.dynamics.settings import Settings
+from numpyro_rwpo.heads.registry import find_head
+from numpyro_rwpo.model.target import Differentiation, Target, pool_chains
+from numpyro_rwpo.priors.laplace import LaplacePrior
+from numpyro_rwpo.support.sharding import ONE_PLACE
 
-NUM_PARTICLES, DIM = 64, 64
-TARGET = Differentiation(1.0, False).target(lambda x, centring: 0.5 * x @ x, None)
-
-
-def moved(last: float, accept_prob: float, update: int, others: float = 0.8) -> bool:
-    """Whether the last particle, with all coordinates ``last``, is put onto another one.
-
-    The others are standard normal: their potential has mean 32 and standard deviation 5.7.
-    """
-    particles = np.random.default_rng(0).normal(size=(NUM_PARTICLES, DIM)).astype(np.float32)
-    particles[-1] = last
-    ensemble = evaluate(jnp.asarray(particles), TARGET)
-    accepted = jnp.full(NUM_PARTICLES, others).at[-1].set(accept_prob)
-    refresh = Refresh(accepted, jnp.zeros(NUM_PARTICLES, bool), jnp.ones((), int))
-    after = np.asarray(replace_hopeless(jnp.asarray(update), ensemble, refresh, TARGET).particles)
-    np.testing.assert_array_equal(after[:-1], particles[:-1])
-    return not np.array_equal(after[-1], particles[-1])
+NUM_PARTICLES, DIM = 64, 20
+NORMAL = Differentiation(1.0, False).target(lambda x, centring: 0.5 * x @ x, None)
 
 
-EARLY, LATE = REPLACEMENT_UPDATES - 1, REPLACEMENT_UPDATES
+def make_settings(*flows: str, dense: bool = False, rank: int = 0) -> Settings:
+    return Settings(
+        num_warmup=1000,
+        num_particles=NUM_PARTICLES,
+        num_states=4,
+        radius=2.0,
+        attention=find_head("copula"),
+        corrected=True,
+        dense=dense,
+        rank=rank,
+        flows=flows,
+        inverse_temperature=1.0,
+        placement=ONE_PLACE,
+    )
 
 
-@pytest.mark.parametrize(
-    ("last", "accept_prob", "update", "is_moved"),
-    [
-        (1.0, 0.0, EARLY, True),  # rejects everything
-        (1.0, 0.0, LATE, False),  # the same later: its potential is that of any draw
-        (0.0, 0.0, LATE, True),  # potential 0, where no draw is although the density is highest
-        (3.0, 0.0, LATE, True),  # potential 288, far out
-        (3.0, 0.5, LATE, False),  # as far out, but on its way
-        (20.0, 0.5, LATE, True),  # potential 12800: no run would ever be there
-    ],
-)
-def test_hopeless_particles(last: float, accept_prob: float, update: int, is_moved: bool) -> None:
-    assert moved(last, accept_prob, update) == is_moved
+def normal_ensemble(target: Target = NORMAL, dim: int = DIM) -> Ensemble:
+    return evaluate(random.normal(random.key(0), (NUM_PARTICLES, dim)), target)
 
 
-def test_nothing_moves_while_hardly_anything_is_accepted() -> None:
-    """Then it is the step size that is wrong, not the particle."""
-    assert not moved(3.0, 0.0, EARLY, others=0.1)
+def correlated(condition: float) -> tuple[Target, jax.Array]:
+    """A normal density in a rotated basis, a Laplace prior that hardly matters, and draws."""
+    rng = np.random.default_rng(2)
+    basis = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
+    spectrum = np.geomspace(1, condition, DIM)
+    precision = jnp.asarray((basis * spectrum) @ basis.T, jnp.float32)
+    rate = jnp.full(DIM, 1e-3)
+    prior = LaplacePrior(jnp.zeros(DIM), rate, rate)
+    target = Differentiation(1.0, False).target(lambda x, c: 0.5 * x @ precision @ x, prior)
+    draws = rng.normal(size=(4096, DIM)) / np.sqrt(spectrum) @ basis.T
+    return target, jnp.asarray(draws, jnp.float32)
+
+
+def adapted(
+    target: Target,
+    settings: Settings,
+    ensemble: Ensemble,
+    num_updates: int,
+    aim: float = 0.8,
+) -> tuple[Ensemble, Adaptation]:
+    """After that many updates from the first moments of an ensemble."""
+    dim, dtype = ensemble.particles.shape[1], ensemble.particles.dtype
+    start = learn_moments(initial_adaptation(dim, dtype, settings), ensemble, target)
+
+    def update(k: jax.Array, carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
+        return adapt(random.fold_in(random.key(1), k), *carry, target, settings, aim)
+
+    return jax.jit(lambda *carry: jax.lax.fori_loop(0, num_updates, update, carry))(ensemble, start)
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -80,48 +102,274 @@ def test_first_moments_are_the_ensembles_own(dense: bool) -> None:
         lambda x, centring: 0.5 * ((x / scales) ** 2).sum(), None
     )
     ensemble = evaluate(jnp.asarray(whitened * scales, jnp.float32), target)
-    candidates = make_candidates(NUM_PARTICLES, 7, has_prior=False, dense_mass=dense)
-    before = initial_adaptation(ensemble.particles, candidates)
-    for update in (-5, 0):
-        after = learn_moments(before, jnp.asarray(update), ensemble, target, candidates)
-        inner = without_outliers(ensemble.particles, ensemble.gradient)
-        expected = ensemble_moments(*inner, dense)
-        for found, right in zip(after.moments, expected, strict=True):
-            np.testing.assert_allclose(found, right, rtol=1e-6)
+    settings = make_settings("harmonic", dense=dense)
+    before = initial_adaptation(7, jnp.float32, settings)
+    after = learn_moments(before, ensemble, target)
+    inner = without_outliers(ensemble.particles, ensemble.gradient)
+    expected = ensemble_moments(*inner, dense)
+    for found, right in zip(after.moments, expected, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-6)
 
 
-CANDIDATES = make_candidates(NUM_PARTICLES, DIM, has_prior=False, dense_mass=False)
+# ---------------------------------------------------------------------------- the step size
 
 
-def learnt_from(num_stuck: int, num_updates: int) -> Adaptation:
-    """After updates by pairs of sweeps in which some particles accepted nothing, others 80 %."""
-    rng = np.random.default_rng(0)
-    normal = rng.normal(size=(num_updates, 3, NUM_PARTICLES, DIM)).astype(np.float32)
-    accepted = jnp.full(NUM_PARTICLES, 0.8).at[:num_stuck].set(0.0)
-    refresh = Refresh(accepted, jnp.zeros(NUM_PARTICLES, bool), jnp.full((), 4))
-    adaptation = initial_adaptation(jnp.asarray(normal[0, 0]), CANDIDATES)
-    turn = Turn(jnp.zeros((), int), *jnp.zeros((2,), bool))
+@pytest.mark.parametrize("aim", [0.6, 0.8, 0.95])
+def test_acceptance_steers_the_step_size(aim: float) -> None:
+    """From its guess the step size comes to where as much is accepted as was asked for.
 
-    @jax.jit
-    def learnt(adaptation: Adaptation, update: jax.Array, ensembles: jax.Array) -> Adaptation:
-        pair = SweepPair(*(evaluate(x, TARGET) for x in ensembles), refresh)
-        return learn_sweeps(adaptation, update, turn, pair, TARGET, CANDIDATES, 0.8)
+    In so many dimensions a quarter turn takes many steps: a step size of which one or two make a
+    quarter turn could only be a little too long or too short.
+    """
+    dim, settings = 4096, make_settings("exact")
+    _, learned = adapted(NORMAL, settings, normal_ensemble(dim=dim), 40, aim)
+    move = make_move("exact", 0, learned, NORMAL)
+    assert move.num_steps > 5
+    many = evaluate(random.normal(random.key(3), (500, dim)), NORMAL)
+    _, sweep = hamiltonian_sweep(
+        random.key(4), many, move.flow, move.step_size, move.num_steps, NORMAL
+    )
+    assert abs(float(sweep.accept_prob.mean()) - aim) < 0.08
 
-    for update, ensembles in enumerate(normal):
-        adaptation = learnt(adaptation, jnp.asarray(update), ensembles)
-    return adaptation
+
+@pytest.mark.parametrize(("wall", "grows"), [(False, True), (True, False)])
+def test_the_step_size_follows_every_update(wall: bool, grows: bool) -> None:
+    """All accepted, a longer step; all rejected, a shorter one."""
+
+    def smooth(x: jax.Array, centring: jax.Array) -> jax.Array:
+        flat = 1e-6 * x @ x
+        return jnp.where(jnp.all(x == 0), 0.0, jnp.inf) + flat if wall else flat
+
+    target = Differentiation(1.0, False).target(smooth, None)
+    start = jnp.zeros((NUM_PARTICLES, DIM)) if wall else normal_ensemble().particles
+    ensemble = evaluate(start, target)
+    settings = make_settings("exact")
+    before = initial_adaptation(DIM, jnp.float32, settings)
+    steps = [before.log_step[0]]
+    for k in range(3):
+        ensemble, before = adapt(random.key(k), ensemble, before, target, settings, 0.8)
+        steps.append(before.log_step[0])
+    changes, longest = np.diff(steps), math.log(TRAJECTORY_LENGTH)
+    if grows:
+        assert changes[0] > 0.5
+        assert np.all((changes > 0) | (np.asarray(steps[1:]) > longest - 1e-6))
+    else:
+        assert np.all(changes < 0)
+    assert max(steps) <= longest + 1e-6
 
 
-@pytest.mark.parametrize("num_stuck", [0, 1])
-def test_short_steps_are_for_particles_that_hardly_move(num_stuck: int) -> None:
-    """One sweep in a few of a refresh and one update in a few; and warm-up goes on."""
-    adaptation = learnt_from(num_stuck, num_updates=12)
-    sweeps = adaptation.sweeps
-    np.testing.assert_allclose(adaptation.num_stuck, num_stuck, rtol=1e-6)
-    expected = -(-int(sweeps.num_hamiltonian) // HAMILTONIAN_PER_SHORT) if num_stuck else 0
-    assert sweeps.num_short == expected <= sweeps.num_hamiltonian
-    assert sweeps.is_settled == (num_stuck == 0)
-    later = range(SHORT_EVERY, 5 * SHORT_EVERY)  # after the trial of the flows
-    turns = [whose_turn(adaptation, jnp.asarray(k), CANDIDATES) for k in later]
-    assert sum(bool(turn.is_short) for turn in turns) == 4 * num_stuck
-    assert not any(turn.is_short & turn.is_independent for turn in turns)
+def test_divergences_shorten_the_step() -> None:
+    """Trajectories that leave for good count for more than a rejection."""
+
+    def smooth(x: jax.Array, centring: jax.Array) -> jax.Array:
+        return jnp.where(x[0] > 2.2, jnp.inf, 0.0) + 1e-6 * x @ x
+
+    def learned(target: Target) -> jax.Array:
+        ensemble = evaluate(jnp.minimum(normal_ensemble().particles, 2.0), target)
+        settings = make_settings("exact")
+        start = initial_adaptation(DIM, jnp.float32, settings)
+        return adapt(random.key(0), ensemble, start, target, settings, 0.8)[1].log_step[0]
+
+    flat = Differentiation(1.0, False).target(lambda x, centring: 1e-6 * x @ x, None)
+    first = initial_adaptation(DIM, jnp.float32, make_settings("exact")).log_step[0]
+    assert learned(Differentiation(1.0, False).target(smooth, None)) < first < learned(flat)
+
+
+# -------------------------------------------------------------------------- when it is enough
+
+
+@pytest.mark.parametrize(("flows", "trial"), [(("exact",), 0), (("harmonic", "exact"), 2)])
+def test_a_steady_ensemble_settles(flows: tuple[str, ...], trial: int) -> None:
+    """On a normal density from exact draws: not before the least number, and soon after it."""
+    rate = jnp.full(DIM, 0.1)
+    target = Differentiation(1.0, False).target(
+        lambda x, centring: 0.5 * x @ x, LaplacePrior(jnp.zeros(DIM), rate, rate)
+    )
+    settings = make_settings(*flows)
+    least = TRIAL_UPDATES * trial + MIN_UPDATES
+    ensemble = normal_ensemble(target)
+    assert not adapted(target, settings, ensemble, least - 1)[1].is_settled
+    settled = [
+        adapted(target, settings, ensemble, n)[1].is_settled for n in range(least, least + 8)
+    ]
+    assert any(settled)
+
+
+@pytest.fixture(scope="module")
+def steady() -> tuple[Ensemble, Adaptation]:
+    """An ensemble of a normal density and what forty updates have learned from it."""
+    return adapted(NORMAL, make_settings("exact"), normal_ensemble(), 40)
+
+
+def one_more(
+    steady: tuple[Ensemble, Adaptation],
+    updates: int,
+    *,
+    ahead: float = 0.0,
+    above: float = 0.0,
+    shorter: float = 0.0,
+    num_steps: int = 0,
+) -> tuple[bool, bool]:
+    """Whether an adaptation is settled or spent, after one more update from another state.
+
+    Args:
+        steady: what is changed.
+        updates: before the one that is made.
+        ahead: log step size less its running mean.
+        above: running mean of the potential less the mean potential, in standard deviations.
+        shorter: by how much the log step size is lowered, and its running mean with it.
+        num_steps: leapfrog steps made so far.
+    """
+    ensemble, learned = steady
+    height = potential(ensemble, NORMAL)
+    mean = learned.log_step_mean - shorter
+    changed = learned._replace(
+        updates=jnp.asarray(updates),
+        log_step=mean + ahead,
+        log_step_mean=mean,
+        potential=height.mean() + above * height.std(),
+        num_steps=jnp.asarray(num_steps),
+        uses=jnp.asarray([40]),
+    )
+    settings = make_settings("exact")
+    after = adapt(random.key(7), ensemble, changed, NORMAL, settings, 0.8)[1]
+    return bool(after.is_settled), bool(after.is_spent)
+
+
+def test_what_is_not_steady_goes_on(steady: tuple[Ensemble, Adaptation]) -> None:
+    late = MIN_LIMIT + 20
+    assert one_more(steady, late) == (True, False)  # negative control: nothing is changed
+    assert one_more(steady, late, ahead=0.8) == (False, False)
+    assert one_more(steady, late, above=1.0) == (False, False)
+
+
+def test_the_budget_of_gradients_ends_it(steady: tuple[Ensemble, Adaptation]) -> None:
+    """Two thousand trajectories of the ensemble, but some updates in any case."""
+    spent = MAX_TRAJECTORIES * 10
+    assert one_more(steady, MIN_LIMIT, above=1.0, num_steps=spent) == (False, True)
+    assert one_more(steady, MIN_LIMIT - 2, above=1.0, num_steps=spent) == (False, False)
+    # What is steady by then has not been given up.
+    assert one_more(steady, MIN_LIMIT, num_steps=spent) == (True, False)
+
+
+def test_trajectories_that_grow_too_long_end_it(steady: tuple[Ensemble, Adaptation]) -> None:
+    shorter = math.log(8 * MAX_AFFORDABLE)
+    early = MIN_LIMIT // 2
+    assert one_more(steady, early, above=1.0, shorter=shorter) == (False, True)
+    assert one_more(steady, early - 2, above=1.0, shorter=shorter) == (False, False)
+
+
+# --------------------------------------------------------------------------- choice of the flow
+
+
+def steep_target() -> Target:
+    """Laplace priors and little else: kinks at the mode, nothing for a rotation to know."""
+    rate = jnp.full(DIM, 3.0)
+    prior = LaplacePrior(jnp.zeros(DIM), rate, rate)
+    return Differentiation(1.0, False).target(lambda x, c: 1e-4 * x @ x, prior)
+
+
+@pytest.mark.parametrize(
+    ("target", "chosen"),
+    [(correlated(1000.0)[0], "harmonic"), (steep_target(), "exact")],
+    ids=["correlated", "steep"],
+)
+def test_the_trial_finds_the_cheaper_flow(target: Target, chosen: str) -> None:
+    settings = make_settings("harmonic", "exact", dense=True)
+    ensemble = evaluate(0.3 * random.normal(random.key(0), (NUM_PARTICLES, DIM)), target)
+    _, learned = adapted(target, settings, ensemble, 25)
+    assert settings.flows[int(learned.chosen)] == chosen
+    # From the trial's end on, all sweeps are the chosen flow's.
+    uses = dict(zip(settings.flows, np.asarray(learned.uses), strict=True))
+    assert uses[chosen] > uses[({*settings.flows} - {chosen}).pop()] >= TRIAL_UPDATES
+    assert sum(uses.values()) == 25
+
+
+def test_flows_on_trial_take_turns() -> None:
+    settings = make_settings("harmonic", "exact")
+    start = initial_adaptation(DIM, jnp.float32, settings)._replace(chosen=jnp.asarray(1))
+    turns = [
+        int(whose_turn(start._replace(updates=jnp.asarray(k)), 2))
+        for k in range(2 * TRIAL_UPDATES + 3)
+    ]
+    assert turns == [0, 1] * TRIAL_UPDATES + [1, 1, 1]
+
+
+def test_chains_choose_one_flow_together_and_share_nothing_else() -> None:
+    """One chain's steps are better with one flow, the other's with the other, and by more."""
+    target = correlated(1.0)[0]
+    settings = make_settings("harmonic", "exact", dense=True)
+    single = initial_adaptation(DIM, jnp.float32, settings)
+    chains = jax.tree.map(lambda x: jnp.stack([x, x]), single)
+    slow, fast = jnp.full(2 * DIM + 1, 0.97), jnp.full(2 * DIM + 1, 0.05)
+    chains = chains._replace(
+        correlation=jnp.stack([jnp.stack([0.7 * slow, slow]), jnp.stack([slow, fast])]),
+        updates=jnp.full(2, 50),
+        uses=jnp.full((2, 2), 50),
+        log_step=jnp.full((2, 2), 0.0),
+        log_step_mean=jnp.full((2, 2), 0.0),
+    )
+    starts = random.normal(random.key(0), (2, NUM_PARTICLES, DIM))
+    ensembles = jax.vmap(partial(evaluate, target=target))(starts)
+    keys = random.split(random.key(1))
+
+    def update(target: Target, *carry: jax.Array) -> tuple[Ensemble, Adaptation]:
+        return adapt(*carry, target, settings, 0.8)
+
+    alone = [
+        update(target, *jax.tree.map(lambda x, k=k: x[k], (keys, ensembles, chains)))
+        for k in range(2)
+    ]
+    together = jax.vmap(partial(update, pool_chains(target, "chain")), axis_name="chain")(
+        keys, ensembles, chains
+    )
+    assert [int(learned.chosen) for _, learned in alone] == [0, 1]
+    np.testing.assert_array_equal(together[1].chosen, [1, 1])
+    for k, expected in enumerate(alone):
+        found = jax.tree.map(lambda x, k=k: x[k], together)
+        found = found[0], found[1]._replace(chosen=expected[1].chosen)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4), found, expected)
+
+
+# -------------------------------------------------------------------- what sampling is handed
+
+
+@pytest.mark.parametrize(
+    ("slowest", "step_size", "num_sweeps"),
+    [
+        (0.1, 1.0, 1),
+        (0.49, 1.0, 1),
+        (0.9, 1.0, 7),  # 0.9^7 = 0.48
+        (0.99, 1.0, AFFORDABLE_STEPS // 2),  # of two steps each
+        (0.9, TRAJECTORY_LENGTH / 10.1, AFFORDABLE_STEPS // 10),
+        (0.9, 1e-2, 1),  # longer than all that is affordable
+    ],
+)
+def test_slow_statistics_get_more_trajectories_between_draws(
+    slowest: float, step_size: float, num_sweeps: int
+) -> None:
+    settings = make_settings("exact")
+    start = initial_adaptation(DIM, jnp.float32, settings)
+    learned = start._replace(
+        correlation=jnp.full((1, 2 * DIM + 1), 0.05).at[0, 3].set(slowest),
+        log_step_mean=jnp.log(jnp.asarray([step_size])),
+    )
+    move = make_move("exact", 0, learned, NORMAL)
+    assert int(move.num_sweeps) == num_sweeps
+    np.testing.assert_allclose(move.step_size * move.num_steps, TRAJECTORY_LENGTH, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "jumps"), [(1.0, 1), (0.3, 7), (0.1, 22), (0.0, MAX_JUMPS)])
+def test_rarely_accepted_jumps_are_tried_more_often(rate: float, jumps: int) -> None:
+    """Until nine of ten particles have jumped: (1 - rate)^jumps below a tenth."""
+    start = initial_adaptation(DIM, jnp.float32, make_settings("exact"))
+    move = make_move("exact", 0, start._replace(jump_rate=jnp.asarray(rate)), NORMAL)
+    assert int(move.num_jumps) == jumps
+
+
+def test_a_tiny_step_size_is_kept_and_its_trajectory_cut() -> None:
+    start = initial_adaptation(DIM, jnp.float32, make_settings("exact"))
+    learned = start._replace(log_step_mean=jnp.log(jnp.asarray([1e-5])))
+    move = make_move("exact", 0, learned, NORMAL)
+    assert int(move.num_steps) == MAX_STEPS
+    np.testing.assert_allclose(move.step_size, 1e-5, rtol=1e-5)

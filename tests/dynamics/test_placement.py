@@ -9,7 +9,7 @@ from jax import lax, random
 from numpyro_rwpo.dynamics.ensemble import evaluate, gradient
 from numpyro_rwpo.dynamics.metric import ensemble_moments, fisher_preconditioner, without_outliers
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
-from numpyro_rwpo.dynamics.transport import initial_flow, transport_step
+from numpyro_rwpo.dynamics.transport import initial_progress, transport_step
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, find_head
 from numpyro_rwpo.model.target import Differentiation
 from numpyro_rwpo.priors.laplace import LaplacePrior
@@ -104,7 +104,7 @@ def flow(target, particles, steps, attention="copula", dense=True):
         return evaluate(ensemble.particles, target), progress
 
     run = jax.jit(
-        lambda x: lax.fori_loop(0, steps, body, (evaluate(x, target), initial_flow(x.dtype)))
+        lambda x: lax.fori_loop(0, steps, body, (evaluate(x, target), initial_progress(x.dtype)))
     )
     return run(particles)
 

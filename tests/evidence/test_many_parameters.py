@@ -59,5 +59,5 @@ def test_memory_of_a_step(case: Callable[[], Case], activations: int) -> None:
 
 def test_dense_metric_of_too_many_parameters() -> None:
     kernel = RWPO(wide_lasso, dense_mass=True)
-    with pytest.raises(ValueError, match="got 10000 dimensions and 256 particles.* to 2500"):
+    with pytest.raises(ValueError, match="got 10000 dimensions and 64 particles.* to 2500"):
         kernel.init(jax.random.key(0), 200, None, (), wide_lasso_case().arguments)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,9 @@ import scipy.stats
 
 from numpyro_rwpo.heads.grid import GridDensity, fit_grid
 from numpyro_rwpo.heads.log_space import log_mean_exp, log_normal_tail, normal_tail_quantile
+from numpyro_rwpo.priors.composite import compose_prior
 from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior
+from numpyro_rwpo.priors.protocol import Prior
 
 fit = jax.jit(fit_grid)
 log_prob = jax.jit(GridDensity.log_prob)
@@ -115,7 +120,7 @@ def test_heat_score_is_continuous() -> None:
 
 
 def exact_log_prob(
-    x: np.ndarray, particles: np.ndarray, prior: LaplacePrior, prox_time: np.ndarray
+    x: np.ndarray, particles: np.ndarray, prior: Prior, prox_time: np.ndarray
 ) -> np.ndarray:
     kernels = prior.log_prob(x[:, None], particles, prox_time)
     return np.asarray(jax.nn.logsumexp(kernels, 1) - np.log(len(particles)))
@@ -139,6 +144,29 @@ def test_density_is_the_mixture() -> None:
     # Negative control: with half the rate no coordinate that has a prior comes near.
     wrong = fit(particles, prior.tempered(0.5), prox_time)
     assert np.all(error(wrong)[1:] > 0.02), error(wrong)
+
+
+@pytest.mark.usefixtures("x64")
+def test_density_is_the_mixture_for_other_kinds_of_prior() -> None:
+    """A normal prior around the particles, beyond the grid, weak and flat, and a Laplace prior.
+
+    Bounds as above, for 200 normal particles with standard deviation 1.
+    """
+    folder = Path(__file__).parents[2] / "examples" / "developer"
+    NormalPrior = runpy.run_path(str(folder / "normal_prior.py"))["NormalPrior"]
+    normal = NormalPrior(jnp.array([0.3, 8.0, -5.0, 0.0]), jnp.array([4.0, 0.5, 1e-3, 0.0]))
+    laplace = laplace_prior(jnp.array([2.0]), jnp.array([0.4]))
+    prior = compose_prior([(normal, [(0, 2), (3, 5)]), (laplace, [(2, 3)])])
+    particles = np.random.default_rng(3).normal(size=(200, 5))
+    prox_time = np.full(5, 0.1)
+    density = fit(particles, prior, prox_time)
+    draws = prior.sample(jax.random.key(0), jnp.asarray(particles), prox_time)
+    exact = exact_log_prob(draws, particles, prior, prox_time)
+    error = np.sqrt(np.mean((log_prob(density, draws) - exact) ** 2, 0))
+    assert np.all(error < 0.01), error
+    wrong = fit(particles, prior.tempered(0.5), prox_time)
+    error = np.sqrt(np.mean((log_prob(wrong, draws) - exact) ** 2, 0))
+    assert np.all(error[:3] > 0.02), error
 
 
 @pytest.mark.parametrize("double", [False, True])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import run_mcmc, shrunken_means
 
-from numpyro_rwpo import RWPO, fit_copula, fit_marginal, laplace_prior, load, save
+from numpyro_rwpo import RWPO, fit_copula, fit_marginal, laplace_prior, load_state, save_state
 from numpyro_rwpo.heads.marginal import MarginalDensity
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, find_head
 
@@ -77,8 +77,8 @@ def test_a_function_that_returns_no_density() -> None:
 
 def test_saved_runs_compare_functions_by_name(tmp_path: Path) -> None:
     mcmc = run_mcmc(light(own_head), Y, 0.5, num_warmup=8, num_samples=8)
-    save(mcmc, tmp_path / "run.npz")
-    assert load(tmp_path / "run.npz", mcmc).z.keys() == mcmc.last_state.z.keys()
+    save_state(mcmc, tmp_path / "run.npz")
+    assert load_state(tmp_path / "run.npz", mcmc).z.keys() == mcmc.last_state.z.keys()
     other = run_mcmc(light("copula"), Y, 0.5, num_warmup=8, num_samples=8)
     with pytest.raises(ValueError, match="attention was '.*own_head' and is 'copula'"):
-        load(tmp_path / "run.npz", other)
+        load_state(tmp_path / "run.npz", other)

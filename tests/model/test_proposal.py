@@ -48,7 +48,7 @@ def test_jumps_bring_islands_into_balance() -> None:
     assert effective_sample_size(np.where(x > 0, 1.0, 0.0)) > 1000  # of 2000
     assert abs(mcse_z(x > 0, 0.5)) < 4.5
     assert_moments({"distance": np.abs(x) - 20}, {"distance": scalar_moments(0.0, 1.0)})
-    assert mcmc.last_state.adaptation.sweeps.num_independent.min() >= 1
+    assert mcmc.last_state.move.num_jumps.min() >= 1
 
 
 def test_particles_start_as_draws() -> None:
@@ -108,7 +108,7 @@ def test_posterior_with_standardised_sites() -> None:
     runs = [
         run_mcmc(RWPO(lasso_with_latent_scale, proposal=p), **options) for p in (proposal, None)
     ]
-    assert runs[0].last_state.adaptation.sweeps.num_independent.max() >= 1
+    assert runs[0].last_state.move.num_jumps.max() >= 1
     draws, others = (run.get_samples(group_by_chain=True) for run in runs)
     for name, site in draws.items():
         # Twice the variance, as both means have errors.

@@ -21,6 +21,8 @@ from numpyro.infer import MCMC, NUTS
 
 import numpyro_rwpo
 from numpyro_rwpo import RWPO, load_state, run_in_pieces, save_state
+from numpyro_rwpo.dynamics.factors import LowRank
+from numpyro_rwpo.dynamics.flows import ExactFlow
 from numpyro_rwpo.runs import checkpoint
 from numpyro_rwpo.support import archive
 
@@ -91,16 +93,29 @@ def test_old_style_keys_come_back(warmed: MCMC, tmp_path: Path) -> None:
     assert_same(load_state(tmp_path / "run.npz"), state)
 
 
-@pytest.mark.parametrize("form", ["diagonal", "low rank", "dense"])
-def test_state_with_any_metric_comes_back(form: str, tmp_path: Path) -> None:
-    """Its factors are arrays or, with more coordinates than half the particles, named tuples."""
-    model_args = (DATA, SCALE) if form != "low rank" else (np.resize(DATA, 20), SCALE)
-    kernel = RWPO(
-        shrunken_means, num_particles=16, dense_mass="auto" if form != "diagonal" else False
-    )
+@pytest.mark.parametrize(
+    ("dense_mass", "nonsmooth", "dim", "form"),
+    [
+        (False, "auto", 3, "exact"),
+        (False, None, 3, "diagonal"),
+        ("auto", None, 20, "low rank"),  # more coordinates than half the particles
+        ("auto", None, 3, "dense"),
+    ],
+)
+def test_state_with_any_flow_comes_back(
+    dense_mass: bool | str, nonsmooth: str | None, dim: int, form: str, tmp_path: Path
+) -> None:
+    """Flows are named tuples of different fields, and their factors arrays or named tuples."""
+    kernel = RWPO(shrunken_means, num_particles=16, dense_mass=dense_mass, nonsmooth=nonsmooth)
+    model_args = (np.resize(DATA, dim), SCALE)
     state = kernel.init(jax.random.key(0), NUM_WARMUP, None, model_args, {})
-    candidates = kernel.settings.candidates
-    assert (candidates.dense, candidates.rank > 0) == (form == "dense", form == "low rank")
+    flow = state.move.flow
+    if form == "exact":
+        assert isinstance(flow, ExactFlow)
+    elif form == "low rank":
+        assert isinstance(flow.factor, LowRank)
+    else:
+        assert flow.factor.ndim == 1 + (form == "dense")
     save_state(state, tmp_path / "run.npz")
     assert_same(load_state(tmp_path / "run.npz"), state)
 

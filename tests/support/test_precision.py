@@ -26,7 +26,7 @@ def test_every_product_of_a_step(chosen: str | None) -> None:
         state = kernel.init(jax.random.key(0), 20, None, data, {})
         program = jax.jit(lambda state: kernel.sample(state, data, {})).lower(state).as_text()
     products = [line for line in program.splitlines() if "dot_general" in line]
-    assert len(products) > 10
+    assert len(products) > 5
     exact = [line for line in products if "HIGHEST" in line]
     if chosen is None:
         assert exact == products

@@ -142,7 +142,7 @@ def run(name: str, sampler: str = "rwpo", seed: int = 0) -> tuple[Row, Any]:
     if report is None:
         findings = plain_findings(figures, divergences)
     else:
-        findings = sorted({finding.about for finding in report.findings})
+        findings = sorted({finding.about for finding in report.findings + report.remarks})
     row = Row(**figures, divergences=divergences, findings=findings, error="", seconds=seconds)
     return row, report
 

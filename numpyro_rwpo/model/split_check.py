@@ -1,0 +1,297 @@
+"""Whether a split model has the density of the user's, asked of every model and site by site.
+
+Splitting a site off reads the parameters of its distribution and changes the site by handlers of
+NumPyro. A distribution with a density of its own, or a handler that the change does not account
+for, would make the sampler draw from another posterior without a word. Both models are therefore
+evaluated at one random point, the user's at the values to which this point is mapped back. A site
+that makes them differ by more than rounding is left as the user wrote it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from numpyro_rwpo.model.laplace_sites import (
+    LaplaceSplit,
+    LocationScale,
+    split_laplace_sites,
+)
+from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, unwrapped
+from numpyro_rwpo.model.tracing import inspect_trace, is_latent, site_shape, trace_at
+from numpyro_rwpo.priors.protocol import Prior
+
+_RADIUS = 2.0  # half width of the uniform density of the random point, as in `init_to_uniform`
+
+
+class _Term(NamedTuple):
+    """What a site adds to the log density.
+
+    Attributes:
+        log_prob: in the batch shape of the value.
+        shape: of the site's value.
+        expected_shape: the same according to the site's distribution.
+        event_dim: of the distribution.
+    """
+
+    log_prob: jax.Array
+    shape: tuple[int, ...]
+    expected_shape: tuple[int, ...]
+    event_dim: int
+
+
+class _ClosedForm(NamedTuple):
+    """The log density of a split site by the closed forms, in the user's coordinates.
+
+    Attributes:
+        log_prob: in the site's shape.
+        magnitude: absolute values of the numbers that went into it, whose rounding it carries.
+    """
+
+    log_prob: jax.Array
+    magnitude: jax.Array
+
+
+def split_errors(
+    split: LaplaceSplit, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, jax.Array]:
+    """How wrong the density of the split model is on account of each split site.
+
+    Traceable, and the same for all chains, so that it can be part of a larger program.
+
+    Returns:
+        The largest relative error of each site in ``split.names`` at both centrings, () each: 0 up
+        to rounding.
+    """
+    if not split.names:
+        return {}
+    shapes = split.unconstrained_shapes(args, kwargs)
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    values = {
+        name: jax.random.uniform(key, shapes[name].shape, shapes[name].dtype, -_RADIUS, _RADIUS)
+        for key, name in zip(keys, sorted(shapes), strict=True)
+    }
+    priors = split.site_priors(args, kwargs)
+
+    def at(centring: Any) -> dict[str, jax.Array]:
+        return _errors_at(split, priors, values, centring, args, kwargs)
+
+    if not split.rewritten:
+        return at(0)
+    # A loop and not a batch: it is compiled once, and some models cannot be batched.
+    errors = lax.map(at, jnp.arange(2.0))
+    return {name: error.max() for name, error in errors.items()}
+
+
+def _errors_at(
+    split: LaplaceSplit,
+    priors: dict[str, Prior],
+    values: dict[str, jax.Array],
+    centring: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> dict[str, jax.Array]:
+    sites = split.rewritten_sites(values, centring, args, kwargs)
+    users = {**values, **{name: site.value for name, site in sites.items()}}
+    original = _terms(split.user_model, users, args, kwargs)
+    smooth = _terms(split.smooth_model, values, args, {**kwargs, "_centring": centring})
+    closed = {name: _closed_form(values[name], priors[name], sites.get(name)) for name in priors}
+    is_split = {name: (name in split.fixed) | (centring == 0) for name in priors}
+    errors = {
+        name: _site_error(original.pop(name), smooth.pop(name), closed[name], is_split[name])
+        for name in priors
+    }
+    rest = _rest_error(original, smooth)
+    if split.enumeration_dim is not None:
+        # The discrete sites had one value each. What is sampled is the sum over all of them.
+        user_split = split.without(split.names)
+        whole = -user_split.potential(users, 0, args, kwargs)
+        parts = [-split.potential(values, centring, args, kwargs, is_smooth_part=True)]
+        parts += [jnp.where(is_split[name], closed[name].log_prob.sum(), 0.0) for name in priors]
+        terms = jnp.stack(parts)
+        rest = jnp.maximum(rest, _gap(whole, terms.sum(), jnp.abs(terms).sum()))
+    for name in split.rewritten or split.fixed:  # only a rewritten site can change others
+        errors[name] = jnp.maximum(errors[name], rest)
+    return errors
+
+
+def _terms(
+    model: Callable[..., Any],
+    values: dict[str, jax.Array],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> dict[str, _Term]:
+    """The log density at unconstrained values, site by site."""
+    terms = {}
+    for name, site in trace_at(model, values, args, kwargs).items():
+        if site["type"] != "sample":
+            continue
+        fn, value = site["fn"], site["value"]
+        intermediates = (site["intermediates"],) if site["intermediates"] else ()
+        log_prob = fn.log_prob(value, *intermediates)
+        if site["scale"] is not None:
+            log_prob = site["scale"] * log_prob
+        terms[name] = _Term(log_prob, jnp.shape(value), site_shape(site), fn.event_dim)
+    return terms
+
+
+def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _ClosedForm:
+    """Of a site at position x, which is the base of a rewritten one; all in the site's shape."""
+    log_mass, slope = prior.log_mass(), jnp.abs(prior.subgradient(x))
+    log_prob = -prior.potential(x) - log_mass
+    magnitude = slope * (jnp.abs(x) + jnp.abs(prior.location)) + jnp.abs(log_mass)
+    if site is None:
+        return _ClosedForm(log_prob, magnitude)
+    log_scale = jnp.log(site.scale)
+    cancelled = slope * (jnp.abs(site.value) + jnp.abs(site.location)) / site.scale
+    return _ClosedForm(log_prob - log_scale, magnitude + jnp.abs(log_scale) + cancelled)
+
+
+def _site_error(
+    original: _Term, smooth: _Term, closed: _ClosedForm, is_split: bool | jax.Array
+) -> jax.Array:
+    """Of one Laplace site, which is split off or, at centring 1, left as written."""
+    if not original.shape == original.expected_shape == closed.log_prob.shape:
+        return jnp.asarray(jnp.inf)
+    event = tuple(range(len(original.shape) - original.event_dim, len(original.shape)))
+    log_prob, magnitude = closed.log_prob.sum(event), closed.magnitude.sum(event)
+    split = jnp.maximum(
+        _gap(original.log_prob, log_prob, magnitude),
+        _gap(smooth.log_prob, jnp.zeros_like(log_prob), magnitude),
+    )
+    written = _gap(original.log_prob, smooth.log_prob, jnp.abs(original.log_prob))
+    return jnp.where(is_split, split, written)
+
+
+def _rest_error(original: dict[str, _Term], smooth: dict[str, _Term]) -> jax.Array:
+    """Of the sites that are not split off, which must come out the same in both models."""
+    error = jnp.zeros(())
+    if set(original) != set(smooth):
+        return error + jnp.inf
+    for name, a in original.items():
+        b = smooth[name]
+        if a.shape != b.shape:
+            return error + jnp.inf
+        # Sums, because a single term can lose more digits than the density as a whole.
+        magnitude = jnp.abs(a.log_prob).sum()
+        error = jnp.maximum(error, _gap(a.log_prob.sum(), b.log_prob.sum(), magnitude))
+    return error
+
+
+def _gap(a: jax.Array, b: jax.Array, magnitude: jax.Array) -> jax.Array:
+    """Largest difference relative to 1 + magnitude, (); 0 where neither value is finite."""
+    if jnp.shape(a) != jnp.shape(b):
+        return jnp.asarray(jnp.inf)
+    a_finite, b_finite = jnp.isfinite(a), jnp.isfinite(b)
+    gap = jnp.where(a_finite & b_finite, jnp.abs(a - b) / (1 + magnitude), jnp.inf)
+    is_same = (a == b) | ~(a_finite | b_finite)
+    return jnp.max(jnp.where(is_same, 0.0, gap), initial=0.0)
+
+
+def concrete_split_errors(
+    split: LaplaceSplit, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, jax.Array]:
+    """The same as numbers, also where JAX is tracing; empty where it is tracing the arguments."""
+    try:
+        with jax.ensure_compile_time_eval():
+            return jax.jit(lambda: split_errors(split, args, kwargs))()
+    except (jax.errors.UnexpectedTracerError, jax.errors.ConcretizationTypeError):
+        return {}
+
+
+def refused_sites(errors: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the sites whose errors, as :func:`split_errors` gives them, exceed rounding."""
+    # In NumPy: where JAX is tracing something else, its comparisons would be traced, too.
+    # What depends on traced arguments cannot be judged.
+    values = {
+        name: np.asarray(error)
+        for name, error in errors.items()
+        if not isinstance(error, jax.core.Tracer)
+    }
+    return frozenset(name for name, x in values.items() if not x <= np.sqrt(np.finfo(x.dtype).eps))
+
+
+def checked_split(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    nonsmooth: Any,
+    registry: PriorRegistry = BUILT_IN_PRIORS,
+) -> tuple[LaplaceSplit, frozenset[str]]:
+    """The split that sampling uses, and the sites that were left alone because they were wrong.
+
+    Args:
+        model: NumPyro model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        nonsmooth: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
+        registry: likewise.
+    """
+    whole = split_laplace_sites(model, args, kwargs, nonsmooth, registry)
+    split, refused = whole, frozenset[str]()
+    while wrong := refused_sites(concrete_split_errors(split, args, kwargs)):
+        refused |= wrong
+        split = whole.without(refused)
+    return split, refused
+
+
+def describe_laplace_sites(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    nonsmooth: Any,
+    centring: Any,
+    registry: PriorRegistry = BUILT_IN_PRIORS,
+) -> dict[str, str]:
+    """How each latent site of ``model`` of a kind with closed forms was treated, in words.
+
+    Args:
+        model: NumPyro model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        nonsmooth: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
+        centring: parametrisation that each chain chose, (chains,).
+        registry: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
+    """
+    split, refused = checked_split(model, args, kwargs, nonsmooth, registry)
+    able = split_laplace_sites(model, args, kwargs, registry=registry).names
+    kinds = tuple(registry)
+    names = inspect_trace(
+        model,
+        args,
+        kwargs,
+        lambda trace: [
+            name
+            for name, site in trace.items()
+            if is_latent(site) and isinstance(unwrapped(site["fn"]), kinds)
+        ],
+    )
+    as_written = sum(int(c > 0) for c in centring)
+    standardised = len(centring) - as_written
+
+    def describe(name: str) -> str:
+        if name in split.fixed:
+            return "known location and scale: split off, closed forms"
+        if name in split.rewritten:
+            return (
+                f"latent location or scale: standardised and split off in {standardised} of "
+                f"{len(centring)} chains, left as written in {as_written}"
+            )
+        if name in refused:
+            return (
+                "left in the smooth part: with this site split off, the model's density or shapes "
+                "would not be those that you wrote"
+            )
+        if name in able:
+            return "left in the smooth part, as `nonsmooth` says"
+        return (
+            "left in the smooth part: cannot be split (masked or scaled by weights, inside scan or "
+            "cond, with a value from a handler, a latent asymmetry, latent parameters of a prior "
+            "other than Laplace, a density of its own, or parameters that depend on an enumerated "
+            "site)"
+        )
+
+    return {name: describe(name) for name in names}
