@@ -16,7 +16,6 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from helpers import gaussian_potential, lasso_regression, run_mcmc, shrunken_means
-from numpyro import handlers
 
 from numpyro_rwpo import RWPO, splitting_step
 
@@ -88,14 +87,19 @@ def discrete() -> None:
     numpyro.sample("switch", dist.Bernoulli(weight))
 
 
+def sequential() -> None:
+    numpyro.sample("weight", dist.Beta(1.0, 1.0))
+    numpyro.sample("switch", dist.Bernoulli(0.3), infer={"enumerate": "sequential"})
+
+
+def endless() -> None:
+    numpyro.sample("rate", dist.Gamma(1.0, 1.0))
+    numpyro.sample("count", dist.Poisson(3.0), infer={"enumerate": "parallel"})
+
+
 def counted() -> None:
     numpyro.sample("rate", dist.Gamma(1.0, 1.0))
     numpyro.sample("count", dist.Poisson(3.0))
-
-
-def fully_observed() -> None:
-    numpyro.sample("seen", dist.Normal(0.0, 1.0), obs=1.0)
-    numpyro.deterministic("twice", 2.0)
 
 
 def with_delta() -> None:
@@ -129,7 +133,6 @@ def negative_asymmetric_scale() -> None:
     numpyro.sample("wrong", dist.AsymmetricLaplace(0.0, -1.0, 2.0, validate_args=False))
 
 
-WHOLLY_CONDITIONED = handlers.condition(shrunken_means, data={"theta": np.zeros(3, np.float32)})
 NEGATIVE_SCALES = np.array([1.0, -0.5, 1.0], np.float32)
 
 
@@ -137,10 +140,10 @@ NEGATIVE_SCALES = np.array([1.0, -0.5, 1.0], np.float32)
 @pytest.mark.parametrize(
     ("model", "args", "error", "match"),
     [
-        (discrete, (), ValueError, "(?s)'switch'.*discrete.*[Mm]arginali"),
+        (discrete, (), ValueError, "(?s)'switch'.*discrete.*[Mm]arginali.*'parallel'.*funsor"),
+        (sequential, (), ValueError, "'switch'.*'sequential'.*'parallel'"),
+        (endless, (), ValueError, "'count'.*Poisson.*cannot be listed"),
         (counted, (), ValueError, "(?s)'count'.*discrete.*[Mm]arginali"),
-        (fully_observed, (), ValueError, "no latent"),
-        (WHOLLY_CONDITIONED, (DATA, SCALE), ValueError, "no latent"),
         (with_delta, (), ValueError, "'fixed'.*delta"),
         (impossible, (), RuntimeError, "Cannot find valid initial parameters"),
         (undefined, (), RuntimeError, "Cannot find valid initial parameters"),

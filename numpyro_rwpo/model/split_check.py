@@ -190,7 +190,8 @@ def _gap(a: jax.Array, b: jax.Array, magnitude: jax.Array) -> jax.Array:
         return jnp.asarray(jnp.inf)
     a_finite, b_finite = jnp.isfinite(a), jnp.isfinite(b)
     gap = jnp.where(a_finite & b_finite, jnp.abs(a - b) / (1 + magnitude), jnp.inf)
-    return jnp.max(jnp.where(a_finite | b_finite, gap, 0.0), initial=0.0)
+    is_same = (a == b) | ~(a_finite | b_finite)
+    return jnp.max(jnp.where(is_same, 0.0, gap), initial=0.0)
 
 
 def concrete_split_errors(
