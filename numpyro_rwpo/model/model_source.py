@@ -126,8 +126,13 @@ class ModelSource:
             start = jax.vmap(lambda _, z: ravel(z))(rng_keys, init_params)
             potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
         emit = partial(self.emit, model_args=model_args, model_kwargs=model_kwargs)
-        # A loop and not a batch: some models cannot be batched.
-        values, _ = lax.map(lambda x: emit(x, jnp.zeros(())), start)
+
+        def emitted(x: jax.Array) -> Any:
+            return emit(x, jnp.zeros(()))[0]
+
+        # Emitting a rewritten site runs the model, which JAX may not be able to batch.
+        is_batch = not self._split.rewritten
+        values = jax.vmap(emitted)(start) if is_batch else lax.map(emitted, start)
         priors, errors = {}, {}
         if self.has_prior:
             priors = self._split.site_priors(model_args, model_kwargs)

@@ -155,6 +155,7 @@ def _compiled(
     def program(inputs: Any, arrays: list[Any]) -> T:
         return function(constants, inputs, *join_arrays(arrays, layout))
 
+    program.__name__ = function.__name__.strip("_")  # what profiles and JAX's log call it
     return jax.jit(program, compiler_options=None if options is None else dict(options))
 
 

@@ -157,10 +157,10 @@ def test_density_and_draws_are_those_of_nuts(
     )
     split = source._split
     assert (set(split.fixed), set(split.rewritten)) == (set(fixed.split()), set(rewritten.split()))
-    nuts = initialize_model(jax.random.key(0), model, model_args=(data,), dynamic_args=True)
 
     @jax.jit
     def evaluate(x: jax.Array, centring: jax.Array) -> tuple[Any, ...]:
+        nuts = initialize_model(jax.random.key(0), model, model_args=(data,), dynamic_args=True)
         at = source.bind((data,), {})._replace(centring=centring)
         potential = at.value_and_grad(x[None])[0][0] + at.prior_potential(x)
         for name, prior in split.prior_parameters((data,), {}).items():

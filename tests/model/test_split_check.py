@@ -380,15 +380,12 @@ def test_diagnose_says_which_site_was_left_alone() -> None:
 
 
 def test_check_is_part_of_the_preparation(caplog: pytest.LogCaptureFixture) -> None:
-    """One program for a sound model, a second one only after a site was refused.
-
-    Beside it there are those of warm-up and of the first state, and the latter serves both models.
-    """
+    """One program for a sound model, a second one only after a site was refused."""
     keys = jax.random.split(jax.random.key(0), 2)
-    for model, number in ((with_a_latent_location, 1 + 2), (patched, 2 + 1)):
+    for model, number in ((with_a_latent_location, 1), (patched, 2)):
         with jax.log_compiles():
             RWPO(model, num_particles=4).init(keys, 4, None, (), {})
-        assert caplog.text.count("Compiling jit(program)") == number
+        assert caplog.text.count("Compiling jit(prepared)") == number
         caplog.clear()
 
 
