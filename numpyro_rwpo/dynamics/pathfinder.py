@@ -212,11 +212,11 @@ def num_start_evaluations(num_particles: int, target: Target) -> int:
     """Gradient evaluations of one start, those of the comparisons included."""
     if target.proposal is not None:
         return 0
-    has_centrings = target.is_rewritten is not None
+    has_centerings = target.is_rewritten is not None
     if target.placement.mesh is not None:
         num_particles = min(NUM_DRAWS, num_particles)
     num_paths, num_draws = min(NUM_PATHS, num_particles), min(NUM_DRAWS, num_particles)
-    num_judged = NUM_ROUNDS + has_centrings + math.ceil(num_particles / num_draws)
+    num_judged = NUM_ROUNDS + has_centerings + math.ceil(num_particles / num_draws)
     return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + num_judged * num_draws
 
 
@@ -225,8 +225,10 @@ def num_start_rows(num_particles: int, target: Target) -> int:
     if target.proposal is not None:
         return 0
     num_draws = min(NUM_DRAWS, num_particles)
-    has_centrings = target.is_rewritten is not None
-    return NUM_ROUNDS * (EVALUATIONS_PER_ROUND + 1) + has_centrings + -(-num_particles // num_draws)
+    has_centerings = target.is_rewritten is not None
+    return (
+        NUM_ROUNDS * (EVALUATIONS_PER_ROUND + 1) + has_centerings + -(-num_particles // num_draws)
+    )
 
 
 def start_ensemble(
@@ -234,12 +236,12 @@ def start_ensemble(
 ) -> tuple[jax.Array, jax.Array]:
     """Draws of the user's proposal; without one, what :func:`quasi_newton_start` makes.
 
-    Arguments and returns are those of that function: particles (num_particles, dim), a centring.
+    Arguments and returns are those of that function: particles (num_particles, dim), a centering.
     """
     if target.proposal is None:
         return quasi_newton_start(rng_key, particles, target)
     draws = target.proposal.sample(rng_key, particles.shape[0])
-    return target.placement.rows(draws), target.centring
+    return target.placement.rows(draws), target.centering
 
 
 def quasi_newton_start(
@@ -252,11 +254,11 @@ def quasi_newton_start(
         particles: random starting positions (num_particles, dim), of which the first few start the
             paths.
         target: the posterior. Where it has Laplace sites with latent scales, every other path
-            uses the other centring.
+            uses the other centering.
 
     Returns:
         Particles of the same shape, not evaluated, shared among the paths in proportion to their
-        estimated evidence (``particles`` themselves where no path got anywhere), and the centring
+        estimated evidence (``particles`` themselves where no path got anywhere), and the centering
         with more evidence, scalar.
     """
     # Flat, as XLA takes several times as long to compile random numbers of two axes.
@@ -279,7 +281,7 @@ class Approximations(NamedTuple):
     Attributes:
         best: normal approximations.
         history: their inverse Hessians.
-        bound: evidence lower bound, -inf for paths of the other centring, (num_paths,).
+        bound: evidence lower bound, -inf for paths of the other centering, (num_paths,).
     """
 
     best: Best
@@ -296,15 +298,15 @@ def _draws_from(noise: jax.Array, approximations: Approximations) -> jax.Array:
 def _follow_paths(
     noise: jax.Array, particles: jax.Array, target: Target
 ) -> tuple[jax.Array, jax.Array, jax.Array, Approximations]:
-    """Whether a path got anywhere, as many draws as noise, the centring, what they are from."""
+    """Whether a path got anywhere, as many draws as noise, the centering, what they are from."""
     num_particles, dim = particles.shape
     num_paths = min(NUM_PATHS, num_particles)
     length = NUM_ROUNDS * EVALUATIONS_PER_ROUND
     dtype = particles.dtype
-    centring = jnp.zeros(num_paths)
+    centering = jnp.zeros(num_paths)
     if target.is_rewritten is not None:
-        centring = jnp.arange(num_paths) % 2.0
-    smoothed = _smoothed_potential(target._replace(centring=centring))
+        centering = jnp.arange(num_paths) % 2.0
+    smoothed = _smoothed_potential(target._replace(centering=centering))
 
     history = History(
         steps=jnp.zeros((num_paths, length, dim), dtype),
@@ -330,7 +332,7 @@ def _follow_paths(
         log_det=jnp.zeros(num_paths, dtype),
     )
 
-    has_centrings = target.is_rewritten is not None
+    has_centerings = target.is_rewritten is not None
     num_draws = min(NUM_DRAWS, num_particles)
     every_path = jnp.arange(num_draws) % num_paths
 
@@ -339,14 +341,14 @@ def _follow_paths(
     def one_round(i: jax.Array, carry: Carry) -> Carry:
         """Descend and compare; after the last comparison, draw the particles block by block.
 
-        Between the two, where there is a choice of centring, the best path of each is judged once
+        Between the two, where there is a choice of centering, the best path of each is judged once
         more, by draws that had no part in making it the best. These draws and the final ones take
         further rounds, so that draws and the gradient behind them are compiled in one place.
         """
         descent, best, placed, chosen = carry
         is_last = i >= NUM_ROUNDS
-        is_duel = (i == NUM_ROUNDS) & has_centrings
-        block = jnp.maximum(i - NUM_ROUNDS - has_centrings, 0)
+        is_duel = (i == NUM_ROUNDS) & has_centerings
+        block = jnp.maximum(i - NUM_ROUNDS - has_centerings, 0)
         row = (block * num_draws + jnp.arange(num_draws)) % num_particles
         descent = lax.fori_loop(
             0,
@@ -354,9 +356,9 @@ def _follow_paths(
             lambda _, d: _descend(d, smoothed),
             descent,
         )
-        final_path = _share_out(jnp.where(centring == chosen, best.bound, -jnp.inf), num_particles)
-        of_centring = centring[None] == jnp.arange(2)[:, None]
-        rivals = jnp.argmax(jnp.where(of_centring, best.bound[None], -jnp.inf), 1)
+        final_path = _share_out(jnp.where(centering == chosen, best.bound, -jnp.inf), num_particles)
+        of_centering = centering[None] == jnp.arange(2)[:, None]
+        rivals = jnp.argmax(jnp.where(of_centering, best.bound[None], -jnp.inf), 1)
         # A path is judged by every eighth draw, an odd one by odd draws: the rivals change sides.
         rival_path = rivals[(jnp.arange(num_draws) + 1) % 2]
         path = jnp.where(is_last, jnp.where(is_duel, rival_path, final_path[row]), every_path)
@@ -368,7 +370,7 @@ def _follow_paths(
         )
         source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
         draws = _draws(white, path, source, history)
-        drawn = target._replace(centring=centring[path])
+        drawn = target._replace(centering=centering[path])
         value = drawn.value_and_grad(draws)[0] + drawn.prior_potential(draws)
         # Less the draws' own energy, whose mean is the same for all: what is left is constant
         # where the approximation is right, so few draws tell good paths from bad ones.
@@ -381,14 +383,14 @@ def _follow_paths(
         # Two standard errors down: the worse the approximation, the more its energy scatters.
         judged = bound - 2 * jnp.sqrt(spread) / number
         judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
-        chosen = jnp.where(is_duel, centring[rivals[jnp.argmax(judged)]], chosen)
+        chosen = jnp.where(is_duel, centering[rivals[jnp.argmax(judged)]], chosen)
         here = here._replace(bound=jnp.where(is_last, -jnp.inf, bound))
         return descent, _keep_better(best, here), placed.at[row].set(draws), chosen
 
-    num_rounds = NUM_ROUNDS + has_centrings + math.ceil(num_particles / num_draws)
+    num_rounds = NUM_ROUNDS + has_centerings + math.ceil(num_particles / num_draws)
     descent, best, draws, chosen = lax.fori_loop(
-        0, num_rounds, one_round, (descent, best, particles, centring[0])
+        0, num_rounds, one_round, (descent, best, particles, centering[0])
     )
     found = jnp.any(jnp.isfinite(best.bound))
-    bound = jnp.where(centring == chosen, best.bound, -jnp.inf)
+    bound = jnp.where(centering == chosen, best.bound, -jnp.inf)
     return found, draws, chosen, Approximations(best, descent.history, bound)

@@ -97,7 +97,7 @@ class RWPOState(NamedTuple):
         num_gradients: gradient evaluations of the whole ensemble since the start, warm-up included.
         step_size: leapfrog step size, whitened units.
         rng_key: random key; each refresh folds its iteration into it.
-        centring: parametrization of Laplace sites with latent scales, see
+        centering: parametrization of Laplace sites with latent scales, see
             :mod:`numpyro_rwpo.model.laplace_sites`.
         ensemble: the particles, evaluated.
         move: frozen tuning.
@@ -115,7 +115,7 @@ class RWPOState(NamedTuple):
     num_gradients: jax.Array
     step_size: jax.Array
     rng_key: jax.Array
-    centring: jax.Array
+    centering: jax.Array
     ensemble: Ensemble
     move: HamiltonianMove | TreeMove
     buffer: Buffer
@@ -170,14 +170,14 @@ class Ready(NamedTuple):
     Attributes:
         ensemble: evaluated particles.
         potential: the whole potential at them, (num_particles,).
-        centring: parametrization of Laplace sites with latent scales.
+        centering: parametrization of Laplace sites with latent scales.
         move: frozen tuning.
         warm_up: what warm-up did.
     """
 
     ensemble: Ensemble
     potential: jax.Array
-    centring: jax.Array
+    centering: jax.Array
     move: HamiltonianMove | TreeMove
     warm_up: WarmUpReport
 
@@ -195,8 +195,8 @@ def after_warm_up(warm: WarmUp, number: int) -> Ready:
         num_rows=placement.num_rows,
         correlation=adaptation.correlation[..., number, :].max(-1),
     )
-    centring = placement.placed.centring
-    return Ready(warm.ensemble, warm.potential, centring, warm.moves[number], report)
+    centering = placement.placed.centering
+    return Ready(warm.ensemble, warm.potential, centering, warm.moves[number], report)
 
 
 def after_trees(ready: Ready, trees: TreeWarmUp) -> Ready:
@@ -207,7 +207,7 @@ def after_trees(ready: Ready, trees: TreeWarmUp) -> Ready:
         num_gradients=ready.warm_up.num_gradients + trees.num_gradients,
         num_rows=ready.warm_up.num_rows + trees.num_rows,
     )
-    return Ready(trees.ensemble, trees.potential, trees.centring, trees.move, report)
+    return Ready(trees.ensemble, trees.potential, trees.centering, trees.move, report)
 
 
 def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states: int) -> RWPOState:
@@ -243,7 +243,7 @@ def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states:
         num_gradients=ready.warm_up.num_gradients,
         step_size=ready.move.step_size,
         rng_key=rng_key,
-        centring=ready.centring,
+        centering=ready.centering,
         ensemble=ready.ensemble,
         move=ready.move,
         buffer=buffer,
@@ -259,7 +259,7 @@ def agree(ready: Ready, is_rewritten: np.ndarray | None) -> bool:
 
     Args:
         ready: with a leading chain axis, not traced.
-        is_rewritten: coordinates that have another meaning at another centring, (dim,).
+        is_rewritten: coordinates that have another meaning at another centering, (dim,).
     """
     if not bool(np.all(ready.warm_up.is_settled)):
         return False
@@ -267,7 +267,7 @@ def agree(ready: Ready, is_rewritten: np.ndarray | None) -> bool:
     if len(particles) == 1:
         return float(ready.warm_up.correlation[0]) < MAX_CORRELATION
     height = np.asarray(ready.potential, np.float64)[..., None]
-    if len(set(np.asarray(ready.centring).tolist())) > 1 and is_rewritten is not None:
+    if len(set(np.asarray(ready.centering).tolist())) > 1 and is_rewritten is not None:
         particles, height = particles[..., ~is_rewritten], height[..., :0]
     spread = np.abs(particles - np.median(particles, axis=(0, 1)))
     values = np.concatenate([particles, spread, height], axis=2)

@@ -47,13 +47,13 @@ class Placed(NamedTuple):
 
     Attributes:
         ensemble: evaluated particles.
-        centring: parametrization of Laplace sites with latent scales.
+        centering: parametrization of Laplace sites with latent scales.
         progress: of the transport.
         adaptation: holds the moments.
     """
 
     ensemble: Ensemble
-    centring: jax.Array
+    centering: jax.Array
     progress: Progress
     adaptation: Adaptation
 
@@ -115,7 +115,7 @@ def _placed(particles: jax.Array, target: Target, settings: Settings) -> Placed:
     dim, dtype = particles.shape[1], particles.dtype
     ensemble = evaluate(particles, target)
     adaptation = learn_moments(initial_adaptation(dim, dtype, settings), ensemble, target)
-    return Placed(ensemble, target.centring, initial_progress(dtype), adaptation)
+    return Placed(ensemble, target.centering, initial_progress(dtype), adaptation)
 
 
 def _transported(placed: Placed, target: Target, settings: Settings, numbers: Numbers) -> Placed:
@@ -133,19 +133,19 @@ def _transported(placed: Placed, target: Target, settings: Settings, numbers: Nu
     moved = jnp.where(jnp.isfinite(moved).all(1, keepdims=True), moved, old)
     ensemble = evaluate(moved, target)
     adaptation = learn_moments(placed.adaptation, ensemble, target)
-    return Placed(ensemble, placed.centring, progress, adaptation)
+    return Placed(ensemble, placed.centering, progress, adaptation)
 
 
 def _transport(
     particles: jax.Array,
-    centring: jax.Array,
+    centering: jax.Array,
     target: Target,
     settings: Settings,
     numbers: Numbers,
     most: int,
 ) -> Placed:
     """Evaluate particles and let them flow until they are at rest, at most ``most`` steps."""
-    target = target._replace(centring=centring)
+    target = target._replace(centering=centering)
     return lax.while_loop(
         lambda p: (p.progress.steps < most) & ~is_at_rest(p.progress, settings.corrected),
         lambda p: _transported(p, target, settings, numbers),
@@ -189,7 +189,7 @@ def _evidence(placed: Placed, target: Target) -> jax.Array:
     else:
         log_det = jnp.log(covariance).sum()
     # The median stands for the mean: a single particle on a wall must not decide.
-    height = jnp.median(potential(placed.ensemble, target._replace(centring=placed.centring)))
+    height = jnp.median(potential(placed.ensemble, target._replace(centering=placed.centering)))
     bound = log_det / 2 - height
     return jnp.where(jnp.isfinite(bound), bound, -jnp.inf)
 
@@ -208,17 +208,17 @@ def place(
         # Attention of one mode would carry particles out of several.
         most = 0 if settings.corrected else most
         draws = target.placement.rows(target.proposal.sample(key_start, num_particles))
-        placed = _transport(draws, target.centring, target, settings, numbers, most)
+        placed = _transport(draws, target.centering, target, settings, numbers, most)
         rows = 1 + placed.progress.steps
         none = jnp.full(2, jnp.nan, start.dtype)
         return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows)
-    descent, centring = start_ensemble(key_start, plain, target)
+    descent, centering = start_ensemble(key_start, plain, target)
 
     def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
         return _transport(start[0], start[1], target, settings, numbers, most)
 
     # One after the other: side by side they would both take as many steps as the slower one.
-    starts = jnp.stack([descent, plain]), jnp.stack([centring, jnp.zeros_like(centring)])
+    starts = jnp.stack([descent, plain]), jnp.stack([centering, jnp.zeros_like(centering)])
     both = lax.map(transported, starts)
     evidence = jax.vmap(lambda p: _evidence(p, target))(both)
     best = jnp.argmax(evidence)
@@ -247,7 +247,7 @@ def warm_up(
     """
     key_place, key_adapt = random.split(rng_key)
     placement = place(key_place, start, target, settings, numbers)
-    target = target._replace(centring=placement.placed.centring)
+    target = target._replace(centering=placement.placed.centering)
     ensemble, adaptation = placement.placed.ensemble, placement.placed.adaptation
     if settings.corrected:
 

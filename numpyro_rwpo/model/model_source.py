@@ -155,9 +155,9 @@ class ModelSource:
         """Make the target for these model arguments."""
         split = self._split
 
-        def smooth(position: jax.Array, centring: jax.Array) -> jax.Array:
+        def smooth(position: jax.Array, centering: jax.Array) -> jax.Array:
             potential = split.potential(
-                self._values(position), centring, model_args, model_kwargs, is_smooth_part=True
+                self._values(position), centering, model_args, model_kwargs, is_smooth_part=True
             )
             return potential + _idle_potential(position) if self._is_idle else potential
 
@@ -167,18 +167,18 @@ class ModelSource:
         if not split.rewritten:
             return self._differentiation.target(smooth, prior)
         is_rewritten = jnp.asarray(self.is_rewritten)
-        # What g leaves out of minus the log density: the centrings must differ by nothing else.
+        # What g leaves out of minus the log density: the centerings must differ by nothing else.
         log_normalizer = jnp.where(is_rewritten, prior.log_mass(), 0.0).sum()
 
-        def comparable(position: jax.Array, centring: jax.Array) -> jax.Array:
-            return smooth(position, centring) + jnp.where(centring > 0, 0.0, log_normalizer)
+        def comparable(position: jax.Array, centering: jax.Array) -> jax.Array:
+            return smooth(position, centering) + jnp.where(centering > 0, 0.0, log_normalizer)
 
         return self._differentiation.target(comparable, prior, is_rewritten)
 
     def emit(
         self,
         position: jax.Array,
-        centring: jax.Array,
+        centering: jax.Array,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
     ) -> tuple[Any, jax.Array]:
@@ -189,12 +189,12 @@ class ModelSource:
         if not self._split.rewritten:
             return values, jnp.zeros(())
         with batching_explained():
-            return self._split.to_user_values(values, centring, model_args, model_kwargs)
+            return self._split.to_user_values(values, centering, model_args, model_kwargs)
 
     def ravel(
         self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> jax.Array:
-        """A user's unconstrained values for one chain as a position (dim,) at centring 0."""
+        """A user's unconstrained values for one chain as a position (dim,) at centering 0."""
         values = values_like(values, self._prototype)
         if self._split.rewritten:
             values = self._split.from_user_values(values, model_args, model_kwargs)

@@ -36,12 +36,12 @@ class Target(NamedTuple):
     """One posterior, bound to its data.
 
     Attributes:
-        smooth: ``beta f`` and its gradient for a batch of positions (n, dim) and centrings (n,):
+        smooth: ``beta f`` and its gradient for a batch of positions (n, dim) and centerings (n,):
             (n,), (n, dim).
-        full_prior: ``beta g`` at centring 0, fields (dim,); ``None`` when no coordinate has a
+        full_prior: ``beta g`` at centering 0, fields (dim,); ``None`` when no coordinate has a
             Laplace prior.
         is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
-        centring: parametrisation of these sites, see :mod:`numpyro_rwpo.model.laplace_sites`: 0 or
+        centering: parametrisation of these sites, see :mod:`numpyro_rwpo.model.laplace_sites`: 0 or
             1, scalar, or one for each position that will be given, (n,).
         placement: devices that share the particles.
         proposal: the user's density near it, ``None`` where there is none.
@@ -50,20 +50,20 @@ class Target(NamedTuple):
     smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     full_prior: Prior | None
     is_rewritten: jax.Array | None
-    centring: jax.Array
+    centering: jax.Array
     placement: Placement = ONE_PLACE
     proposal: Proposal | None = None
 
     def value_and_grad(self, particles: jax.Array) -> tuple[jax.Array, jax.Array]:
         """``beta f`` and its gradient, (n, dim) -> (n,), (n, dim)."""
-        return self.smooth(particles, jnp.broadcast_to(self.centring, particles.shape[:1]))
+        return self.smooth(particles, jnp.broadcast_to(self.centering, particles.shape[:1]))
 
     @property
     def prior(self) -> Prior | None:
-        """``beta g`` in this parametrisation: at centring 1 the rewritten sites are in f."""
+        """``beta g`` in this parametrisation: at centering 1 the rewritten sites are in f."""
         if self.full_prior is None or self.is_rewritten is None:
             return self.full_prior
-        rewritten, centered = same_rank(self.is_rewritten, self.centring[..., None] > 0)
+        rewritten, centered = same_rank(self.is_rewritten, self.centering[..., None] > 0)
         return self.full_prior.tempered(~(rewritten & centered))
 
     def prior_potential(self, particles: jax.Array) -> jax.Array:
@@ -134,11 +134,11 @@ class Differentiation(NamedTuple):
         """Temper both parts and batch the gradient of the smooth one, (dim,), () -> ()."""
         beta = self.inverse_temperature
 
-        def tempered(position: jax.Array, centring: jax.Array) -> jax.Array:
-            return beta * smooth(position, centring)
+        def tempered(position: jax.Array, centering: jax.Array) -> jax.Array:
+            return beta * smooth(position, centering)
 
-        def forward(position: jax.Array, centring: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return tempered(position, centring), jax.jacfwd(tempered)(position, centring)
+        def forward(position: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return tempered(position, centering), jax.jacfwd(tempered)(position, centering)
 
         one = forward if self.forward_mode else jax.value_and_grad(tempered)
         prior = None if prior is None else prior.tempered(beta)

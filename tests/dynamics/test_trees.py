@@ -58,22 +58,22 @@ def do_agree(
     particles: np.ndarray,
     is_settled: bool = True,
     correlation: float = 0.5,
-    centring: tuple[float, ...] | None = None,
+    centering: tuple[float, ...] | None = None,
 ) -> bool:
     """Whether ensembles (chains, particles, dim) agree, with what warm-up says of them.
 
-    With a centring for each chain, coordinate 7 has another meaning at each.
+    With a centering for each chain, coordinate 7 has another meaning at each.
     """
     chains = len(particles)
     ready = SimpleNamespace(
         ensemble=SimpleNamespace(particles=particles),
         potential=0.5 * (particles**2).sum(-1),
-        centring=np.zeros(chains) if centring is None else np.array(centring),
+        centering=np.zeros(chains) if centering is None else np.array(centering),
         warm_up=SimpleNamespace(
             is_settled=np.full(chains, is_settled), correlation=np.full(chains, correlation)
         ),
     )
-    is_rewritten = None if centring is None else np.arange(particles.shape[2]) == 7
+    is_rewritten = None if centering is None else np.arange(particles.shape[2]) == 7
     return agree(ready, is_rewritten)
 
 
@@ -87,8 +87,8 @@ def test_ensembles_that_disagree_or_have_not_settled_start_anew() -> None:
     assert not do_agree(shifted)
     assert not do_agree(wide)
     # What cannot be compared says nothing.
-    assert do_agree(shifted, centring=(1, 0, 0, 0))
-    assert not do_agree(shifted, centring=(0, 0, 0, 0))
+    assert do_agree(shifted, centering=(1, 0, 0, 0))
+    assert not do_agree(shifted, centering=(0, 0, 0, 0))
     # A single chain has no other to disagree with.
     assert do_agree(shifted[:1])
     assert not do_agree(normal[:1], correlation=MAX_CORRELATION + 0.01)

@@ -236,27 +236,27 @@ def subclass_with_its_own_constructor() -> None:
 def test_density_and_shapes_of_the_split_model(
     model: Callable[..., None], fixed: str, rewritten: str, x64: None
 ) -> None:
-    """At both centrings, with the constants that the closed forms leave out, and the Jacobians."""
+    """At both centerings, with the constants that the closed forms leave out, and the Jacobians."""
     source = make_source(model)
     split = source._split
     assert (set(split.fixed), set(split.rewritten)) == (set(fixed.split()), set(rewritten.split()))
 
     @jax.jit
-    def evaluate(x: jax.Array, centring: jax.Array) -> tuple[Any, ...]:
-        at = source.bind((), {})._replace(centring=centring)
+    def evaluate(x: jax.Array, centering: jax.Array) -> tuple[Any, ...]:
+        at = source.bind((), {})._replace(centering=centering)
         potential = at.value_and_grad(x[None])[0][0] + at.prior_potential(x)
         for name, prior in split.site_priors((), {}).items():
             if name in split.fixed:
                 potential += jnp.log(1 / prior.rate_left + 1 / prior.rate_right).sum()
-        values, log_jacobian = source.emit(x, centring, (), {})
+        values, log_jacobian = source.emit(x, centering, (), {})
         expected = potential_energy(default_key(model), (), {}, values)
         back = source.emit(source.ravel(values, (), {}), jnp.zeros(()), (), {})[0]
         drawn = source.postprocess_fn((), {})(values)
         return potential - log_jacobian, expected, values, back, drawn, split_errors(split, (), {})
 
-    for centring in (0.0, 1.0):
+    for centering in (0.0, 1.0):
         x = jax.random.normal(jax.random.key(1), (source._position(source._prototype).size,))
-        density, expected, values, back, drawn, errors = evaluate(x, jnp.asarray(centring))
+        density, expected, values, back, drawn, errors = evaluate(x, jnp.asarray(centering))
         np.testing.assert_allclose(density, expected, rtol=1e-10)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), back, values)
         assert not refused_sites(errors)
