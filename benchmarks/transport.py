@@ -48,7 +48,7 @@ class Flow(NamedTuple):
         ensemble: Evaluated particles.
         progress: Of the transport.
         adaptation: Holds the moments.
-        centering: Parametrization of Laplace sites with latent scales.
+        centering: Parameterization of Laplace sites with latent scales.
     """
 
     ensemble: Ensemble

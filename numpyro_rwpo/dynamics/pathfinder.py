@@ -12,7 +12,7 @@ The inverse Hessian stays a product of rank-one factors (Brodlie, Gourlay and Gr
           z = b / \sqrt{s^\top y\, s^\top b} - y / s^\top y,
 
 which is the BFGS update. A draw from :math:`N(0, H)` is the factors applied to white noise, the
-determinant grows by :math:`s^\top b / s^\top y`, and no matrix is ever factorised.
+determinant grows by :math:`s^\top b / s^\top y`, and no matrix is ever factorized.
 """
 
 import math

@@ -97,7 +97,7 @@ class RWPOState(NamedTuple):
         num_gradients: gradient evaluations of the whole ensemble since the start, warm-up included.
         step_size: leapfrog step size, whitened units.
         rng_key: random key; each refresh folds its iteration into it.
-        centering: parametrization of Laplace sites with latent scales, see
+        centering: parameterization of Laplace sites with latent scales, see
             :mod:`numpyro_rwpo.model.laplace_sites`.
         ensemble: the particles, evaluated.
         move: frozen tuning.
@@ -170,7 +170,7 @@ class Ready(NamedTuple):
     Attributes:
         ensemble: evaluated particles.
         potential: the whole potential at them, (num_particles,).
-        centering: parametrization of Laplace sites with latent scales.
+        centering: parameterization of Laplace sites with latent scales.
         move: frozen tuning.
         warm_up: what warm-up did.
     """

@@ -135,7 +135,7 @@ class TreeWarmUp(NamedTuple):
     Attributes:
         ensemble: evaluated particles.
         potential: the whole potential at them, (num_particles,).
-        centering: parametrization of Laplace sites with latent scales.
+        centering: parameterization of Laplace sites with latent scales.
         move: with the step size as adapted so far.
         log_step_mean: running mean of the log step size, scalar.
         window: moments of the particles over the updates of this window.

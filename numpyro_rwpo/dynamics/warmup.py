@@ -47,7 +47,7 @@ class Placed(NamedTuple):
 
     Attributes:
         ensemble: evaluated particles.
-        centering: parametrization of Laplace sites with latent scales.
+        centering: parameterization of Laplace sites with latent scales.
         progress: of the transport.
         adaptation: holds the moments.
     """

@@ -5,7 +5,7 @@ A site is split off into the nonsmooth part of the target when its distribution 
 and scale depend on no other latent site. Where they do depend on one, as in a hierarchical lasso,
 the site is first rewritten as location + scale * standard Laplace.
 
-Informative data make that parametrisation a funnel, and the user's own one nearly normal. So the
+Informative data make that parameterization a funnel, and the user's own one nearly normal. So the
 *centering* c stays an argument of the rewritten model: at 0 the site is a standard Laplace and its
 density is split off; at 1 it is the user's own site and its density stays with the rest. Which of
 the two an ensemble uses is decided by evidence when it starts.
@@ -99,7 +99,7 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
 
     def __init__(self, fn: Model, names: Collection[str], centering: Any) -> None:
         self.names = frozenset(names)
-        self.is_centred = jnp.asarray(centering) > 0
+        self.is_centered = jnp.asarray(centering) > 0
         self.sites: dict[str, LocationScale] = {}
         self._originals: dict[str, Any] = {}
         super().__init__(fn)
@@ -117,15 +117,15 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
         msg["fn"] = self._originals.pop(msg["name"])
         laplace, base = unwrapped(msg["fn"]), msg["value"]
         location, scale = (jnp.broadcast_to(x, base.shape) for x in (laplace.loc, laplace.scale))
-        shift = jnp.where(self.is_centred, 0, location)
-        factor = jnp.where(self.is_centred, 1, scale)
+        shift = jnp.where(self.is_centered, 0, location)
+        factor = jnp.where(self.is_centered, 1, scale)
         msg["value"] = shift + factor * base
         self.sites[msg["name"]] = LocationScale(msg["value"], location, scale)
 
     def _base(self, fn: Any) -> Any:
         laplace = unwrapped(fn)
-        location = jnp.where(self.is_centred, laplace.loc, 0)
-        scale = jnp.where(self.is_centred, laplace.scale, 1)
+        location = jnp.where(self.is_centered, laplace.loc, 0)
+        scale = jnp.where(self.is_centered, laplace.scale, 1)
         if isinstance(laplace, dist.AsymmetricLaplace):
             base = dist.AsymmetricLaplace(location, scale, laplace.asymmetry)
         else:

@@ -39,7 +39,7 @@ class ModelSource:
         model: NumPyro model.
         model_args: positional arguments of the model.
         model_kwargs: keyword arguments of the model.
-        init_strategy: NumPyro's per-site initialisation strategy.
+        init_strategy: NumPyro's per-site initialization strategy.
         nonsmooth: ``"auto"``, ``None`` or names of Laplace sites, see
             :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
         refused: names of Laplace sites that are not split off all the same, see

@@ -160,8 +160,8 @@ def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _Clo
     if site is None:
         return _ClosedForm(log_prob, magnitude)
     log_scale = jnp.log(site.scale)
-    cancelled = slope * (jnp.abs(site.value) + jnp.abs(site.location)) / site.scale
-    return _ClosedForm(log_prob - log_scale, magnitude + jnp.abs(log_scale) + cancelled)
+    canceled = slope * (jnp.abs(site.value) + jnp.abs(site.location)) / site.scale
+    return _ClosedForm(log_prob - log_scale, magnitude + jnp.abs(log_scale) + canceled)
 
 
 def _site_error(
@@ -267,7 +267,7 @@ def describe_laplace_sites(
         args: its positional arguments.
         kwargs: its keyword arguments.
         nonsmooth: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
-        centering: parametrisation that each chain chose, (chains,).
+        centering: parameterization that each chain chose, (chains,).
         registry: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
     """
     split, refused = checked_split(model, args, kwargs, nonsmooth, registry)
@@ -284,14 +284,14 @@ def describe_laplace_sites(
         ],
     )
     as_written = sum(int(c > 0) for c in centering)
-    standardised = len(centering) - as_written
+    standardized = len(centering) - as_written
 
     def describe(name: str) -> str:
         if name in split.fixed:
             return "known location and scale: split off, closed forms"
         if name in split.rewritten:
             return (
-                f"latent location or scale: standardised and split off in {standardised} of "
+                f"latent location or scale: standardized and split off in {standardized} of "
                 f"{len(centering)} chains, left as written in {as_written}"
             )
         if name in refused:

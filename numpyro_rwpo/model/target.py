@@ -25,7 +25,7 @@ class Proposal(NamedTuple):
 
     Attributes:
         sample: Random key and n to independent draws, (n, dim).
-        log_prob: Positions (n, dim) to their normalised log density, (n,).
+        log_prob: Positions (n, dim) to their normalized log density, (n,).
     """
 
     sample: Callable[[jax.Array, int], jax.Array]
@@ -41,8 +41,9 @@ class Target(NamedTuple):
         full_prior: ``beta g`` at centering 0, fields (dim,); ``None`` when no coordinate has a
             Laplace prior.
         is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
-        centering: parametrisation of these sites, see :mod:`numpyro_rwpo.model.laplace_sites`: 0 or
-            1, scalar, or one for each position that will be given, (n,).
+        centering: parameterization of these sites, 0 or 1, see
+            :mod:`numpyro_rwpo.model.laplace_sites`: scalar, or one for each position that will be
+            given, (n,).
         placement: devices that share the particles.
         proposal: the user's density near it, ``None`` where there is none.
     """
@@ -60,7 +61,7 @@ class Target(NamedTuple):
 
     @property
     def prior(self) -> Prior | None:
-        """``beta g`` in this parametrisation: at centering 1 the rewritten sites are in f."""
+        """``beta g`` in this parameterization: at centering 1 the rewritten sites are in f."""
         if self.full_prior is None or self.is_rewritten is None:
             return self.full_prior
         rewritten, centered = same_rank(self.is_rewritten, self.centering[..., None] > 0)

@@ -113,7 +113,7 @@ def deterministic_of_the_base_sites_name() -> None:
 
 
 @handlers.reparam(config={"b": LocScaleReparam(0.5)})
-def reparametrised_by_the_user() -> None:
+def reparameterized_by_the_user() -> None:
     observe(laplace("b", 0.3, latent_scale(), 4))
 
 
@@ -217,7 +217,7 @@ def subclass_with_its_own_constructor() -> None:
         (net, "", "net/bias net/weight"),
         (site_of_the_base_sites_name, "", "b"),
         (deterministic_of_the_base_sites_name, "", "b"),
-        (reparametrised_by_the_user, "", "b_decentered"),
+        (reparameterized_by_the_user, "", "b_decentered"),
         (read_from_an_inner_trace, "c", "b"),
         (weighted, "", ""),
         (lifted, "b", ""),
@@ -390,14 +390,14 @@ def test_check_is_part_of_the_preparation(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_diagnose_has_two_names_for_two_sites() -> None:
-    """The standardised site is called as in NumPyro, unless the user calls another one so."""
+    """The standardized site is called as in NumPyro, unless the user calls another one so."""
     samples = {
         "s": np.ones((2, 4), np.float32),
         "b": np.ones((2, 4, 4), np.float32),
         "b_decentered": np.zeros((2, 4), np.float32),
     }
     names = model_posterior(site_of_the_base_sites_name, (), {}, samples).names
-    assert names[0] == "b (standardised)[0]"
+    assert names[0] == "b (standardized)[0]"
     assert names[4:] == ["b_decentered", "s"]
     names = model_posterior(deterministic_of_the_base_sites_name, (), {}, samples).names
     assert names == ["b_decentered[0]", *(f"b_decentered[{i}]" for i in (1, 2, 3)), "s"]

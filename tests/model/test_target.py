@@ -32,7 +32,7 @@ def skewed_hierarchy(y):
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 @pytest.mark.parametrize("model", [hierarchy, skewed_hierarchy])
 def test_both_centerings_have_the_posteriors_density_with_its_constants(model, beta):
-    """The user's joint density, and the same less the Jacobian of the standardised sites."""
+    """The user's joint density, and the same less the Jacobian of the standardized sites."""
     with jax.enable_x64(True):
         y = jnp.asarray(Y, float)
         source = ModelSource(
