@@ -296,7 +296,7 @@ def split_laplace_sites(
     model: Model,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    nonsmooth: Any = "auto",
+    laplace_sites: Any = "auto",
     registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> LaplaceSplit:
     """Find the sites of ``model`` whose priors have closed forms.
@@ -308,11 +308,11 @@ def split_laplace_sites(
         model: NumPyro model.
         args: positional arguments of the model.
         kwargs: keyword arguments of the model.
-        nonsmooth: ``"auto"`` for every site that can be split, ``None`` for none, or site names.
+        laplace_sites: ``"auto"`` for every site that can be split, ``None`` for none, or names.
         registry: the kinds of distributions with closed forms.
 
     Raises:
-        ValueError: a name in ``nonsmooth`` is not a site that can be split.
+        ValueError: a name in ``laplace_sites`` is not a site that can be split.
     """
 
     def read(trace: dict[str, Any]) -> tuple[list[str], dict[str, Any], set[str], int | None]:
@@ -332,19 +332,19 @@ def split_laplace_sites(
         return names, values, discrete, enumeration_dim(trace)
 
     names, values, discrete, dim = inspect_trace(model, args, kwargs, read)
-    if nonsmooth is None:
+    if laplace_sites is None:
         return LaplaceSplit(model, (), (), dim, registry)
     parents = _latent_parents(model, names, values, registry, args, kwargs) if names else {}
     # Only fixed asymmetries: a latent one would stay latent in the base site. And a site whose
     # parameters depend on a discrete one has a mixture for its density once that is summed out.
     able = [n for n in names if not (parents[n].other or parents[n].location_scale & discrete)]
-    if nonsmooth != "auto":
-        unknown = sorted(set(nonsmooth) - set(able))
+    if laplace_sites != "auto":
+        unknown = sorted(set(laplace_sites) - set(able))
         if unknown:
             raise ValueError(
-                f"`nonsmooth` names {unknown}, which are not latent {kind_names(registry)} "
+                f"`laplace_sites` names {unknown}, which are not latent {kind_names(registry)} "
                 f"sites of the model; those that can be split are {sorted(able)}."
             )
-        able = [name for name in able if name in nonsmooth]
+        able = [name for name in able if name in laplace_sites]
     fixed = tuple(name for name in able if not parents[name].location_scale)
     return LaplaceSplit(model, fixed, tuple(n for n in able if n not in fixed), dim, registry)

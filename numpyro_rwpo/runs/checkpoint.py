@@ -99,7 +99,7 @@ def load_state(
 def _settings(mcmc: Any, kernel: Any) -> dict[str, Any]:
     """What determines how a run goes on: arguments of the kernel and of ``MCMC``."""
     return {
-        **kernel.arguments,
+        **kernel._arguments.record(),
         "num_warmup": mcmc.num_warmup,
         "num_chains": mcmc.num_chains,
         "chain_method": mcmc.chain_method if isinstance(mcmc.chain_method, str) else "callable",

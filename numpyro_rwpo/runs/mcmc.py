@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_rwpo.arguments import Arguments
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.model.prior_registry import PriorRegistry
@@ -24,7 +25,7 @@ class Run(NamedTuple):
     Attributes:
         model: the NumPyro model, ``None`` with a potential function.
         potential_fn: the potential function, ``None`` with a model.
-        nonsmooth: the argument of that name given to ``RWPO``.
+        laplace_sites: the argument of that name given to ``RWPO``.
         priors: kinds of distributions with closed forms.
         has_proposal: whether ``RWPO`` was given a proposal.
         model_args: positional arguments of the model.
@@ -43,7 +44,7 @@ class Run(NamedTuple):
 
     model: Callable[..., Any] | None
     potential_fn: Callable[[Any], jax.Array] | None
-    nonsmooth: Any
+    laplace_sites: Any
     priors: PriorRegistry
     has_proposal: bool
     model_args: tuple[Any, ...]
@@ -129,7 +130,7 @@ def rwpo_kernel(mcmc: Any, *, argument: str = "mcmc", hint: str = "") -> Any:
 def is_rwpo(mcmc: Any) -> bool:
     """Whether ``mcmc`` is an ``MCMC`` with an ``RWPO`` kernel."""
     # By its attributes, because this package must not import the kernel.
-    return hasattr(getattr(mcmc, "sampler", None), "settings")
+    return isinstance(getattr(getattr(mcmc, "sampler", None), "_arguments", None), Arguments)
 
 
 def read_run(mcmc: Any) -> Run:
@@ -143,7 +144,7 @@ def read_run(mcmc: Any) -> Run:
         mcmc, hint="For other kernels use ArviZ, or `compare_runs` to put them beside RWPO."
     )
     state = mcmc.last_state
-    if kernel.settings is None or not isinstance(state, RWPOState):
+    if kernel._settings is None or not isinstance(state, RWPOState):
         raise ValueError("`mcmc` has not been run; call `mcmc.run(...)` first.")
     if jnp.ndim(state.step_size) == 0:  # a single chain comes without the axis
         state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
@@ -155,14 +156,14 @@ def read_run(mcmc: Any) -> Run:
     return Run(
         model=kernel.model,
         potential_fn=kernel.potential_fn,
-        nonsmooth=kernel.nonsmooth,
+        laplace_sites=kernel.laplace_sites,
         priors=kernel.priors,
-        has_proposal=kernel.arguments["proposal"] is not None,
+        has_proposal=kernel._arguments.proposal is not None,
         model_args=mcmc._args,
         model_kwargs=mcmc._kwargs,
-        settings=kernel.settings,
-        target_accept_prob=kernel.arguments["target_accept_prob"],
-        relative_prox_time=kernel.arguments["relative_prox_time"],
+        settings=kernel._settings,
+        target_accept_prob=float(kernel._arguments.target_accept_prob),
+        relative_prox_time=float(kernel._arguments.relative_prox_time),
         state=state,
         samples=mcmc.get_samples(group_by_chain=True),
         extra_fields=mcmc.get_extra_fields(group_by_chain=True),

@@ -281,7 +281,7 @@ def make_source(model: Callable[..., None]) -> ModelSource:
         (),
         {},
         init_strategy=init_to_uniform,
-        nonsmooth="auto",
+        laplace_sites="auto",
         differentiation=Differentiation(1.0, False),
     )
 

@@ -24,7 +24,7 @@ NUM_PARTICLES = 8
 @pytest.fixture(scope="module")
 def still() -> MCMC:
     """Noise-free particles: they do not move, so a draw shows which particle it is."""
-    kernel = RWPO(normal_mean, num_particles=NUM_PARTICLES, correction=None)
+    kernel = RWPO(normal_mean, num_particles=NUM_PARTICLES, corrected=False)
     mcmc = MCMC(kernel, num_warmup=20, num_samples=30, num_chains=2, chain_method="vectorized")
     mcmc.progress_bar = True
     mcmc.run(jax.random.key(0), Y)
