@@ -185,15 +185,15 @@ class RWPO(MCMCKernel):
         return self._arguments.priors
 
     nonsmooth = deprecated_property(
-        lambda kernel: kernel.laplace_sites,
+        lambda self: self.laplace_sites,
         "`RWPO.nonsmooth` has been renamed to `RWPO.laplace_sites`",
     )
     arguments = deprecated_property(
-        lambda kernel: kernel._arguments.record(),
+        lambda self: self._arguments.record(),
         "`RWPO.arguments` is private now: keep the arguments that you pass to `RWPO`",
     )
     settings = deprecated_property(
-        lambda kernel: kernel._settings,
+        lambda self: self._settings,
         "`RWPO.settings` is private now: see `diagnose(mcmc).measurements.settings`",
     )
 

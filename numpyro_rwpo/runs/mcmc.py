@@ -1,8 +1,8 @@
 """The edge to NumPyro's ``MCMC``: what a run holds, and how to fill one.
 
-NumPyro keeps a run's model arguments, collected fields, and last state in private attributes. This
-is the only module that reads or writes them, and the only one besides the kernel that knows in
-which order particles are emitted.
+NumPyro keeps a run's model arguments, collected fields, and last state in private attributes, and
+the kernel its own arguments and settings. This is the only module that reads or writes them, and
+the only one besides the kernel that knows in which order particles are emitted.
 """
 
 import copy
@@ -133,6 +133,12 @@ def is_rwpo(mcmc: Any) -> bool:
     return isinstance(getattr(getattr(mcmc, "sampler", None), "_arguments", None), Arguments)
 
 
+def arguments_of(kernel: Any) -> Arguments:
+    """The arguments of an ``RWPO`` kernel."""
+    arguments: Arguments = kernel._arguments
+    return arguments
+
+
 def read_run(mcmc: Any) -> Run:
     """Read a run, or a warm-up with ``collect_warmup=True``.
 
@@ -149,21 +155,21 @@ def read_run(mcmc: Any) -> Run:
     if jnp.ndim(state.step_size) == 0:  # a single chain comes without the axis
         state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
     state = jax.device_get(state)
-    num_draws = _num_draws(mcmc._states)
+    arguments, num_draws = arguments_of(kernel), _num_draws(mcmc._states)
     # The last kept draw is that of the last iteration, whatever the thinning.
     last = int(np.max(state.iteration)) - 1
     iterations = last - mcmc.thinning * np.arange(num_draws)[::-1]
     return Run(
-        model=kernel.model,
-        potential_fn=kernel.potential_fn,
-        laplace_sites=kernel.laplace_sites,
-        priors=kernel.priors,
-        has_proposal=kernel._arguments.proposal is not None,
+        model=arguments.model,
+        potential_fn=arguments.potential_fn,
+        laplace_sites=arguments.laplace_sites,
+        priors=arguments.priors,
+        has_proposal=arguments.proposal is not None,
         model_args=mcmc._args,
         model_kwargs=mcmc._kwargs,
         settings=kernel._settings,
-        target_accept_prob=float(kernel._arguments.target_accept_prob),
-        relative_prox_time=float(kernel._arguments.relative_prox_time),
+        target_accept_prob=float(arguments.target_accept_prob),
+        relative_prox_time=float(arguments.relative_prox_time),
         state=state,
         samples=mcmc.get_samples(group_by_chain=True),
         extra_fields=mcmc.get_extra_fields(group_by_chain=True),
