@@ -57,9 +57,11 @@ KEPT_CORRELATION, AFFORDABLE_STEPS = 0.5, 24
 # Share of the particles that have not jumped between two draws, at most: a jump costs one gradient,
 # and may be all that brings particles from one mode to another. So many jumps at most.
 JUMP_CORRELATION, MAX_JUMPS = 0.1, 64
-# Weight of the share of divergent trajectories against the acceptance probability: one in a hundred
-# counts as a tenth less acceptance, since it marks a region that the draws miss.
-DIVERGENCE_COST = 10.0
+# Where a particle that usually moves diverges, the posterior has a region that needs shorter steps
+# than most of it, and that the draws would miss. Steps are from then on shorter by this factor (a
+# log), which is enough for one more step in a quarter turn, unless acceptance is already so high
+# that steps are not the reason.
+CAUTION, CAUTIOUS_ACCEPTANCE = 0.25, 0.95
 # Distance of the log step size from its running mean, and change of the mean potential in its
 # standard deviations, below which they count as steady.
 STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
@@ -91,6 +93,7 @@ class Adaptation(NamedTuple):
         preconditioner: the Fisher metric of these moments.
         log_step: log step size of each flow.
         log_step_mean: its running mean, what sampling will use.
+        log_ceiling: log step size that is not exceeded since trajectories diverged, of each flow.
         correlation: of the statistics before and after a sweep, across particles,
             (flows, 2 dim + 1).
         uses: sweeps that each flow has had.
@@ -109,6 +112,7 @@ class Adaptation(NamedTuple):
     preconditioner: Preconditioner
     log_step: jax.Array
     log_step_mean: jax.Array
+    log_ceiling: jax.Array
     correlation: jax.Array
     uses: jax.Array
     num_steps: jax.Array
@@ -136,6 +140,8 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
         preconditioner=Preconditioner(factor, factor, jnp.ones(dim, dtype)),
         log_step=log_step,
         log_step_mean=log_step,
+        # A longer rotation than a quarter turn would turn back.
+        log_ceiling=jnp.full_like(log_step, math.log(TRAJECTORY_LENGTH)),
         correlation=jnp.ones((len(settings.flows), 2 * dim + 1), dtype),
         uses=jnp.zeros(len(settings.flows), int),
         num_steps=jnp.zeros((), int),
@@ -233,14 +239,13 @@ def _adapt_step(
     error = accept_prob - aim
     error = jnp.where(error < 0, error / aim, error / (1 - aim))
     change = jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
-    log_step = log_step + jnp.where(accept_prob < HOPELESS, -math.log(10), change)
-    # A longer rotation would turn back.
-    return jnp.minimum(log_step, math.log(TRAJECTORY_LENGTH))
+    return log_step + jnp.where(accept_prob < HOPELESS, -math.log(10), change)
 
 
 def _learn_sweep(
     adaptation: Adaptation,
     number: jax.Array,
+    step_size: jax.Array,
     before: Ensemble,
     after: Ensemble,
     sweep: Sweep,
@@ -250,12 +255,19 @@ def _learn_sweep(
     """Step size and correlation of the flow that moved ``before`` to ``after``."""
     uses = adaptation.uses[number]
     weight = jnp.maximum(1 / (1.0 + uses), MEMORY)
-    fine = DIVERGENCE_COST * sweep.diverging.mean()
-    accept_prob = jnp.maximum(sweep.accept_prob.mean() - fine, 0.0)
+    accept_prob = sweep.accept_prob.mean()
+    # Particles that placement left far outside diverge at any step size that suits the others.
+    diverged = jnp.any(sweep.diverging & (adaptation.accept_prob > STUCK))
+    is_cautious = diverged & (accept_prob < CAUTIOUS_ACCEPTANCE)
+    ceiling = adaptation.log_ceiling[number]
+    lower = jnp.minimum(ceiling, jnp.log(step_size) - CAUTION)
+    ceiling = jnp.where(is_cautious, lower, ceiling)
     log_step = _adapt_step(adaptation.log_step[number], accept_prob, target_accept_prob, uses)
+    log_step = jnp.minimum(log_step, ceiling)
     # Sampling uses the mean over the later sweeps: the first ones only find the range.
     late = jnp.maximum(2 / (2.0 + uses), 2 * MEMORY)
     log_step_mean = _blend(adaptation.log_step_mean[number], log_step, late)
+    log_step_mean = jnp.minimum(log_step_mean, ceiling)
     correlation = (_statistics(before, target) * _statistics(after, target)).mean(0)
     correlation = _blend(
         adaptation.correlation[number], correlation, jnp.maximum(2 * weight, MEMORY).clip(max=1.0)
@@ -263,6 +275,7 @@ def _learn_sweep(
     return adaptation._replace(
         log_step=adaptation.log_step.at[number].set(log_step),
         log_step_mean=adaptation.log_step_mean.at[number].set(log_step_mean),
+        log_ceiling=adaptation.log_ceiling.at[number].set(ceiling),
         correlation=adaptation.correlation.at[number].set(correlation),
         uses=adaptation.uses.at[number].set(uses + 1),
     )
@@ -342,7 +355,9 @@ def adapt(
         return hamiltonian_sweep(rng_key, ensemble, flow, step_size, num_steps, target)
 
     after, sweep = lax.switch(number, [lambda n=name: with_flow(n) for name in settings.flows])
-    learned = _learn_sweep(adaptation, number, ensemble, after, sweep, target, target_accept_prob)
+    learned = _learn_sweep(
+        adaptation, number, step_size, ensemble, after, sweep, target, target_accept_prob
+    )
     if target.proposal is not None:
         after, accept_prob = jump_sweep(random.fold_in(rng_key, 1), after, target)
         rate = _blend(learned.jump_rate, accept_prob.mean(), 1 / (1.0 + adaptation.updates))

@@ -77,17 +77,18 @@ class ModelSource:
         self._prototype = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         flat, self._unravel = ravel_pytree(self._prototype)
         self._is_idle = flat.size == 0
-        self._split = split.without(split.names if self._is_idle else refused)
+        self._split = split.without(split.names + split.rewritten if self._is_idle else refused)
         self.has_prior = bool(self._split.names)
         self.is_rewritten: np.ndarray | None = None
         if self._split.rewritten:
-            masks = [
-                np.full(np.size(x), name in self._split.rewritten)
-                for name, x in sorted(self._prototype.items())
-            ]
-            self.is_rewritten = np.concatenate(masks)
+            self.is_rewritten = self._coordinates_of(self._split.rewritten)
         names = self._split.fixed, self._split.rewritten
         self.layout: Hashable = (layout(self._prototype), names)
+
+    def _coordinates_of(self, names: Collection[str]) -> np.ndarray:
+        """Which coordinates of a position belong to the named sites, (dim,)."""
+        masks = [np.full(np.size(x), name in names) for name, x in sorted(self._prototype.items())]
+        return np.concatenate(masks)
 
     def _values(self, position: jax.Array) -> dict[str, jax.Array]:
         """A flat position (dim,) as values of the rewritten model's sites."""
@@ -136,6 +137,7 @@ class ModelSource:
         priors, errors = {}, {}
         if self.has_prior:
             priors = self._split.site_priors(model_args, model_kwargs)
+        if self.has_prior or self._split.rewritten:
             errors = split_errors(self._split, model_args, model_kwargs)
         return Preparation(start, values, potential, gradient, priors, errors)
 
@@ -161,14 +163,16 @@ class ModelSource:
             )
             return potential + _idle_potential(position) if self._is_idle else potential
 
-        if not self.has_prior:
-            return self._differentiation.target(smooth, None)
-        prior = flat_prior(split.site_priors(model_args, model_kwargs), self._prototype)
-        if not split.rewritten:
-            return self._differentiation.target(smooth, prior)
-        is_rewritten = jnp.asarray(self.is_rewritten)
+        prior, is_rewritten = None, None
+        if split.rewritten:
+            is_rewritten = jnp.asarray(self.is_rewritten)
+        if self.has_prior:
+            prior = flat_prior(split.site_priors(model_args, model_kwargs), self._prototype)
+        if prior is None or is_rewritten is None:
+            return self._differentiation.target(smooth, prior, is_rewritten)
         # What g leaves out of minus the log density: the centrings must differ by nothing else.
-        log_normalizer = jnp.where(is_rewritten, prior.log_mass(), 0.0).sum()
+        is_moved = jnp.asarray(self._coordinates_of(set(split.rewritten) - split.smooth))
+        log_normalizer = jnp.where(is_moved, prior.log_mass(), 0.0).sum()
 
         def comparable(position: jax.Array, centring: jax.Array) -> jax.Array:
             return smooth(position, centring) + jnp.where(centring > 0, 0.0, log_normalizer)
