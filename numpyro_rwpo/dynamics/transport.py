@@ -31,7 +31,7 @@ from numpyro_rwpo.priors.laplace import no_prior
 
 MAX_TRANSPORT_STEPS = 40
 _PATIENCE = 6  # steps without a smaller residual before the flow is at rest
-_SMALL_RESIDUAL = 0.1  # from where corrected moves go farther per gradient than the flow
+_SMALL_RESIDUAL = 0.3  # from where corrected moves go farther per gradient than the flow
 _STIFFNESS = 1.5  # largest stable step of the heat part, in units of the relative prox time
 _WIDE_STEP = 0.5  # step along directions in which the ensemble is more than twice too wide
 _OUTLIER = 10.0  # velocities are clipped at this multiple of the median speed
