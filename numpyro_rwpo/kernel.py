@@ -43,7 +43,7 @@ from numpyro_rwpo.dynamics.state import (
     RWPOState,
     after_trees,
     after_warm_up,
-    agree,
+    has_converged,
 )
 from numpyro_rwpo.dynamics.trees import (
     MIN_WARMUP,
@@ -425,7 +425,7 @@ class RWPO(MCMCKernel):
             and self._placement.mesh is None
             and not is_traced
         )
-        if not can_start_anew or agree(ready, self._source.is_rewritten):
+        if not can_start_anew or has_converged(ready.warm_up):
             return ready, settings.num_states
         small = settings._replace(num_particles=NUM_PARTICLES)
         trees = self._programs.warm_up_trees(

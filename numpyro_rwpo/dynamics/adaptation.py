@@ -65,9 +65,12 @@ CAUTION, CAUTIOUS_ACCEPTANCE = 0.25, 0.95
 # Distance of the log step size from its running mean, and change of the mean potential in its
 # standard deviations, below which they count as steady.
 STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
+# Largest disagreement of the ensembles of all chains. Of 64 independent draws each it is 1/64 on
+# average, and below 0.1 for all of a thousand statistics of four chains; 0.2 makes R-hat 1.1.
+MAX_DISAGREEMENT = 0.2
 # Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
 # thousand with which NUTS warms up by default.
-MAX_TRAJECTORIES = 2000
+MAX_TRAJECTORIES = 4000
 # Leapfrog steps of a trajectory beyond which an ensemble that moves in step wastes too many.
 MAX_AFFORDABLE = 128
 # Updates that these limits leave in any case; half of them where trajectories are too long.
@@ -101,6 +104,7 @@ class Adaptation(NamedTuple):
         potential: running mean of the particles' mean potential, scalar.
         jump_rate: running mean of the acceptance of jumps to the user's proposal, scalar.
         accept_prob: running mean of each particle's acceptance probability, (num_particles,).
+        disagreement: see :func:`disagreement`, of the ensembles as they are.
         finished_at: number of updates when the estimates were steady or the budget was spent; 0
             until then.
         is_settled: whether they were steady, scalar.
@@ -119,6 +123,7 @@ class Adaptation(NamedTuple):
     potential: jax.Array
     jump_rate: jax.Array
     accept_prob: jax.Array
+    disagreement: jax.Array
     finished_at: jax.Array
     is_settled: jax.Array
 
@@ -148,6 +153,7 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
         potential=zero,
         jump_rate=zero,
         accept_prob=jnp.ones(settings.num_particles, dtype),
+        disagreement=jnp.full((), jnp.inf, dtype),
         finished_at=jnp.zeros((), int),
         is_settled=jnp.zeros((), bool),
     )
@@ -292,20 +298,44 @@ def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> j
     efficiency = -jnp.log(slowest) / num_steps
     is_preferred = jnp.arange(efficiency.size) == preferred
     efficiency = efficiency * jnp.where(is_preferred, PREFERENCE, 1.0)
-    if target.placement.chain_axis is not None:
-        efficiency = lax.pmean(jnp.log(efficiency), target.placement.chain_axis)
-    return jnp.argmax(efficiency)
+    return jnp.argmax(target.placement.chain_mean(jnp.log(efficiency)))
 
 
 def _is_steady(
     adaptation: Adaptation, mean: jax.Array, spread: jax.Array, settings: Settings
 ) -> jax.Array:
-    """Whether step size and mean potential have stopped changing, scalar."""
+    """Whether all chains agree, and step size and mean potential have stopped changing, scalar."""
     trial = TRIAL_UPDATES * len(settings.flows) if len(settings.flows) > 1 else 0
     ahead = (adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
     steady = jnp.abs(ahead) < STEADY_STEP
     steady &= jnp.abs(mean - adaptation.potential) < STEADY_POTENTIAL * spread
+    steady &= adaptation.disagreement < MAX_DISAGREEMENT
     return steady & (adaptation.updates >= trial + MIN_UPDATES)
+
+
+def disagreement(ensemble: Ensemble, center: jax.Array, target: Target) -> jax.Array:
+    """Variance of the chains' means over the variance within chains, at its largest, scalar.
+
+    Of the positions, their absolute deviations and the potential, each particle a draw: R-hat
+    without the square root. A single chain has no other to disagree with.
+
+    Args:
+        ensemble: evaluated particles of one chain.
+        center: about the mean of the positions, (dim,).
+        target: knows the axis of the chains.
+    """
+    placement = target.placement
+    deviation = ensemble.particles - placement.chain_mean(center)[None]
+    height = potential(ensemble, target)[:, None]
+    height = height - placement.chain_mean(height.mean())
+    values = jnp.concatenate([deviation, jnp.abs(deviation), height], axis=1)
+    mean = values.mean(0)
+    within = placement.chain_mean(values.var(0, ddof=1))
+    between = placement.chain_mean((mean - placement.chain_mean(mean)) ** 2)
+    number = placement.num_chains
+    between = between * number / max(number - 1, 1)
+    ratio = between / jnp.maximum(within, jnp.finfo(within.dtype).tiny)
+    return jnp.max(jnp.where(jnp.isnan(ratio), jnp.inf, ratio))
 
 
 def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
@@ -370,6 +400,7 @@ def adapt(
         updates=adaptation.updates + 1,
         num_steps=adaptation.num_steps + num_steps,
         chosen=_cheapest(learned, target, preferred),
+        disagreement=disagreement(after, learned.moments.mean, target),
     )
     is_steady = _is_steady(learned, mean, spread, settings)
     is_first = (is_steady | _is_spent(learned, settings)) & (adaptation.finished_at == 0)

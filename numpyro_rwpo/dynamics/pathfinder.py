@@ -381,6 +381,8 @@ def _follow_paths(
         # Two standard errors down: the worse the approximation, the more its energy scatters.
         judged = bound - 2 * jnp.sqrt(spread) / number
         judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
+        # All chains choose together: coordinates of different meaning could not be compared.
+        judged = target.placement.chain_mean(judged)
         chosen = jnp.where(is_duel, centring[rivals[jnp.argmax(judged)]], chosen)
         here = here._replace(bound=jnp.where(is_last, -jnp.inf, bound))
         return descent, _keep_better(best, here), placed.at[row].set(draws), chosen

@@ -25,6 +25,7 @@ from numpyro_rwpo.dynamics.adaptation import (
     make_move,
 )
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
+from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, num_start_rows, start_ensemble
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
@@ -40,6 +41,9 @@ from numpyro_rwpo.model.target import Target
 # Standard deviation of the particles around a start that the user chose, unconstrained units: the
 # ensemble needs some extent, and the start is to be kept.
 BALL = 0.1
+# Nats by which the ensembles must be closer to normal in the other centring for them to change
+# over: less than that is noise of 64 particles.
+CLEARLY = 0.5
 
 
 class Placed(NamedTuple):
@@ -47,7 +51,7 @@ class Placed(NamedTuple):
 
     Attributes:
         ensemble: evaluated particles.
-        centring: parametrization of Laplace sites with latent scales.
+        centring: parametrization of sites with latent scales.
         progress: of the transport.
         adaptation: holds the moments.
     """
@@ -183,15 +187,50 @@ def transport_path(
 def _evidence(placed: Placed, target: Target) -> jax.Array:
     """The evidence lower bound of the normal density with the ensemble's moments, scalar."""
     covariance = placed.adaptation.moments.covariance
-    if covariance.ndim == 2:
-        sign, log_det = jnp.linalg.slogdet(covariance)
-        log_det = jnp.where(sign > 0, log_det, -jnp.inf)
-    else:
-        log_det = jnp.log(covariance).sum()
+    log_det = _log_det(covariance)
     # The median stands for the mean: a single particle on a wall must not decide.
     height = jnp.median(potential(placed.ensemble, target._replace(centring=placed.centring)))
     bound = log_det / 2 - height
     return jnp.where(jnp.isfinite(bound), bound, -jnp.inf)
+
+
+class _Recentred(NamedTuple):
+    """An ensemble in the other centring.
+
+    Attributes:
+        particles: not evaluated, (num_particles, dim).
+        gain: how much farther from normal the particles are there than where they were, in nats:
+            the Kullback-Leibler divergence from the normal density with their moments; scalar.
+    """
+
+    particles: jax.Array
+    gain: jax.Array
+
+
+def _recentred(placed: Placed, target: Target) -> _Recentred:
+    assert target.recentre is not None
+    here = placed.ensemble.particles
+    centring = jnp.broadcast_to(placed.centring, here.shape[:1])
+    there, log_scale = target.recentre(here, centring)
+    dense = placed.adaptation.moments.covariance.ndim == 2
+    # Entropy changes by the mean log Jacobian, that of the normal density by its determinant.
+    change = _normal_entropy(there, dense) - _normal_entropy(here, dense)
+    jacobian = jnp.where(placed.centring > 0, -1, 1) * jnp.median(log_scale)
+    return _Recentred(there, change - jacobian)
+
+
+def _normal_entropy(particles: jax.Array, dense: bool) -> jax.Array:
+    particles, _ = without_outliers(particles, particles)
+    covariance = ensemble_moments(particles, particles, dense).covariance
+    return _log_det(covariance) / 2
+
+
+def _log_det(covariance: jax.Array) -> jax.Array:
+    """Log determinant of a covariance, dense or diagonal; -inf where it is singular."""
+    if covariance.ndim == 1:
+        return jnp.log(covariance).sum()
+    sign, log_det = jnp.linalg.slogdet(covariance)
+    return jnp.where(sign > 0, log_det, -jnp.inf)
 
 
 def place(
@@ -217,15 +256,23 @@ def place(
     def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
         return _transport(start[0], start[1], target, settings, numbers, most)
 
+    starts = jnp.stack([descent, plain]), jnp.stack([centring, centring])
     # One after the other: side by side they would both take as many steps as the slower one.
-    starts = jnp.stack([descent, plain]), jnp.stack([centring, jnp.zeros_like(centring)])
-    both = lax.map(transported, starts)
-    evidence = jax.vmap(lambda p: _evidence(p, target))(both)
+    found = lax.map(transported, starts)
+    evidence = jax.vmap(lambda p: _evidence(p, target))(found)
     best = jnp.argmax(evidence)
-    steps = both.progress.steps
+    steps = found.progress.steps
     num_start = num_start_evaluations(num_particles, target)
+    placed = jax.tree.map(lambda x: x[best], found)
+    if target.recentre is not None:
+        other = _recentred(placed, target)
+        is_better = target.placement.chain_mean(other.gain) < -CLEARLY
+        centring = jnp.where(is_better, 1 - placed.centring, placed.centring)
+        particles = jnp.where(is_better, other.particles, placed.ensemble.particles)
+        moved = _placed(particles, target._replace(centring=centring), settings)
+        placed = moved._replace(progress=placed.progress)
     return Placement(
-        placed=jax.tree.map(lambda x: x[best], both),
+        placed=placed,
         evidence=evidence,
         is_descent=best == 0,
         num_gradients=num_start + num_particles * (steps + 1).sum(),

@@ -312,6 +312,19 @@ class LaplaceSplit(NamedTuple):
         # These sites are real: their constrained values are the unconstrained ones.
         return {**values, **{name: site.value for name, site in sites.items()}}, log_jacobian
 
+    def recentred(
+        self, values: dict[str, Any], centring: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], jax.Array]:
+        """Values of the model rewritten at the other centring, and the sum of its log scales."""
+        sites = self.rewritten_sites(values, centring, args, kwargs)
+        log_scale = jnp.zeros(())
+        there = dict(values)
+        for name, site in sites.items():
+            log_scale += jnp.log(site.scale).sum()
+            base = (site.value - site.location) / site.scale
+            there[name] = jnp.where(centring > 0, base, site.value)
+        return there, log_scale
+
     def from_user_values(
         self, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, Any]:

@@ -163,13 +163,22 @@ class ModelSource:
             )
             return potential + _idle_potential(position) if self._is_idle else potential
 
-        prior, is_rewritten = None, None
-        if split.rewritten:
-            is_rewritten = jnp.asarray(self.is_rewritten)
+        def recentre(position: jax.Array, centring: jax.Array) -> tuple[jax.Array, jax.Array]:
+            there, log_scale = split.recentred(
+                self._values(position), centring, model_args, model_kwargs
+            )
+            return self._position(there), log_scale
+
+        prior = None
+        if not split.rewritten:
+            if self.has_prior:
+                prior = flat_prior(split.site_priors(model_args, model_kwargs), self._prototype)
+            return self._differentiation.target(smooth, prior)
+        is_rewritten = jnp.asarray(self.is_rewritten)
         if self.has_prior:
             prior = flat_prior(split.site_priors(model_args, model_kwargs), self._prototype)
-        if prior is None or is_rewritten is None:
-            return self._differentiation.target(smooth, prior, is_rewritten)
+        if prior is None:
+            return self._differentiation.target(smooth, prior, is_rewritten, recentre)
         # What g leaves out of minus the log density: the centrings must differ by nothing else.
         is_moved = jnp.asarray(self._coordinates_of(set(split.rewritten) - split.smooth))
         log_normalizer = jnp.where(is_moved, prior.log_mass(), 0.0).sum()
@@ -177,7 +186,7 @@ class ModelSource:
         def comparable(position: jax.Array, centring: jax.Array) -> jax.Array:
             return smooth(position, centring) + jnp.where(centring > 0, 0.0, log_normalizer)
 
-        return self._differentiation.target(comparable, prior, is_rewritten)
+        return self._differentiation.target(comparable, prior, is_rewritten, recentre)
 
     def emit(
         self,

@@ -43,6 +43,8 @@ class Target(NamedTuple):
         is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
         centring: parametrisation of these sites, see :mod:`numpyro_rwpo.model.laplace_sites`: 0 or
             1, scalar, or one for each position that will be given, (n,).
+        recentre: maps positions (n, dim) and their centrings (n,) to the positions in the other
+            centring, and the sum of the log scales (n,); ``None`` without such sites.
         placement: devices that share the particles.
         proposal: the user's density near it, ``None`` where there is none.
     """
@@ -51,6 +53,7 @@ class Target(NamedTuple):
     full_prior: Prior | None
     is_rewritten: jax.Array | None
     centring: jax.Array
+    recentre: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
     placement: Placement = ONE_PLACE
     proposal: Proposal | None = None
 
@@ -130,6 +133,7 @@ class Differentiation(NamedTuple):
         smooth: Callable[[jax.Array, jax.Array], jax.Array],
         prior: Prior | None,
         is_rewritten: jax.Array | None = None,
+        recentre: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
     ) -> Target:
         """Temper both parts and batch the gradient of the smooth one, (dim,), () -> ()."""
         beta = self.inverse_temperature
@@ -142,7 +146,8 @@ class Differentiation(NamedTuple):
 
         one = forward if self.forward_mode else jax.value_and_grad(tempered)
         prior = None if prior is None else prior.tempered(beta)
-        return Target(_batched(one), prior, is_rewritten, jnp.zeros(()))
+        recentre = None if recentre is None else _batched(recentre)
+        return Target(_batched(one), prior, is_rewritten, jnp.zeros(()), recentre)
 
 
 def _batched(one: Callable[..., Any]) -> Callable[..., Any]:
