@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax, random
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.dynamics.ensemble import Ensemble, gradient, potential, replace
+from numpyro_rwpo.dynamics.ensemble import Ensemble, gradient, is_far, potential, replace
 from numpyro_rwpo.dynamics.factors import Factor, LowRank
 from numpyro_rwpo.dynamics.flows import ExactFlow, Flow, HarmonicFlow
 from numpyro_rwpo.dynamics.metric import (
@@ -79,6 +79,9 @@ MIN_LIMIT = 24
 # which a particle is stuck. Those that are when the estimates are steady are moved onto others,
 # and part from them in the last updates.
 STUCK, RECENT, LAST_UPDATES = 0.1, 0.2, 3
+# The same for particles whose potential is out of the others' reach. These are moved at once: they
+# slow down what is learned from all.
+LOST = 0.3
 # Standard deviations at which statistics are clipped: one straggler must not decide for all.
 CLIP = 3.0
 # Step sizes at which each flow starts, times the fourth root of the dimension: about 0.8 of the
@@ -414,7 +417,9 @@ def adapt(
         potential=running,
     )
     # Placement can leave particles where the step size of all others is far too long.
-    return replace(after, is_first & (accept_prob < STUCK), target), learned
+    is_lost = is_far(height) & (accept_prob < LOST) & (learned.updates >= TRIAL_UPDATES)
+    is_stuck = is_first & (accept_prob < STUCK)
+    return replace(after, is_lost | is_stuck, target), learned
 
 
 def is_finished(adaptation: Adaptation, settings: Settings) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from numpyro_rwpo.model.target import Target
 
 _ENOUGH = 512  # particles for the quartiles of a scalar
+_FAR = 20.0  # see `is_far`
 
 
 class Ensemble(NamedTuple):
@@ -46,6 +47,18 @@ def thinned(x: jax.Array) -> jax.Array:
     A sort would bring all of them to one place where devices share the particles.
     """
     return x[:: max(1, x.shape[0] // _ENOUGH)]
+
+
+def is_far(height: jax.Array) -> jax.Array:
+    """Particles whose potential is higher than that of any draw, (n,) -> (n,).
+
+    The tail of the potential is exponential even where the posterior has power tails: twenty times
+    the distance from median to upper quartile is exceeded by less than one draw in 100,000.
+    """
+    ordered = jnp.sort(thinned(height))
+    count = ordered.shape[0]
+    median, upper = ordered[count // 2], ordered[(3 * count) // 4]
+    return ~(height <= median + _FAR * (upper - median))
 
 
 def is_usable(smooth: jax.Array, gradient: jax.Array) -> jax.Array:
