@@ -27,7 +27,7 @@ from numpyro_rwpo.dynamics.adaptation import (
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
-from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, num_start_rows, start_ensemble
+from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.transport import (
     MAX_TRANSPORT_STEPS,
@@ -251,7 +251,7 @@ def place(
         rows = 1 + placed.progress.steps
         none = jnp.full(2, jnp.nan, start.dtype)
         return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows)
-    descent, centring = start_ensemble(key_start, plain, target)
+    descent, centring, cost = quasi_newton_start(key_start, plain, target)
 
     def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
         return _transport(start[0], start[1], target, settings, numbers, most)
@@ -262,7 +262,6 @@ def place(
     evidence = jax.vmap(lambda p: _evidence(p, target))(found)
     best = jnp.argmax(evidence)
     steps = found.progress.steps
-    num_start = num_start_evaluations(num_particles, target)
     placed = jax.tree.map(lambda x: x[best], found)
     if target.recentre is not None:
         other = _recentred(placed, target)
@@ -275,8 +274,8 @@ def place(
         placed=placed,
         evidence=evidence,
         is_descent=best == 0,
-        num_gradients=num_start + num_particles * (steps + 1).sum(),
-        num_rows=num_start_rows(num_particles, target) + (steps + 1).sum(),
+        num_gradients=cost.num_gradients + num_particles * (steps + 1).sum(),
+        num_rows=cost.num_rows + (steps + 1).sum(),
     )
 
 
