@@ -167,7 +167,7 @@ def transport_path(
 ) -> jax.Array:
     """Where the particles of an ensemble are before each step of transport and after the last.
 
-    Once the flow is at rest they stay where they are, as they do in warm-up.
+    Once the flow is at rest they stay where they are. Warm-up hands over to exact moves earlier.
 
     Returns:
         Positions, (num_steps + 1, num_particles, dim).
@@ -176,7 +176,7 @@ def transport_path(
 
     def step(placed: Placed, _: None) -> tuple[Placed, jax.Array]:
         after = _transported(placed, target, settings, numbers)
-        at_rest = is_at_rest(placed.progress, settings.corrected)
+        at_rest = is_at_rest(placed.progress, corrected=False)
         placed = jax.tree.map(lambda old, new: jnp.where(at_rest, old, new), placed, after)
         return placed, placed.ensemble.particles
 
