@@ -93,7 +93,8 @@ class Adaptation(NamedTuple):
     """Running estimates of one ensemble. Arrays over flows have one row for each flow on trial.
 
     Attributes:
-        updates: sweeps taken so far, scalar.
+        updates: sweeps taken so far in this centring, scalar.
+        total_updates: sweeps taken so far, scalar.
         chosen: number of the flow that decorrelates most cheaply so far; the same for all chains.
         moments: running moments of the ensemble.
         preconditioner: the Fisher metric of these moments.
@@ -114,6 +115,7 @@ class Adaptation(NamedTuple):
     """
 
     updates: jax.Array
+    total_updates: jax.Array
     chosen: jax.Array
     moments: Moments
     preconditioner: Preconditioner
@@ -143,6 +145,7 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
     zero = jnp.zeros((), dtype)
     return Adaptation(
         updates=jnp.zeros((), int),
+        total_updates=jnp.zeros((), int),
         chosen=jnp.zeros((), int),
         moments=Moments(jnp.zeros(dim, dtype), unit, unit),
         preconditioner=Preconditioner(factor, factor, jnp.ones(dim, dtype)),
@@ -401,6 +404,7 @@ def adapt(
     mean, spread = jnp.mean(height), jnp.std(height)
     learned = learned._replace(
         updates=adaptation.updates + 1,
+        total_updates=adaptation.total_updates + 1,
         num_steps=adaptation.num_steps + num_steps,
         chosen=_cheapest(learned, target, preferred),
         disagreement=disagreement(after, learned.moments.mean, target),
@@ -427,4 +431,4 @@ def is_finished(adaptation: Adaptation, settings: Settings) -> jax.Array:
     is_over = (adaptation.finished_at > 0) & (
         ~adaptation.is_settled | (adaptation.updates >= adaptation.finished_at + LAST_UPDATES)
     )
-    return is_over | (adaptation.updates >= settings.num_warmup)
+    return is_over | (adaptation.total_updates >= settings.num_warmup)

@@ -193,7 +193,7 @@ def after_warm_up(warm: WarmUp, number: int) -> Ready:
         progress=placement.placed.progress,
         evidence=placement.evidence,
         is_descent=placement.is_descent,
-        num_updates=adaptation.updates,
+        num_updates=adaptation.total_updates,
         is_settled=adaptation.is_settled,
         num_gradients=placement.num_gradients,
         num_rows=placement.num_rows,
@@ -201,8 +201,7 @@ def after_warm_up(warm: WarmUp, number: int) -> Ready:
         correlation=adaptation.correlation[..., number, :].max(-1),
         stuck=(adaptation.accept_prob < STUCK).mean(-1),
     )
-    centring = placement.placed.centring
-    return Ready(warm.ensemble, warm.potential, centring, warm.moves[number], report)
+    return Ready(warm.ensemble, warm.potential, warm.centring, warm.moves[number], report)
 
 
 def after_trees(ready: Ready, trees: TreeWarmUp) -> Ready:

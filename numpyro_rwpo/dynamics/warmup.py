@@ -10,7 +10,7 @@ whole ensemble are tried, transported, and compared by their evidence lower boun
   descent ends in its neck, and all particles would have to climb out of it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from numpyro_rwpo.dynamics.adaptation import (
     learn_moments,
     make_move,
 )
+from numpyro_rwpo.dynamics.centring import log_determinant, recentred
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
-from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
@@ -41,9 +41,9 @@ from numpyro_rwpo.model.target import Target
 # Standard deviation of the particles around a start that the user chose, unconstrained units: the
 # ensemble needs some extent, and the start is to be kept.
 BALL = 0.1
-# Nats by which the ensembles must be closer to normal in the other centring for them to change
-# over: less than that is noise of 64 particles.
-CLEARLY = 0.5
+# The centring is looked at again after the placement and after this many updates, twice: ensembles
+# that have not spread out yet say little about it.
+SEGMENT, NUM_SEGMENTS = 12, 3
 
 
 class Placed(NamedTuple):
@@ -86,6 +86,7 @@ class WarmUp(NamedTuple):
     Attributes:
         ensemble: evaluated particles.
         potential: the whole potential at them, (num_particles,).
+        centring: parametrization of sites with latent scales.
         adaptation: what was learned.
         moves: one for each flow on trial.
         placement: where the ensemble came from; its costs are those of all of warm-up.
@@ -93,6 +94,7 @@ class WarmUp(NamedTuple):
 
     ensemble: Ensemble
     potential: jax.Array
+    centring: jax.Array
     adaptation: Adaptation
     moves: tuple[HamiltonianMove, ...]
     placement: Placement
@@ -187,50 +189,11 @@ def transport_path(
 def _evidence(placed: Placed, target: Target) -> jax.Array:
     """The evidence lower bound of the normal density with the ensemble's moments, scalar."""
     covariance = placed.adaptation.moments.covariance
-    log_det = _log_det(covariance)
+    log_det = log_determinant(covariance)
     # The median stands for the mean: a single particle on a wall must not decide.
     height = jnp.median(potential(placed.ensemble, target._replace(centring=placed.centring)))
     bound = log_det / 2 - height
     return jnp.where(jnp.isfinite(bound), bound, -jnp.inf)
-
-
-class _Recentred(NamedTuple):
-    """An ensemble in the other centring.
-
-    Attributes:
-        particles: not evaluated, (num_particles, dim).
-        gain: how much farther from normal the particles are there than where they were, in nats:
-            the Kullback-Leibler divergence from the normal density with their moments; scalar.
-    """
-
-    particles: jax.Array
-    gain: jax.Array
-
-
-def _recentred(placed: Placed, target: Target) -> _Recentred:
-    assert target.recentre is not None
-    here = placed.ensemble.particles
-    centring = jnp.broadcast_to(placed.centring, here.shape[:1])
-    there, log_scale = target.recentre(here, centring)
-    dense = placed.adaptation.moments.covariance.ndim == 2
-    # Entropy changes by the mean log Jacobian, that of the normal density by its determinant.
-    change = _normal_entropy(there, dense) - _normal_entropy(here, dense)
-    jacobian = jnp.where(placed.centring > 0, -1, 1) * jnp.median(log_scale)
-    return _Recentred(there, change - jacobian)
-
-
-def _normal_entropy(particles: jax.Array, dense: bool) -> jax.Array:
-    particles, _ = without_outliers(particles, particles)
-    covariance = ensemble_moments(particles, particles, dense).covariance
-    return _log_det(covariance) / 2
-
-
-def _log_det(covariance: jax.Array) -> jax.Array:
-    """Log determinant of a covariance, dense or diagonal; -inf where it is singular."""
-    if covariance.ndim == 1:
-        return jnp.log(covariance).sum()
-    sign, log_det = jnp.linalg.slogdet(covariance)
-    return jnp.where(sign > 0, log_det, -jnp.inf)
 
 
 def place(
@@ -263,13 +226,6 @@ def place(
     best = jnp.argmax(evidence)
     steps = found.progress.steps
     placed = jax.tree.map(lambda x: x[best], found)
-    if target.recentre is not None:
-        other = _recentred(placed, target)
-        is_better = target.placement.chain_mean(other.gain) < -CLEARLY
-        centring = jnp.where(is_better, 1 - placed.centring, placed.centring)
-        particles = jnp.where(is_better, other.particles, placed.ensemble.particles)
-        moved = _placed(particles, target._replace(centring=centring), settings)
-        placed = moved._replace(progress=placed.progress)
     return Placement(
         placed=placed,
         evidence=evidence,
@@ -293,24 +249,16 @@ def warm_up(
     """
     key_place, key_adapt = random.split(rng_key)
     placement = place(key_place, start, target, settings, numbers)
-    target = target._replace(centring=placement.placed.centring)
-    ensemble, adaptation = placement.placed.ensemble, placement.placed.adaptation
+    placed = placement.placed
+    ensemble, adaptation, centring = placed.ensemble, placed.adaptation, placed.centring
     if settings.corrected:
-
-        def update(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
-            key = random.fold_in(key_adapt, carry[1].updates)
-            aim, preferred = numbers.target_accept_prob, numbers.preferred
-            return adapt(key, *carry, target, settings, aim, preferred)
-
-        ensemble, adaptation = lax.while_loop(
-            lambda carry: ~is_finished(carry[1], settings),
-            update,
-            (ensemble, adaptation),
-        )
+        ensemble, adaptation, centring = _adapted(key_adapt, placed, target, settings, numbers)
+    target = target._replace(centring=centring)
     num_steps = adaptation.num_steps
     return WarmUp(
         ensemble=ensemble,
         potential=potential(ensemble, target),
+        centring=centring,
         adaptation=adaptation,
         moves=tuple(
             make_move(name, number, adaptation, target)
@@ -321,3 +269,48 @@ def warm_up(
             num_rows=placement.num_rows + num_steps,
         ),
     )
+
+
+def _adapted(
+    rng_key: jax.Array, placed: Placed, target: Target, settings: Settings, numbers: Numbers
+) -> tuple[Ensemble, Adaptation, jax.Array]:
+    """The ensemble when its moves are steady, what was learned, and the centring."""
+
+    def update(carry: tuple[Ensemble, Adaptation], target: Target) -> tuple[Ensemble, Adaptation]:
+        key = random.fold_in(rng_key, carry[1].total_updates)
+        aim, preferred = numbers.target_accept_prob, numbers.preferred
+        return adapt(key, *carry, target, settings, aim, preferred)
+
+    def until(limit: jax.Array, carry: tuple[Ensemble, Adaptation], target: Target) -> Any:
+        return lax.while_loop(
+            lambda carry: ~is_finished(carry[1], settings) & (carry[1].updates < limit),
+            lambda carry: update(carry, target),
+            carry,
+        )
+
+    Carry = tuple[Ensemble, Adaptation, jax.Array]
+
+    def segment(number: jax.Array, carry: Carry) -> Carry:
+        ensemble, adaptation, centring = carry
+        here = target._replace(centring=centring)
+        particles, centring, is_new = recentred(ensemble.particles, here, settings.dense)
+        here = target._replace(centring=centring)
+        anew = _placed(particles, here, settings)
+        # What was learned in other coordinates is of no use; what was spent is spent.
+        again = anew.adaptation._replace(
+            total_updates=adaptation.total_updates, num_steps=adaptation.num_steps + 1
+        )
+        ensemble, adaptation = jax.tree.map(
+            lambda new, old: jnp.where(is_new, new, old),
+            (anew.ensemble, again),
+            (ensemble, adaptation),
+        )
+        is_last = number == NUM_SEGMENTS - 1
+        limit = jnp.where(is_last, settings.num_warmup, SEGMENT)
+        return *until(limit, (ensemble, adaptation), here), centring
+
+    start = placed.ensemble, placed.adaptation, placed.centring
+    if target.recentre is None or target.proposal is not None:
+        limit = jnp.asarray(settings.num_warmup)
+        return *until(limit, start[:2], target._replace(centring=placed.centring)), placed.centring
+    return lax.fori_loop(0, NUM_SEGMENTS, segment, start)
