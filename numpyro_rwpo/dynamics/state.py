@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_rwpo.dynamics.adaptation import STUCK
 from numpyro_rwpo.dynamics.ensemble import Ensemble
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.transport import Progress
@@ -16,8 +15,6 @@ from numpyro_rwpo.support.sharding import Placement
 
 # Correlation from sweep to sweep above which a single chain is taken not to move.
 MAX_CORRELATION = 0.97
-# Share of stuck particles above which one step size does not suit the posterior.
-MAX_STUCK = 0.03
 
 
 class Buffer(NamedTuple):
@@ -57,7 +54,6 @@ class WarmUpReport(NamedTuple):
         disagreement: of the ensembles of all chains, see
             :func:`numpyro_rwpo.dynamics.adaptation.disagreement`.
         correlation: of the slowest statistic from one sweep to the next.
-        stuck: share of the particles whose last moves were hardly ever accepted.
     """
 
     progress: Progress
@@ -69,7 +65,6 @@ class WarmUpReport(NamedTuple):
     num_rows: jax.Array
     disagreement: jax.Array
     correlation: jax.Array
-    stuck: jax.Array
 
 
 class StepSize(NamedTuple):
@@ -199,7 +194,6 @@ def after_warm_up(warm: WarmUp, number: int) -> Ready:
         num_rows=placement.num_rows,
         disagreement=adaptation.disagreement,
         correlation=adaptation.correlation[..., number, :].max(-1),
-        stuck=(adaptation.accept_prob < STUCK).mean(-1),
     )
     return Ready(warm.ensemble, warm.potential, warm.centring, warm.moves[number], report)
 
@@ -259,9 +253,7 @@ def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states:
 def has_converged(report: WarmUpReport) -> bool:
     """Whether the ensembles of all chains look like draws from one distribution.
 
-    They don't where parts of the posterior need much shorter steps than the rest, so that many
-    particles are stuck. A single chain is also judged by the correlation that its particles keep
-    from sweep to sweep.
+    A single chain is also judged by the correlation that its particles keep from sweep to sweep.
 
     Args:
         report: of all chains, not traced.
@@ -269,4 +261,4 @@ def has_converged(report: WarmUpReport) -> bool:
     is_settled = np.asarray(report.is_settled)
     if is_settled.size == 1 and float(report.correlation[0]) > MAX_CORRELATION:
         return False
-    return bool(np.all(is_settled)) and float(np.mean(report.stuck)) < MAX_STUCK
+    return bool(np.all(is_settled))

@@ -88,17 +88,12 @@ def test_disagreement_is_the_square_of_r_hat() -> None:
 
 
 def test_what_has_not_converged_starts_anew() -> None:
-    def report(*is_settled: bool, correlation: float = 0.5, stuck: float = 0.0) -> SimpleNamespace:
+    def report(*is_settled: bool, correlation: float = 0.5) -> SimpleNamespace:
         settled = np.array(is_settled)
-        return SimpleNamespace(
-            is_settled=settled,
-            correlation=np.full(settled.shape, correlation),
-            stuck=np.full(settled.shape, stuck),
-        )
+        return SimpleNamespace(is_settled=settled, correlation=np.full(settled.shape, correlation))
 
     assert has_converged(report(True, True))
     assert not has_converged(report(True, False))
-    assert not has_converged(report(True, True, stuck=0.1))
     assert has_converged(report(True))
     assert not has_converged(report(True, correlation=MAX_CORRELATION + 0.01))
 
