@@ -32,6 +32,9 @@ from numpyro_rwpo.model.split_check import refused_sites, split_errors
 from numpyro_rwpo.model.target import Differentiation
 
 Y = np.array([0.3, 1.0, 2.0, -1.0, -1.4, -0.5], np.float32)
+# NumPyro and funsor broadcast the values of enumerated sites, each on an axis of its own, silently.
+pytestmark = pytest.mark.usefixtures("silent_broadcasting")
+
 CAPTURES = (np.random.default_rng(0).random((8, 5)) < 0.5).astype(np.int32)
 
 
@@ -163,7 +166,7 @@ def test_density_and_draws_are_those_of_nuts(
         nuts = initialize_model(jax.random.key(0), model, model_args=(data,), dynamic_args=True)
         at = source.bind((data,), {})._replace(centring=centring)
         potential = at.value_and_grad(x[None])[0][0] + at.prior_potential(x)
-        for name, prior in split.prior_parameters((data,), {}).items():
+        for name, prior in split.site_priors((data,), {}).items():
             if name in split.fixed:
                 potential += jnp.log(1 / prior.rate_left + 1 / prior.rate_right).sum()
         values, log_jacobian = source.emit(x, centring, (data,), {})

@@ -234,6 +234,10 @@ def subclass_with_its_own_constructor() -> None:
     observe(b + numpyro.sample("c", OwnConstructor(2.0)))
 
 
+# NumPyro's own `log_prob` broadcasts parameters against values of more axes silently.
+BATCHED_PARAMETERS = (sample_shape_of_events, expanded_twice)
+
+
 @pytest.mark.parametrize(
     ("model", "fixed", "rewritten"),
     [
@@ -268,9 +272,15 @@ def subclass_with_its_own_constructor() -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_density_and_shapes_of_the_split_model(
-    model: Callable[..., None], fixed: str, rewritten: str, x64: None
+    model: Callable[..., None],
+    fixed: str,
+    rewritten: str,
+    x64: None,
+    request: pytest.FixtureRequest,
 ) -> None:
     """At both centrings, with the constants that the closed forms leave out, and the Jacobians."""
+    if model in BATCHED_PARAMETERS:
+        request.getfixturevalue("silent_broadcasting")
     source = make_source(model)
     split = source._split
     assert (set(split.fixed), set(split.rewritten)) == (set(fixed.split()), set(rewritten.split()))
