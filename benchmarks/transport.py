@@ -48,13 +48,13 @@ class Flow(NamedTuple):
         ensemble: Evaluated particles.
         progress: Of the transport.
         adaptation: Holds the moments.
-        centring: Parametrization of Laplace sites with latent scales.
+        centering: Parameterization of Laplace sites with latent scales.
     """
 
     ensemble: Ensemble
     progress: Progress
     adaptation: Adaptation
-    centring: jax.Array
+    centering: jax.Array
 
 
 class Transport(NamedTuple):
@@ -64,7 +64,7 @@ class Transport(NamedTuple):
         target: The posterior.
         settings: Those that the kernel resolves without correction.
         dim: Number of unconstrained parameters.
-        to_sites: A flat position and a centring to the sites of the model.
+        to_sites: A flat position and a centering to the sites of the model.
     """
 
     target: Target
@@ -76,15 +76,15 @@ class Transport(NamedTuple):
         """An ensemble after the quasi-Newton start, and the gradient evaluations that it took."""
         key_spread, key_start = jax.random.split(rng_key)
         plain = spread(key_spread, jnp.zeros(self.dim, jnp.float32), self.settings)
-        particles, centring, cost = quasi_newton_start(key_start, plain, self.target)
-        ensemble = evaluate(particles, self.target._replace(centring=centring))
+        particles, centering, cost = quasi_newton_start(key_start, plain, self.target)
+        ensemble = evaluate(particles, self.target._replace(centering=centering))
         adaptation = initial_adaptation(self.dim, particles.dtype, self.settings)
-        flow = Flow(ensemble, initial_progress(particles.dtype), adaptation, centring)
+        flow = Flow(ensemble, initial_progress(particles.dtype), adaptation, centering)
         return flow, cost.num_gradients + particles.shape[0]
 
     def step(self, flow: Flow) -> Flow:
         """Moments, a step of transport, gradients."""
-        target = self.target._replace(centring=flow.centring)
+        target = self.target._replace(centering=flow.centering)
         learned = learn_moments(flow.adaptation, flow.ensemble, target)
         moved, progress = transport_step(
             flow.ensemble,
@@ -94,7 +94,7 @@ class Transport(NamedTuple):
             attention=self.settings.attention,
             relative_time=0.1,
         )
-        return Flow(evaluate(moved.particles, target), progress, learned, flow.centring)
+        return Flow(evaluate(moved.particles, target), progress, learned, flow.centering)
 
 
 def transport_of(problem: Problem, num_particles: int) -> Transport:
@@ -106,8 +106,8 @@ def transport_of(problem: Problem, num_particles: int) -> Transport:
     assert source is not None and settings is not None
     constrain = kernel.postprocess_fn((), kwargs)
 
-    def to_sites(position: jax.Array, centring: jax.Array) -> Any:
-        return constrain(source.emit(position, centring, (), kwargs)[0])
+    def to_sites(position: jax.Array, centering: jax.Array) -> Any:
+        return constrain(source.emit(position, centering, (), kwargs)[0])
 
     dim = state.ensemble.particles.shape[1]
     return Transport(source.bind((), kwargs), settings, dim, to_sites)
@@ -134,7 +134,7 @@ def measure(name: str, num_particles: int, num_ensembles: int) -> dict[str, Any]
     to_sites = jax.jit(jax.vmap(jax.vmap(transport.to_sites, in_axes=(0, None))))
     rows = []
     for _ in range(NUM_ITERATIONS):
-        sites = to_sites(flow.ensemble.particles, flow.centring)
+        sites = to_sites(flow.ensemble.particles, flow.centering)
         mean_error, sd_error = np.zeros(num_ensembles), np.zeros(num_ensembles)
         for site, moments in reference.items():
             x = np.asarray(sites[site], np.float64).reshape(num_ensembles, num_particles, -1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # All must be set before anything imports matplotlib or starts a JAX backend. Most of a test's time
-# is compilation: a fifth as long when XLA does not optimise what it generates, and generates it
+# is compilation: a fifth as long when XLA does not optimize what it generates, and generates it
 # without MLIR.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault(

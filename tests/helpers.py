@@ -39,7 +39,7 @@ def scalar_moments(mean: float, variance: float) -> Moments:
 
 # ------------------------------------------------------------------------------ running
 
-# The optimisation of users' programs, which the tests go without to save time. Without it, XLA
+# The optimization of users' programs, which the tests go without to save time. Without it, XLA
 # computes what several outputs share once for each, and may round it differently.
 OPTIMIZED = {"xla_backend_optimization_level": "3"}
 
@@ -276,8 +276,8 @@ GAUSSIAN_COVARIANCE = np.array([[1.0, 0.9], [0.9, 2.0]])
 
 def gaussian_potential(x: jax.Array) -> jax.Array:
     """Potential of a correlated Gaussian of an array of two numbers."""
-    centred = x - jnp.asarray(GAUSSIAN_MEAN, x.dtype)
-    return 0.5 * centred @ jnp.asarray(np.linalg.inv(GAUSSIAN_COVARIANCE), x.dtype) @ centred
+    centered = x - jnp.asarray(GAUSSIAN_MEAN, x.dtype)
+    return 0.5 * centered @ jnp.asarray(np.linalg.inv(GAUSSIAN_COVARIANCE), x.dtype) @ centered
 
 
 def gaussian_moments(inverse_temperature: float = 1.0) -> Moments:
@@ -409,7 +409,7 @@ def two_levels(y: Any, num_groups: int) -> None:
 
 
 def handled_two_levels() -> Callable[..., None]:
-    """`two_levels` conditioned, substituted, reparametrised by the user and tempered."""
+    """`two_levels` conditioned, substituted, reparameterized by the user and tempered."""
     model = handlers.condition(two_levels, data={"mu": 0.7})
     model = handlers.substitute(model, data={"shift": 5.0})
     model = handlers.reparam(model, config={"theta": LocScaleReparam(centered=0)})
@@ -507,9 +507,9 @@ def laplace_sites(scales: Any) -> None:
     observe("tempered", tempered)
     with numpyro.plate("rows", 2, dim=-2), numpyro.plate("columns", 2, dim=-1):
         latent("grid", dist.Laplace(0.0, jnp.array([[0.2], [2.0]])))
-    centre = numpyro.sample("robust_centre", dist.Normal(0.0, 2.0))
+    center = numpyro.sample("robust_center", dist.Normal(0.0, 2.0))
     with numpyro.plate("robust_data", len(ROBUST_DATA)):
-        numpyro.sample("robust", dist.Laplace(centre, 0.7), obs=jnp.asarray(ROBUST_DATA))
+        numpyro.sample("robust", dist.Laplace(center, 0.7), obs=jnp.asarray(ROBUST_DATA))
 
 
 def laplace_moments(scales: np.ndarray) -> dict[str, Moments]:
@@ -534,7 +534,7 @@ def laplace_moments(scales: np.ndarray) -> dict[str, Moments]:
         "handler_masked": stack_moments([flat, plain(0.5)]),
         "tempered": plain(1 / 3),
         "grid": stack_moments([plain(s) for s in (0.2, 0.2, 2.0, 2.0)], (2, 2)),
-        "robust_centre": quadrature(
+        "robust_center": quadrature(
             lambda x: log_normal(x, 0, 2) + log_laplace(ROBUST_DATA[:, None], x, 0.7).sum(0),
             -15,
             15,
@@ -557,8 +557,8 @@ def laplace_hierarchies() -> None:
     observe("weights", weights, HIERARCHY_DATA, 0.5)
     numpyro.deterministic("halved", weights / 2)
 
-    centre = numpyro.sample("centre", dist.Normal(0.0, 1.0))
-    around = numpyro.sample("around", dist.Laplace(centre, 0.5).expand([3]).to_event(1))
+    center = numpyro.sample("center", dist.Normal(0.0, 1.0))
+    around = numpyro.sample("around", dist.Laplace(center, 0.5).expand([3]).to_event(1))
     observe("around", around, HIERARCHY_DATA, 1.0)
 
     width = numpyro.sample("width", dist.HalfNormal(1.0))
@@ -585,7 +585,7 @@ def hierarchy_moments() -> dict[str, Moments]:
         (0, 7),
         (-8, 8),
     )
-    centre, around = hierarchy_quadrature(
+    center, around = hierarchy_quadrature(
         half_normal,
         [normal_data(v, 1.0, lambda x, c: log_laplace(x, c, 0.5)) for v in HIERARCHY_DATA],
         (-7, 7),
@@ -608,7 +608,7 @@ def hierarchy_moments() -> dict[str, Moments]:
         "tau": tau,
         "weights": coefficients,
         "halved": Moments(coefficients.mean / 2, coefficients.variance / 4),
-        "centre": centre,
+        "center": center,
         "around": stack_moments(around),
         "width": width,
         "skewed": skewed,

@@ -1,4 +1,4 @@
-"""Random generalised linear models with Laplace priors, and what is true of their posteriors.
+"""Random generalized linear models with Laplace priors, and what is true of their posteriors.
 
 No sampler serves as the reference: for draws from the density exp(-U), Stein's identities say
 E[dU/dx_k] = 0 and E[x_k dU/dx_k] = 1 in every coordinate, and the gradient of U is written out here

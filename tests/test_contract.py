@@ -666,10 +666,10 @@ def test_jit_model_args(num_chains: int, monkeypatch: pytest.MonkeyPatch) -> Non
         shrunken_means_moments(MEANS_DATA + 2, 2.5),
         min_ess=100,
     )
-    # Initialisation looks at the model on every run, as with NUTS; the loop must not.
+    # Initialization looks at the model on every run, as with NUTS; the loop must not.
     assert counts[0] == counts[1] <= first
 
-    # From a post-warm-up state no initialisation is left: the model is looked at once, for the
+    # From a post-warm-up state no initialization is left: the model is looked at once, for the
     # sites of a draw, as with NUTS where there are deterministic ones.
     mcmc.post_warmup_state = mcmc.last_state
     before = model.calls
@@ -902,11 +902,11 @@ def test_laplace_hierarchies_keep_the_users_sites(capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_latent_scale_takes_the_users_init_params() -> None:
-    """`init_params` name the user's sites, also where these are reparametrised inside."""
+    """`init_params` name the user's sites, also where these are reparameterized inside."""
     init_params = {
         "tau": np.float32(0.0),
         "weights": np.array([0.0, 0.3, 2.0], np.float32),
-        "centre": np.float32(0.0),
+        "center": np.float32(0.0),
         "around": np.zeros(3, np.float32),
         "width": np.float32(0.0),
         "skewed": np.float32(0.2),

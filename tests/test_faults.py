@@ -98,9 +98,9 @@ def test_joint_head_keeps_no_matrix_of_weights() -> None:
     """What the compiled head needs besides its arguments is far from particles squared."""
     number, dim = 2**14, 10
     particles = jax.ShapeDtypeStruct((number, dim), jnp.float32)
-    normaliser = jax.ShapeDtypeStruct((number, 1), jnp.float32)
+    normalizer = jax.ShapeDtypeStruct((number, 1), jnp.float32)
     head = jax.jit(lambda x, z: streamed_attention(x, x, z, 1.0))
-    memory = head.lower(particles, normaliser).compile().memory_analysis()
+    memory = head.lower(particles, normalizer).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.05 * 4 * number**2
 
 

@@ -14,7 +14,7 @@ import scipy.integrate
 from numpyro_rwpo.paper import splitting_step
 
 GOLDEN = Path(__file__).parents[1] / "benchmarks" / "posteriors" / "golden"
-CENTRES = 2.0 * np.array([[4, -2], [-2, -4], [-4, 2], [2, -4]])
+CENTERS = 2.0 * np.array([[4, -2], [-2, -4], [-4, 2], [2, -4]])
 
 
 def particles_of(seed: int, shape: tuple[int, int]) -> np.ndarray:
@@ -83,10 +83,10 @@ def test_attention_mean_of_the_authors_code(case: str) -> None:
 @pytest.mark.usefixtures("x64")
 def test_iterations_of_the_authors_code() -> None:
     data = np.load(GOLDEN / "mixture_d20.npz")
-    centres = jnp.asarray(np.pad(CENTRES, ((0, 0), (0, 18))))
+    centers = jnp.asarray(np.pad(CENTERS, ((0, 0), (0, 18))))
 
     def f(x: jax.Array) -> jax.Array:
-        return -jax.nn.logsumexp(-jnp.sum((x[None] - centres) ** 2, 1) / 8)
+        return -jax.nn.logsumexp(-jnp.sum((x[None] - centers) ** 2, 1) / 8)
 
     @jax.jit
     def step(x: jax.Array) -> jax.Array:

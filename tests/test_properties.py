@@ -180,7 +180,7 @@ def test_any_pytree_any_precision_any_number_of_particles(
         assert np.isfinite(drawn).all()
 
 
-# ------------------------------------------------------------------- generalised linear models
+# ------------------------------------------------------------------- generalized linear models
 
 
 @MANY
@@ -206,7 +206,7 @@ HARD = [
 
 
 @pytest.mark.parametrize(("family", "n", "p", "correlation", "log_scale", "flaws"), HARD)
-def test_draws_of_generalised_linear_models(
+def test_draws_of_generalized_linear_models(
     family: str, n: int, p: int, correlation: float, log_scale: float, flaws: frozenset[str]
 ) -> None:
     """Stein's identities against double precision; right draws fail once in a thousand runs."""

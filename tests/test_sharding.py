@@ -60,7 +60,7 @@ def two_devices() -> Placement:
     return check_mesh(Mesh(np.array(jax.devices()[:2]), ("particles",)), None)
 
 
-def coupled(x: jax.Array, centring: jax.Array) -> jax.Array:
+def coupled(x: jax.Array, centering: jax.Array) -> jax.Array:
     """Smooth, convex, not normal, infinite where the first coordinate is above 3."""
     return jnp.log(jnp.cosh(x)).sum() + x.sum() ** 2 / 4 - jnp.log(jnp.maximum(3 - x[0], 0.0))
 

@@ -82,7 +82,7 @@ def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
 
 def measure(run: Run, seed: int) -> Measurements:
     """All figures of a run."""
-    posterior = posterior_of(run, centering=round(float(np.mean(run.state.centring))))
+    posterior = posterior_of(run, centering=round(float(np.mean(run.state.centering))))
     posterior = posterior._replace(draws=posterior.draws[:, run.distinct])
     draws, is_finite = _finite_draws(posterior.draws)
     flat = draws.reshape(-1, draws.shape[2])
@@ -155,7 +155,7 @@ def _settings(run: Run, posterior: Posterior, share_of_finite_draws: float) -> R
 def _laplace_sites(run: Run) -> dict[str, str]:
     """How each Laplace site was treated, in words."""
     if run.model is not None:
-        centering = np.asarray(run.state.centring)
+        centering = np.asarray(run.state.centering)
         return describe_laplace_sites(
             run.model, run.model_args, run.model_kwargs, run.nonsmooth, centering, run.priors
         )

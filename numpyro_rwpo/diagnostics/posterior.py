@@ -175,9 +175,9 @@ def model_posterior(
 
 
 def _base_name(name: str, taken: Any) -> str:
-    """What to call the standardised form of a site: as NumPyro does, unless the user does so."""
+    """What to call the standardized form of a site: as NumPyro does, unless the user does so."""
     base = f"{name}_decentered"
-    return f"{name} (standardised)" if base in taken else base
+    return f"{name} (standardized)" if base in taken else base
 
 
 def _model_prior(

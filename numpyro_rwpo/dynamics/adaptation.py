@@ -93,7 +93,7 @@ class Adaptation(NamedTuple):
     """Running estimates of one ensemble. Arrays over flows have one row for each flow on trial.
 
     Attributes:
-        updates: sweeps taken so far in this centring, scalar.
+        updates: sweeps taken so far in this centering, scalar.
         total_updates: sweeps taken so far, scalar.
         chosen: number of the flow that decorrelates most cheaply so far; the same for all chains.
         moments: running moments of the ensemble.

@@ -13,13 +13,13 @@ from numpyro_rwpo.dynamics.state import Buffer, RWPOState, placed_state
 from numpyro_rwpo.model.target import Target
 from numpyro_rwpo.support.control_flow import run_if
 
-# Maps a flat position and a centring to unconstrained values and the log Jacobian of the way back.
+# Maps a flat position and a centering to unconstrained values and the log Jacobian of the way back.
 Emit = Callable[[jax.Array, jax.Array], tuple[Any, jax.Array]]
 
 
 def iterate(state: RWPOState, target: Target, settings: Settings, emit: Emit) -> RWPOState:
     """One NumPyro iteration. During warm-up, which is over by then, it only emits particles."""
-    target = target._replace(centring=state.centring)
+    target = target._replace(centering=state.centering)
     num_particles, num_states = state.buffer.potential.shape
     draw = jnp.mod(state.iteration, num_particles * num_states)
     # The same for all chains, so that it stays a branch where chains are vectorized.
@@ -73,7 +73,7 @@ def emitted(
         return lax.dynamic_index_in_dim(row, number, 0, keepdims=False)
 
     drawn = jax.tree.map(entry, buffer)
-    z, log_jacobian = emit(drawn.particles, state.centring)
+    z, log_jacobian = emit(drawn.particles, state.centering)
     height = drawn.potential / settings.inverse_temperature - log_jacobian
     spent = jnp.where(is_refresh, buffer.num_steps.sum(), 0)
     state = state._replace(

@@ -7,7 +7,7 @@ covariance :math:`\Gamma`, the metric is the geometric mean of :math:`\Sigma` an
 .. math:: M = L^\top \Gamma L = U \operatorname{diag}(m) U^\top, \qquad
           G = L U \operatorname{diag}(m^{-1/2}) U^\top L^\top = A A^\top .
 
-It minimises the Fisher divergence to a Gaussian with that covariance, and for a Gaussian target it
+It minimizes the Fisher divergence to a Gaussian with that covariance, and for a Gaussian target it
 is the inverse precision *whatever the ensemble's covariance is*: m only says how far the ensemble
 is from it (m = 1: equal, m > 1: the ensemble is too wide). The diagonal form is
 ``G_k = sd(x_k) / sd(grad_k)``. In between, :func:`low_rank_preconditioner` puts all coordinates in
@@ -63,9 +63,9 @@ class Preconditioner(NamedTuple):
     spectrum: jax.Array
 
 
-def _covariance(centred: jax.Array, dense: bool) -> jax.Array:
-    count = max(centred.shape[0] - 1, 1)
-    return centred.T @ centred / count if dense else (centred**2).sum(0) / count
+def _covariance(centered: jax.Array, dense: bool) -> jax.Array:
+    count = max(centered.shape[0] - 1, 1)
+    return centered.T @ centered / count if dense else (centered**2).sum(0) / count
 
 
 def _winsorize(x: jax.Array) -> jax.Array:
@@ -140,7 +140,7 @@ def _diagonal(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _dense(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Factor and inverse, (dim, dim), and spectrum, (dim,)."""
-    # Standardised coordinates: eigenvalues must not see the units of the parameters.
+    # Standardized coordinates: eigenvalues must not see the units of the parameters.
     scale = jnp.sqrt(_positive(jnp.diagonal(moments.covariance)))
     correlation = moments.covariance / jnp.outer(scale, scale)
     # L is a symmetric root: on CPUs a triangular solve with the Cholesky factor takes longer than

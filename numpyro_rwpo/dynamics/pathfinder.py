@@ -12,7 +12,7 @@ The inverse Hessian stays a product of rank-one factors (Brodlie, Gourlay and Gr
           z = b / \sqrt{s^\top y\, s^\top b} - y / s^\top y,
 
 which is the BFGS update. A draw from :math:`N(0, H)` is the factors applied to white noise, the
-determinant grows by :math:`s^\top b / s^\top y`, and no matrix is ever factorised.
+determinant grows by :math:`s^\top b / s^\top y`, and no matrix is ever factorized.
 """
 
 import math
@@ -233,11 +233,11 @@ def quasi_newton_start(
         particles: random starting positions (num_particles, dim), of which the first few start the
             paths.
         target: the posterior. Where it has Laplace sites with latent scales, every other path
-            uses the other centring.
+            uses the other centering.
 
     Returns:
         Particles of the same shape, not evaluated, shared among the paths in proportion to their
-        estimated evidence (``particles`` themselves where no path got anywhere), the centring with
+        estimated evidence (``particles`` themselves where no path got anywhere), the centering with
         more evidence, scalar, and what it cost.
     """
     # Flat, as XLA takes several times as long to compile random numbers of two axes.
@@ -264,7 +264,7 @@ class _Round(NamedTuple):
         descent: where the paths are.
         best: their best normal approximations.
         placed: particles drawn so far, (num_particles, dim).
-        chosen: the centring, scalar.
+        chosen: the centering, scalar.
     """
 
     which: jax.Array
@@ -282,7 +282,7 @@ class Approximations(NamedTuple):
     Attributes:
         best: normal approximations.
         history: their inverse Hessians.
-        bound: evidence lower bound, -inf for paths of the other centring, (num_paths,).
+        bound: evidence lower bound, -inf for paths of the other centering, (num_paths,).
     """
 
     best: Best
@@ -299,16 +299,16 @@ def _draws_from(noise: jax.Array, approximations: Approximations) -> jax.Array:
 def _follow_paths(
     noise: jax.Array, particles: jax.Array, target: Target
 ) -> tuple[jax.Array, jax.Array, jax.Array, Approximations, Cost]:
-    """Whether a path got anywhere, as many draws as noise, the centring, what they are from."""
+    """Whether a path got anywhere, as many draws as noise, the centering, what they are from."""
     num_particles, dim = particles.shape
     placement = target.placement
     num_paths = min(NUM_PATHS, num_particles)
     length = NUM_ROUNDS * EVALUATIONS_PER_ROUND
     dtype = particles.dtype
-    centring = jnp.zeros(num_paths)
+    centering = jnp.zeros(num_paths)
     if target.is_rewritten is not None:
-        centring = jnp.arange(num_paths) % 2.0
-    smoothed = _smoothed_potential(target._replace(centring=centring))
+        centering = jnp.arange(num_paths) % 2.0
+    smoothed = _smoothed_potential(target._replace(centering=centering))
 
     history = History(
         steps=jnp.zeros((num_paths, length, dim), dtype),
@@ -334,21 +334,21 @@ def _follow_paths(
         log_det=jnp.zeros(num_paths, dtype),
     )
 
-    has_centrings = target.is_rewritten is not None
+    has_centerings = target.is_rewritten is not None
     num_draws = min(NUM_DRAWS, num_particles)
     every_path = jnp.arange(num_draws) % num_paths
 
     def one_round(round_: _Round) -> _Round:
         """Descend and compare; after the last comparison, draw the particles block by block.
 
-        Between the two, where there is a choice of centring, the best path of each is judged once
+        Between the two, where there is a choice of centering, the best path of each is judged once
         more, by draws that had no part in making it the best. These draws and the final ones take
         further rounds, so that draws and the gradient behind them are compiled in one place.
         """
         i, _, stalled, descent, best, placed, chosen = round_
         is_last = i >= NUM_ROUNDS
-        is_duel = (i == NUM_ROUNDS) & has_centrings
-        block = jnp.maximum(i - NUM_ROUNDS - has_centrings, 0)
+        is_duel = (i == NUM_ROUNDS) & has_centerings
+        block = jnp.maximum(i - NUM_ROUNDS - has_centerings, 0)
         row = (block * num_draws + jnp.arange(num_draws)) % num_particles
         descent = lax.fori_loop(
             0,
@@ -356,9 +356,9 @@ def _follow_paths(
             lambda _, d: _descend(d, smoothed),
             descent,
         )
-        final_path = _share_out(jnp.where(centring == chosen, best.bound, -jnp.inf), num_particles)
-        of_centring = centring[None] == jnp.arange(2)[:, None]
-        rivals = jnp.argmax(jnp.where(of_centring, best.bound[None], -jnp.inf), 1)
+        final_path = _share_out(jnp.where(centering == chosen, best.bound, -jnp.inf), num_particles)
+        of_centering = centering[None] == jnp.arange(2)[:, None]
+        rivals = jnp.argmax(jnp.where(of_centering, best.bound[None], -jnp.inf), 1)
         # A path is judged by every eighth draw, an odd one by odd draws: the rivals change sides.
         rival_path = rivals[(jnp.arange(num_draws) + 1) % 2]
         path = jnp.where(is_last, jnp.where(is_duel, rival_path, final_path[row]), every_path)
@@ -370,7 +370,7 @@ def _follow_paths(
         )
         source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
         draws = _draws(white, path, source, history)
-        drawn = target._replace(centring=centring[path])
+        drawn = target._replace(centering=centering[path])
         value = drawn.value_and_grad(draws)[0] + drawn.prior_potential(draws)
         # Less the draws' own energy, whose mean is the same for all: what is left is constant
         # where the approximation is right, so few draws tell good paths from bad ones.
@@ -385,7 +385,7 @@ def _follow_paths(
         judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
         # All chains choose together: coordinates of different meaning could not be compared.
         judged = target.placement.chain_mean(judged)
-        chosen = jnp.where(is_duel, centring[rivals[jnp.argmax(judged)]], chosen)
+        chosen = jnp.where(is_duel, centering[rivals[jnp.argmax(judged)]], chosen)
         here = here._replace(bound=jnp.where(is_last, -jnp.inf, bound))
         better = _keep_better(best, here)
         # The paths of all chains end together, so that the rounds stay the same for all.
@@ -403,20 +403,20 @@ def _follow_paths(
             chosen,
         )
 
-    num_rounds = NUM_ROUNDS + has_centrings + math.ceil(num_particles / num_draws)
+    num_rounds = NUM_ROUNDS + has_centerings + math.ceil(num_particles / num_draws)
     zero = jnp.zeros((), int)
     last = lax.while_loop(
         lambda round_: round_.which < num_rounds,
         one_round,
-        _Round(zero, zero, zero, descent, best, particles, centring[0]),
+        _Round(zero, zero, zero, descent, best, particles, centering[0]),
     )
-    num_descents = last.number - has_centrings - math.ceil(num_particles / num_draws)
+    num_descents = last.number - has_centerings - math.ceil(num_particles / num_draws)
     cost = Cost(
         num_descents * num_paths * EVALUATIONS_PER_ROUND + last.number * num_draws,
         num_descents * EVALUATIONS_PER_ROUND + last.number,
     )
     best, chosen = last.best, last.chosen
     found = jnp.any(jnp.isfinite(best.bound))
-    bound = jnp.where(centring == chosen, best.bound, -jnp.inf)
+    bound = jnp.where(centering == chosen, best.bound, -jnp.inf)
     approximations = Approximations(best, last.descent.history, bound)
     return found, last.placed, chosen, approximations, cost

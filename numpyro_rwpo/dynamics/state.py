@@ -96,7 +96,7 @@ class RWPOState(NamedTuple):
         num_gradients: gradient evaluations of the whole ensemble since the start, warm-up included.
         step_size: leapfrog step size, whitened units.
         rng_key: random key; each refresh folds its iteration into it.
-        centring: parametrization of Laplace sites with latent scales, see
+        centering: parameterization of Laplace sites with latent scales, see
             :mod:`numpyro_rwpo.model.laplace_sites`.
         ensemble: the particles, evaluated.
         move: frozen tuning.
@@ -114,7 +114,7 @@ class RWPOState(NamedTuple):
     num_gradients: jax.Array
     step_size: jax.Array
     rng_key: jax.Array
-    centring: jax.Array
+    centering: jax.Array
     ensemble: Ensemble
     move: HamiltonianMove | TreeMove
     buffer: Buffer
@@ -169,14 +169,14 @@ class Ready(NamedTuple):
     Attributes:
         ensemble: evaluated particles.
         potential: the whole potential at them, (num_particles,).
-        centring: parametrization of Laplace sites with latent scales.
+        centering: parameterization of Laplace sites with latent scales.
         move: frozen tuning.
         warm_up: what warm-up did.
     """
 
     ensemble: Ensemble
     potential: jax.Array
-    centring: jax.Array
+    centering: jax.Array
     move: HamiltonianMove | TreeMove
     warm_up: WarmUpReport
 
@@ -195,7 +195,7 @@ def after_warm_up(warm: WarmUp, number: int) -> Ready:
         disagreement=adaptation.disagreement,
         correlation=adaptation.correlation[..., number, :].max(-1),
     )
-    return Ready(warm.ensemble, warm.potential, warm.centring, warm.moves[number], report)
+    return Ready(warm.ensemble, warm.potential, warm.centering, warm.moves[number], report)
 
 
 def after_trees(ready: Ready, trees: TreeWarmUp) -> Ready:
@@ -206,7 +206,7 @@ def after_trees(ready: Ready, trees: TreeWarmUp) -> Ready:
         num_gradients=ready.warm_up.num_gradients + trees.num_gradients,
         num_rows=ready.warm_up.num_rows + trees.num_rows,
     )
-    return Ready(trees.ensemble, trees.potential, trees.centring, trees.move, report)
+    return Ready(trees.ensemble, trees.potential, trees.centering, trees.move, report)
 
 
 def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states: int) -> RWPOState:
@@ -242,7 +242,7 @@ def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states:
         num_gradients=ready.warm_up.num_gradients,
         step_size=ready.move.step_size,
         rng_key=rng_key,
-        centring=ready.centring,
+        centering=ready.centering,
         ensemble=ready.ensemble,
         move=ready.move,
         buffer=buffer,

@@ -135,7 +135,7 @@ class TreeWarmUp(NamedTuple):
     Attributes:
         ensemble: evaluated particles.
         potential: the whole potential at them, (num_particles,).
-        centring: parametrization of Laplace sites with latent scales.
+        centering: parameterization of Laplace sites with latent scales.
         move: with the step size as adapted so far.
         log_step_mean: running mean of the log step size, scalar.
         window: moments of the particles over the updates of this window.
@@ -146,7 +146,7 @@ class TreeWarmUp(NamedTuple):
 
     ensemble: Ensemble
     potential: jax.Array
-    centring: jax.Array
+    centering: jax.Array
     move: TreeMove
     log_step_mean: jax.Array
     window: Window
@@ -204,7 +204,7 @@ def warm_up_trees(
         return TreeWarmUp(
             ensemble,
             potential(ensemble, target),
-            state.centring,
+            state.centering,
             TreeMove(ExactFlow(scale), jnp.exp(log_step)),
             log_step_mean,
             jax.tree.map(lambda x: x * keep, window),
@@ -217,7 +217,7 @@ def warm_up_trees(
     start = TreeWarmUp(
         ensemble,
         potential(ensemble, target),
-        target.centring,
+        target.centering,
         TreeMove(ExactFlow(jnp.ones(dim, dtype)), jnp.full((), FIRST_STEP, dtype)),
         jnp.full((), math.log(FIRST_STEP), dtype),
         Window(jnp.zeros((), dtype), jnp.zeros(dim, dtype), jnp.zeros(dim, dtype)),

@@ -24,7 +24,7 @@ from numpyro_rwpo.dynamics.adaptation import (
     learn_moments,
     make_move,
 )
-from numpyro_rwpo.dynamics.centring import log_determinant, recentred
+from numpyro_rwpo.dynamics.centering import log_determinant, recentered
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
@@ -41,7 +41,7 @@ from numpyro_rwpo.model.target import Target
 # Standard deviation of the particles around a start that the user chose, unconstrained units: the
 # ensemble needs some extent, and the start is to be kept.
 BALL = 0.1
-# The centring is looked at again after the placement and after this many updates, twice: ensembles
+# The centering is looked at again after the placement and after this many updates, twice: ensembles
 # that have not spread out yet say little about it.
 SEGMENT, NUM_SEGMENTS = 12, 3
 
@@ -51,13 +51,13 @@ class Placed(NamedTuple):
 
     Attributes:
         ensemble: evaluated particles.
-        centring: parametrization of sites with latent scales.
+        centering: parameterization of sites with latent scales.
         progress: of the transport.
         adaptation: holds the moments.
     """
 
     ensemble: Ensemble
-    centring: jax.Array
+    centering: jax.Array
     progress: Progress
     adaptation: Adaptation
 
@@ -86,7 +86,7 @@ class WarmUp(NamedTuple):
     Attributes:
         ensemble: evaluated particles.
         potential: the whole potential at them, (num_particles,).
-        centring: parametrization of sites with latent scales.
+        centering: parameterization of sites with latent scales.
         adaptation: what was learned.
         moves: one for each flow on trial.
         placement: where the ensemble came from; its costs are those of all of warm-up.
@@ -94,7 +94,7 @@ class WarmUp(NamedTuple):
 
     ensemble: Ensemble
     potential: jax.Array
-    centring: jax.Array
+    centering: jax.Array
     adaptation: Adaptation
     moves: tuple[HamiltonianMove, ...]
     placement: Placement
@@ -121,7 +121,7 @@ def _placed(particles: jax.Array, target: Target, settings: Settings) -> Placed:
     dim, dtype = particles.shape[1], particles.dtype
     ensemble = evaluate(particles, target)
     adaptation = learn_moments(initial_adaptation(dim, dtype, settings), ensemble, target)
-    return Placed(ensemble, target.centring, initial_progress(dtype), adaptation)
+    return Placed(ensemble, target.centering, initial_progress(dtype), adaptation)
 
 
 def _transported(placed: Placed, target: Target, settings: Settings, numbers: Numbers) -> Placed:
@@ -139,19 +139,19 @@ def _transported(placed: Placed, target: Target, settings: Settings, numbers: Nu
     moved = jnp.where(jnp.isfinite(moved).all(1, keepdims=True), moved, old)
     ensemble = evaluate(moved, target)
     adaptation = learn_moments(placed.adaptation, ensemble, target)
-    return Placed(ensemble, placed.centring, progress, adaptation)
+    return Placed(ensemble, placed.centering, progress, adaptation)
 
 
 def _transport(
     particles: jax.Array,
-    centring: jax.Array,
+    centering: jax.Array,
     target: Target,
     settings: Settings,
     numbers: Numbers,
     most: int,
 ) -> Placed:
     """Evaluate particles and let them flow until they are at rest, at most ``most`` steps."""
-    target = target._replace(centring=centring)
+    target = target._replace(centering=centering)
     return lax.while_loop(
         lambda p: (p.progress.steps < most) & ~is_at_rest(p.progress, settings.corrected),
         lambda p: _transported(p, target, settings, numbers),
@@ -191,7 +191,7 @@ def _evidence(placed: Placed, target: Target) -> jax.Array:
     covariance = placed.adaptation.moments.covariance
     log_det = log_determinant(covariance)
     # The median stands for the mean: a single particle on a wall must not decide.
-    height = jnp.median(potential(placed.ensemble, target._replace(centring=placed.centring)))
+    height = jnp.median(potential(placed.ensemble, target._replace(centering=placed.centering)))
     bound = log_det / 2 - height
     return jnp.where(jnp.isfinite(bound), bound, -jnp.inf)
 
@@ -210,16 +210,16 @@ def place(
         # Attention of one mode would carry particles out of several.
         most = 0 if settings.corrected else most
         draws = target.placement.rows(target.proposal.sample(key_start, num_particles))
-        placed = _transport(draws, target.centring, target, settings, numbers, most)
+        placed = _transport(draws, target.centering, target, settings, numbers, most)
         rows = 1 + placed.progress.steps
         none = jnp.full(2, jnp.nan, start.dtype)
         return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows)
-    descent, centring, cost = quasi_newton_start(key_start, plain, target)
+    descent, centering, cost = quasi_newton_start(key_start, plain, target)
 
     def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
         return _transport(start[0], start[1], target, settings, numbers, most)
 
-    starts = jnp.stack([descent, plain]), jnp.stack([centring, centring])
+    starts = jnp.stack([descent, plain]), jnp.stack([centering, centering])
     # One after the other: side by side they would both take as many steps as the slower one.
     found = lax.map(transported, starts)
     evidence = jax.vmap(lambda p: _evidence(p, target))(found)
@@ -250,15 +250,15 @@ def warm_up(
     key_place, key_adapt = random.split(rng_key)
     placement = place(key_place, start, target, settings, numbers)
     placed = placement.placed
-    ensemble, adaptation, centring = placed.ensemble, placed.adaptation, placed.centring
+    ensemble, adaptation, centering = placed.ensemble, placed.adaptation, placed.centering
     if settings.corrected:
-        ensemble, adaptation, centring = _adapted(key_adapt, placed, target, settings, numbers)
-    target = target._replace(centring=centring)
+        ensemble, adaptation, centering = _adapted(key_adapt, placed, target, settings, numbers)
+    target = target._replace(centering=centering)
     num_steps = adaptation.num_steps
     return WarmUp(
         ensemble=ensemble,
         potential=potential(ensemble, target),
-        centring=centring,
+        centering=centering,
         adaptation=adaptation,
         moves=tuple(
             make_move(name, number, adaptation, target)
@@ -274,7 +274,7 @@ def warm_up(
 def _adapted(
     rng_key: jax.Array, placed: Placed, target: Target, settings: Settings, numbers: Numbers
 ) -> tuple[Ensemble, Adaptation, jax.Array]:
-    """The ensemble when its moves are steady, what was learned, and the centring."""
+    """The ensemble when its moves are steady, what was learned, and the centering."""
 
     def update(carry: tuple[Ensemble, Adaptation], target: Target) -> tuple[Ensemble, Adaptation]:
         key = random.fold_in(rng_key, carry[1].total_updates)
@@ -291,10 +291,10 @@ def _adapted(
     Carry = tuple[Ensemble, Adaptation, jax.Array]
 
     def segment(number: jax.Array, carry: Carry) -> Carry:
-        ensemble, adaptation, centring = carry
-        here = target._replace(centring=centring)
-        particles, centring, is_new = recentred(ensemble.particles, here, settings.dense)
-        here = target._replace(centring=centring)
+        ensemble, adaptation, centering = carry
+        here = target._replace(centering=centering)
+        particles, centering, is_new = recentered(ensemble.particles, here, settings.dense)
+        here = target._replace(centering=centering)
         anew = _placed(particles, here, settings)
         # What was learned in other coordinates is of no use; what was spent is spent.
         again = anew.adaptation._replace(
@@ -307,10 +307,12 @@ def _adapted(
         )
         is_last = number == NUM_SEGMENTS - 1
         limit = jnp.where(is_last, settings.num_warmup, SEGMENT)
-        return *until(limit, (ensemble, adaptation), here), centring
+        return *until(limit, (ensemble, adaptation), here), centering
 
-    start = placed.ensemble, placed.adaptation, placed.centring
-    if target.recentre is None or target.proposal is not None:
+    start = placed.ensemble, placed.adaptation, placed.centering
+    if target.recenter is None or target.proposal is not None:
         limit = jnp.asarray(settings.num_warmup)
-        return *until(limit, start[:2], target._replace(centring=placed.centring)), placed.centring
+        return *until(
+            limit, start[:2], target._replace(centering=placed.centering)
+        ), placed.centering
     return lax.fori_loop(0, NUM_SEGMENTS, segment, start)

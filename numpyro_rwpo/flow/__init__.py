@@ -20,7 +20,7 @@ from numpyro_rwpo.flow.losses import (
     EnergyDistance,
     ForwardKL,
     MaximumLikelihood,
-    Regularised,
+    Regularized,
     ReverseKL,
     energy_distance,
 )
@@ -37,7 +37,7 @@ __all__ = [
     "MaximumLikelihood",
     "NeuralODEFlow",
     "ProximalDistribution",
-    "Regularised",
+    "Regularized",
     "ReverseKL",
     "SparseTransformerFlow",
     "TrainingResult",

@@ -31,7 +31,7 @@ def check_weight(name: str, value: Any) -> None:
 
 
 def check_layer_choice(attention: Any, learn: Iterable[str], learnable: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` unless head and learnt quantities are known ones."""
+    """Raise ``ValueError`` unless head and learned quantities are known ones."""
     check_choice("attention", attention, tuple(BUILT_IN_HEADS))
     if isinstance(learn, str) or not set(learn) <= set(learnable):
         raise ValueError(f"`learn` must be a tuple of names among {learnable}; got {learn!r}.")

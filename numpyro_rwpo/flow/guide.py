@@ -135,7 +135,7 @@ class AutoSparseTransformer(AutoContinuous):
             self.latent_dim,
             **self._sizes,
             rate=flat(lambda site: 0.5 * (site.rate_left + site.rate_right)),
-            centre=flat(lambda site: site.location),
+            center=flat(lambda site: site.location),
             location=self._init_latent,
             scale=self._init_scale,
             rng_key=numpyro.prng_key(),

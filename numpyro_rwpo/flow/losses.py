@@ -40,7 +40,7 @@ Loss = Callable[[Any, jax.Array, jax.Array | None], jax.Array]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regularised:
+class Regularized:
     """The regularizers that all losses add.
 
     Attributes:
@@ -66,10 +66,10 @@ class Regularised:
 
 
 @dataclass(frozen=True)
-class MaximumLikelihood(Regularised):
+class MaximumLikelihood(Regularized):
     """Minus the mean log density of the batch, plus the regularizers.
 
-    The weights, and the errors they raise, are those of :class:`Regularised`.
+    The weights, and the errors they raise, are those of :class:`Regularized`.
     """
 
     def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None) -> jax.Array:
@@ -79,7 +79,7 @@ class MaximumLikelihood(Regularised):
 
 
 @dataclass(frozen=True)
-class EnergyDistance(Regularised):
+class EnergyDistance(Regularized):
     r"""Energy distance between the batch and the same number of draws, plus the regularizers.
 
     This is :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely and Rizzo 2013), where each mean is
@@ -87,7 +87,7 @@ class EnergyDistance(Regularised):
     no density, and is therefore also suitable for data that have none, such as coordinates that are
     often exactly 0.
 
-    The weights, and the errors they raise, are those of :class:`Regularised`.
+    The weights, and the errors they raise, are those of :class:`Regularized`.
     """
 
     def __call__(self, flow: Flow, rng_key: jax.Array, data: jax.Array | None) -> jax.Array:
@@ -98,7 +98,7 @@ class EnergyDistance(Regularised):
 
 
 @dataclass(frozen=True)
-class DensityLoss(Regularised):
+class DensityLoss(Regularized):
     """Base class of the losses that train a flow from a density.
 
     Attributes:

@@ -165,7 +165,9 @@ class NeuralODEFlow(eqx.Module):
             rng_key: A random key; may be ``None`` with the exact trace.
             x: Data.
         """
-        z, gain, costs = self._follow(rng_key, (x - self.location[None]) / self.scale[None], 1.0, 0.0)
+        z, gain, costs = self._follow(
+            rng_key, (x - self.location[None]) / self.scale[None], 1.0, 0.0
+        )
         return self._base_log_prob(z) + gain, jax.tree.map(jnp.negative, costs)
 
     def sample_and_costs(

@@ -85,7 +85,7 @@ class SparseTransformerFlow(eqx.Module):
         depth: Number of residual layers of the network.
         location: Mean of the base distribution, scalar or (dim,).
         scale: Standard deviation of the base distribution, > 0, scalar or (dim,).
-        centre: Kink of the L1 prior, scalar or (dim,).
+        center: Kink of the L1 prior, scalar or (dim,).
         learn: What is trained besides the network: any of ``"rate"``, ``"prox_time"``,
             ``"step_size"`` and ``"base"`` (location and scale).
         rng_key: Random key for the weights of the network and the base ensemble.
@@ -111,7 +111,7 @@ class SparseTransformerFlow(eqx.Module):
     noise: jax.Array
     _location: jax.Array
     _log_scale: jax.Array
-    _centre: jax.Array
+    _center: jax.Array
     _log_rate: jax.Array
     _log_prox_time: jax.Array
     _log_step_size: jax.Array
@@ -132,7 +132,7 @@ class SparseTransformerFlow(eqx.Module):
         depth: int = 1,
         location: ArrayLike = 0.0,
         scale: ArrayLike = 1.0,
-        centre: ArrayLike = 0.0,
+        center: ArrayLike = 0.0,
         learn: Iterable[str] = ("rate", "prox_time", "base"),
         rng_key: jax.Array,
     ) -> None:
@@ -148,12 +148,12 @@ class SparseTransformerFlow(eqx.Module):
             if prox_time is None
             else checked_row("prox_time", prox_time, dim, is_positive=True)
         )
-        prior = laplace_prior(rate, centre)
+        prior = laplace_prior(rate, center)
         self.potential = Potential(dim, width, depth, rng_key=key_network)
         self.noise = base_points(key_noise, num_particles, dim)
         self._location = jnp.asarray(checked_row("location", location, dim))
         self._log_scale = jnp.asarray(np.log(scale))
-        self._centre = jnp.asarray(checked_row("centre", prior.location, dim))
+        self._center = jnp.asarray(checked_row("center", prior.location, dim))
         with np.errstate(divide="ignore"):  # where the rate is 0
             log_rate = np.log(checked_row("rate", prior.rate_right, dim)) / _GAIN
         self._log_rate = jnp.asarray(log_rate)
@@ -183,7 +183,7 @@ class SparseTransformerFlow(eqx.Module):
     def prior(self) -> LaplacePrior:
         """The L1 prior of the layers, fields (dim,)."""
         rate = jnp.exp(_GAIN * self._if_learned("rate", self._log_rate))
-        return LaplacePrior(lax.stop_gradient(self._centre), rate, rate)
+        return LaplacePrior(lax.stop_gradient(self._center), rate, rate)
 
     @property
     def prox_time(self) -> jax.Array:

@@ -10,7 +10,7 @@ potential times a heat flow, smooth on the scale :math:`s`. The heat flow is eva
 nodes (particles go to the nodes by linear binning, so that all that is asked of them is one
 histogram), carried to a grid four times finer by cubic Hermite interpolation of its logarithm, and
 multiplied by the prior. The fitted density is *piecewise exponential* on that grid, with
-exponential tails. So its normaliser, distribution function, quantiles and score are closed forms
+exponential tails. So its normalizer, distribution function, quantiles and score are closed forms
 that agree with one another exactly, and all of them are kept as logarithms of whichever tail is
 the smaller: float32 is enough on both sides.
 
@@ -90,7 +90,7 @@ class GridDensity(NamedTuple):
         return cell, position - jnp.maximum(cell - 1, 0).astype(position.dtype)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """Normalised log density per coordinate, (..., dim)."""
+        """Normalized log density per coordinate, (..., dim)."""
         cell, distance = self._locate(x)
         slope, spacing = same_rank(_lookup(self.slope, cell), self.spacing)
         return _lookup(self.log_density, cell) + slope * spacing * distance
@@ -313,7 +313,7 @@ def _integrate(
     prior_slope: jax.Array,
     least_decay: jax.Array,
 ) -> GridDensity:
-    """Slopes and masses of the cells, normalised.
+    """Slopes and masses of the cells, normalized.
 
     Args:
         origin: (dim,).

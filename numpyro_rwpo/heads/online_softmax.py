@@ -1,7 +1,7 @@
 r"""Softmax attention among particles without the matrix of weights.
 
 The logits are those of the regularized Wasserstein proximal operator (Han, Osher, Li 2025,
-arXiv:2502.16773): a Gaussian of the distance between query and key, minus the key's log normaliser.
+arXiv:2502.16773): a Gaussian of the distance between query and key, minus the key's log normalizer.
 Keys are read one block at a time, under a running maximum, sum and weighted mean (the "online
 softmax" of Milakov and Gimelshein 2018, arXiv:1805.02867).
 """
@@ -131,7 +131,7 @@ def absorb_blocks(
         new_peak = lax.stop_gradient(jnp.maximum(peak, jnp.max(logits, 1)))
         weights = jnp.exp(logits - new_peak[:, None])
         if is_joint:
-            # The sum as a product with ones: a compiled sum would not be vectorised over exp.
+            # The sum as a product with ones: a compiled sum would not be vectorized over exp.
             with_one = jnp.hstack([keys, jnp.ones((keys.shape[0], 1), keys.dtype)])
             products = jnp.matmul(weights[..., 0], with_one, precision=lax.Precision.HIGHEST)
             moment, mass = products[:, :-1], products[:, -1:]

@@ -37,7 +37,7 @@ class Bound(NamedTuple):
 
     Attributes:
         target: what the moves need of it.
-        emit: maps a flat position and a centring to unconstrained values and the log Jacobian of
+        emit: maps a flat position and a centering to unconstrained values and the log Jacobian of
             the way back.
     """
 
@@ -59,6 +59,6 @@ def bind(
     emit = partial(source.emit, model_args=model_args, model_kwargs=model_kwargs)
     if proposal is not None:
         ravel = partial(source.ravel, model_args=model_args, model_kwargs=model_kwargs)
-        values = partial(emit, centring=target.centring)
+        values = partial(emit, centering=target.centering)
         target = target._replace(proposal=change_coordinates(proposal, dtype, ravel, values))
     return Bound(target, emit)

@@ -21,7 +21,7 @@ def discrete_fault(name: str, site: dict[str, Any]) -> str | None:
     if strategy is None:
         return (
             f"Latent site '{name}' is discrete ({kind}); RWPO moves particles by gradients and "
-            "needs continuous latent sites. Marginalise the site in the model, have it summed out "
+            "needs continuous latent sites. Marginalize the site in the model, have it summed out "
             "(`infer={'enumerate': 'parallel'}`, which needs funsor), or use DiscreteHMCGibbs or "
             "MixedHMC for it."
         )
@@ -34,7 +34,7 @@ def discrete_fault(name: str, site: dict[str, Any]) -> str | None:
         return (
             f"Latent site '{name}' cannot be summed out: the values of a {kind} distribution "
             "cannot be listed. Use a distribution of finite support, such as Categorical, or "
-            "marginalise the site in the model."
+            "marginalize the site in the model."
         )
     return None
 
@@ -46,7 +46,7 @@ def check_funsor(name: str) -> None:
     except ImportError as error:
         raise ImportError(
             f"Latent site '{name}' is to be summed out, which needs the package funsor: run "
-            "`pip install funsor`, or marginalise the site in the model."
+            "`pip install funsor`, or marginalize the site in the model."
         ) from error
 
 

@@ -8,7 +8,7 @@ of other location-scale families, whose scale is latent, as in a hierarchical mo
 is not split off.
 
 Informative data make that parameterization a funnel, and the user's own one nearly normal. The
-*centring* c is therefore an argument of the rewritten model: at 0 the site is a standard one, and
+*centering* c is therefore an argument of the rewritten model: at 0 the site is a standard one, and
 the density of a Laplace site is split off; at 1 it is the user's own site, and its density stays
 with the rest. Which of the two an ensemble uses is decided by evidence when it starts.
 
@@ -92,7 +92,7 @@ class LocationScale(NamedTuple):
 
 
 class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
-    """Rewrite the named sites as location + scale * a standard site at centring 0.
+    """Rewrite the named sites as location + scale * a standard site at centering 0.
 
     NumPyro's ``LocScaleReparam`` samples another site for that, under another name, which can
     collide with one of the user's and passes inner handlers such as ``scope`` twice. Here the site
@@ -103,9 +103,9 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
         sites: what the last call of the model made of each named site.
     """
 
-    def __init__(self, fn: Model, names: Collection[str], centring: Any) -> None:
+    def __init__(self, fn: Model, names: Collection[str], centering: Any) -> None:
         self.names = frozenset(names)
-        self.is_centred = jnp.asarray(centring) > 0
+        self.is_centered = jnp.asarray(centering) > 0
         self.sites: dict[str, LocationScale] = {}
         self._originals: dict[str, Any] = {}
         super().__init__(fn)
@@ -123,15 +123,15 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
         msg["fn"] = self._originals.pop(msg["name"])
         family, base = unwrapped(msg["fn"]), msg["value"]
         location, scale = (jnp.broadcast_to(x, base.shape) for x in (family.loc, family.scale))
-        shift = jnp.where(self.is_centred, 0, location)
-        factor = jnp.where(self.is_centred, 1, scale)
+        shift = jnp.where(self.is_centered, 0, location)
+        factor = jnp.where(self.is_centered, 1, scale)
         msg["value"] = shift + factor * base
         self.sites[msg["name"]] = LocationScale(msg["value"], location, scale)
 
     def _base(self, fn: Any) -> Any:
         family = unwrapped(fn)
-        location = jnp.where(self.is_centred, family.loc, 0)
-        scale = jnp.where(self.is_centred, family.scale, 1)
+        location = jnp.where(self.is_centered, family.loc, 0)
+        scale = jnp.where(self.is_centered, family.scale, 1)
         base = _family_class(family)(**_shape_parameters(family), loc=location, scale=scale)
         return base.expand(fn.shape()).to_event(fn.event_dim)
 
@@ -224,7 +224,7 @@ class LaplaceSplit(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all sites that are split off at centring 0."""
+        """Names of all sites that are split off at centering 0."""
         return self.fixed + tuple(name for name in self.rewritten if name not in self.smooth)
 
     def without(self, names: Collection[str]) -> "LaplaceSplit":
@@ -234,37 +234,37 @@ class LaplaceSplit(NamedTuple):
             rewritten=tuple(name for name in self.rewritten if name not in names),
         )
 
-    def model(self, centring: Any = 0) -> Model:
+    def model(self, centering: Any = 0) -> Model:
         """The model with its sites of latent scale rewritten."""
         if not self.rewritten:
             return self.user_model
-        return standardize(self.user_model, self.rewritten, centring)
+        return standardize(self.user_model, self.rewritten, centering)
 
-    def smooth_model(self, *args: Any, _centring: Any = 0, **kwargs: Any) -> Any:
+    def smooth_model(self, *args: Any, _centering: Any = 0, **kwargs: Any) -> Any:
         """Run the rewritten model without the densities that the prior's closed forms cover."""
         masks: dict[str, Any] = dict.fromkeys(self.fixed, False)
         moved = set(self.rewritten) - self.smooth
-        masks.update(dict.fromkeys(sorted(moved), jnp.asarray(_centring) > 0))
-        return keep_density(self.model(_centring), masks)(*args, **kwargs)
+        masks.update(dict.fromkeys(sorted(moved), jnp.asarray(_centering) > 0))
+        return keep_density(self.model(_centering), masks)(*args, **kwargs)
 
     def potential(
         self,
         values: dict[str, Any],
-        centring: Any,
+        centering: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         *,
         is_smooth_part: bool = False,
     ) -> jax.Array:
         """Minus the log density of the rewritten model's unconstrained values: ()."""
-        model = default_key(self.model(centring))
+        model = default_key(self.model(centering))
         if is_smooth_part:
             model = default_key(self.smooth_model)
-            kwargs = {**kwargs, "_centring": centring}
+            kwargs = {**kwargs, "_centering": centering}
         return marginal_potential(model, values, args, kwargs, self.enumeration_dim)
 
     def site_priors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Prior]:
-        """Priors of all split sites for these model arguments, base sites at centring 0.
+        """Priors of all split sites for these model arguments, base sites at centering 0.
 
         Their parameters are in the sites' shapes. A site whose distribution is of no registered
         kind has none.
@@ -294,35 +294,35 @@ class LaplaceSplit(NamedTuple):
         return shapes
 
     def rewritten_sites(
-        self, values: dict[str, Any], centring: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, values: dict[str, Any], centering: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, LocationScale]:
         """The user's sites that are rewritten, at unconstrained values of the rewritten model."""
-        model = standardize(self.user_model, self.rewritten, centring)
+        model = standardize(self.user_model, self.rewritten, centering)
         trace_at(model, values, args, kwargs)
         return model.sites
 
     def to_user_values(
-        self, values: dict[str, Any], centring: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, values: dict[str, Any], centering: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], jax.Array]:
         """Unconstrained values of the user's sites, and the log Jacobian of the map back."""
-        sites = self.rewritten_sites(values, centring, args, kwargs)
+        sites = self.rewritten_sites(values, centering, args, kwargs)
         log_jacobian = jnp.zeros(())
         for site in sites.values():
-            log_jacobian -= (1 - centring) * jnp.log(site.scale).sum()
+            log_jacobian -= (1 - centering) * jnp.log(site.scale).sum()
         # These sites are real: their constrained values are the unconstrained ones.
         return {**values, **{name: site.value for name, site in sites.items()}}, log_jacobian
 
-    def recentred(
-        self, values: dict[str, Any], centring: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def recentered(
+        self, values: dict[str, Any], centering: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], jax.Array]:
-        """Values of the model rewritten at the other centring, and the sum of its log scales."""
-        sites = self.rewritten_sites(values, centring, args, kwargs)
+        """Values of the model rewritten at the other centering, and the sum of its log scales."""
+        sites = self.rewritten_sites(values, centering, args, kwargs)
         log_scale = jnp.zeros(())
         there = dict(values)
         for name, site in sites.items():
             log_scale += jnp.log(site.scale).sum()
             base = (site.value - site.location) / site.scale
-            there[name] = jnp.where(centring > 0, base, site.value)
+            there[name] = jnp.where(centering > 0, base, site.value)
         return there, log_scale
 
     def from_user_values(

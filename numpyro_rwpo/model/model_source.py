@@ -39,7 +39,7 @@ class ModelSource:
         model: NumPyro model.
         model_args: positional arguments of the model.
         model_kwargs: keyword arguments of the model.
-        init_strategy: NumPyro's per-site initialisation strategy.
+        init_strategy: NumPyro's per-site initialization strategy.
         nonsmooth: ``"auto"``, ``None`` or names of Laplace sites, see
             :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
         refused: names of Laplace sites that are not split off all the same, see
@@ -157,15 +157,15 @@ class ModelSource:
         """Make the target for these model arguments."""
         split = self._split
 
-        def smooth(position: jax.Array, centring: jax.Array) -> jax.Array:
+        def smooth(position: jax.Array, centering: jax.Array) -> jax.Array:
             potential = split.potential(
-                self._values(position), centring, model_args, model_kwargs, is_smooth_part=True
+                self._values(position), centering, model_args, model_kwargs, is_smooth_part=True
             )
             return potential + _idle_potential(position) if self._is_idle else potential
 
-        def recentre(position: jax.Array, centring: jax.Array) -> tuple[jax.Array, jax.Array]:
-            there, log_scale = split.recentred(
-                self._values(position), centring, model_args, model_kwargs
+        def recenter(position: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
+            there, log_scale = split.recentered(
+                self._values(position), centering, model_args, model_kwargs
             )
             return self._position(there), log_scale
 
@@ -178,20 +178,20 @@ class ModelSource:
         if self.has_prior:
             prior = flat_prior(split.site_priors(model_args, model_kwargs), self._prototype)
         if prior is None:
-            return self._differentiation.target(smooth, prior, is_rewritten, recentre)
-        # What g leaves out of minus the log density: the centrings must differ by nothing else.
+            return self._differentiation.target(smooth, prior, is_rewritten, recenter)
+        # What g leaves out of minus the log density: the centerings must differ by nothing else.
         is_moved = jnp.asarray(self._coordinates_of(set(split.rewritten) - split.smooth))
         log_normalizer = jnp.where(is_moved, prior.log_mass(), 0.0).sum()
 
-        def comparable(position: jax.Array, centring: jax.Array) -> jax.Array:
-            return smooth(position, centring) + jnp.where(centring > 0, 0.0, log_normalizer)
+        def comparable(position: jax.Array, centering: jax.Array) -> jax.Array:
+            return smooth(position, centering) + jnp.where(centering > 0, 0.0, log_normalizer)
 
-        return self._differentiation.target(comparable, prior, is_rewritten, recentre)
+        return self._differentiation.target(comparable, prior, is_rewritten, recenter)
 
     def emit(
         self,
         position: jax.Array,
-        centring: jax.Array,
+        centering: jax.Array,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
     ) -> tuple[Any, jax.Array]:
@@ -202,12 +202,12 @@ class ModelSource:
         if not self._split.rewritten:
             return values, jnp.zeros(())
         with batching_explained():
-            return self._split.to_user_values(values, centring, model_args, model_kwargs)
+            return self._split.to_user_values(values, centering, model_args, model_kwargs)
 
     def ravel(
         self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> jax.Array:
-        """A user's unconstrained values for one chain as a position (dim,) at centring 0."""
+        """A user's unconstrained values for one chain as a position (dim,) at centering 0."""
         values = values_like(values, self._prototype)
         if self._split.rewritten:
             values = self._split.from_user_values(values, model_args, model_kwargs)

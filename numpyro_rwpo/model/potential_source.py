@@ -106,7 +106,7 @@ class PotentialSource:
         """Make the target; a potential function has no model arguments."""
         prior = self._prior
 
-        def smooth(position: jax.Array, centring: jax.Array) -> jax.Array:
+        def smooth(position: jax.Array, centering: jax.Array) -> jax.Array:
             value = self._potential_fn(self._unravel(position))
             return value if prior is None else value - prior.potential(position).sum()
 
@@ -115,7 +115,7 @@ class PotentialSource:
     def emit(
         self,
         position: jax.Array,
-        centring: jax.Array,
+        centering: jax.Array,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
     ) -> tuple[Any, jax.Array]:

@@ -56,7 +56,7 @@ class Source(Protocol):
     def emit(
         self,
         position: jax.Array,
-        centring: jax.Array,
+        centering: jax.Array,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any],
     ) -> tuple[Any, jax.Array]:
@@ -65,7 +65,7 @@ class Source(Protocol):
     def ravel(
         self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> jax.Array:
-        """A user's unconstrained values for one chain as a position (dim,) at centring 0."""
+        """A user's unconstrained values for one chain as a position (dim,) at centering 0."""
 
     def postprocess_fn(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]

@@ -65,7 +65,7 @@ def split_errors(
     Traceable, and the same for all chains, so that it can be part of a larger program.
 
     Returns:
-        The largest relative error of each site that is split off or rewritten, at both centrings,
+        The largest relative error of each site that is split off or rewritten, at both centerings,
         () each: 0 up to rounding.
     """
     if not (split.names or split.rewritten):
@@ -77,8 +77,8 @@ def split_errors(
         known = split_errors(split.without(unknown), args, kwargs)
         return {**known, **dict.fromkeys(unknown, jnp.asarray(jnp.inf))}
 
-    def at(centring: Any) -> dict[str, jax.Array]:
-        return _errors_at(split, priors, values, centring, args, kwargs)
+    def at(centering: Any) -> dict[str, jax.Array]:
+        return _errors_at(split, priors, values, centering, args, kwargs)
 
     if not split.rewritten:
         return at(0)
@@ -104,33 +104,33 @@ def _errors_at(
     split: LaplaceSplit,
     priors: dict[str, Prior],
     values: dict[str, jax.Array],
-    centring: Any,
+    centering: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> dict[str, jax.Array]:
-    sites = split.rewritten_sites(values, centring, args, kwargs)
+    sites = split.rewritten_sites(values, centering, args, kwargs)
     users = {**values, **{name: site.value for name, site in sites.items()}}
     original = _terms(split.user_model, users, args, kwargs)
-    smooth = _terms(split.smooth_model, values, args, {**kwargs, "_centring": centring})
+    smooth = _terms(split.smooth_model, values, args, {**kwargs, "_centering": centering})
     closed = {name: _closed_form(values[name], priors[name], sites.get(name)) for name in priors}
-    is_split = {name: (name in split.fixed) | (centring == 0) for name in priors}
+    is_split = {name: (name in split.fixed) | (centering == 0) for name in priors}
     errors = {
         name: _site_error(original.pop(name), smooth.pop(name), closed[name], is_split[name])
         for name in priors
     }
     for name in sorted(split.smooth):
         errors[name] = _standardized_error(
-            original.pop(name), smooth.pop(name), sites[name], centring == 0
+            original.pop(name), smooth.pop(name), sites[name], centering == 0
         )
     rest = _rest_error(original, smooth)
     if split.enumeration_dim is not None:
         # The discrete sites had one value each. What is sampled is the sum over all of them.
         user_split = split.without(split.names + split.rewritten)
         whole = -user_split.potential(users, 0, args, kwargs)
-        parts = [-split.potential(values, centring, args, kwargs, is_smooth_part=True)]
+        parts = [-split.potential(values, centering, args, kwargs, is_smooth_part=True)]
         parts += [jnp.where(is_split[name], closed[name].log_prob.sum(), 0.0) for name in priors]
         parts += [
-            jnp.where(centring == 0, -jnp.log(sites[name].scale).sum(), 0.0)
+            jnp.where(centering == 0, -jnp.log(sites[name].scale).sum(), 0.0)
             for name in sorted(split.smooth)
         ]
         terms = jnp.stack(parts)
@@ -175,7 +175,7 @@ def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _Clo
 def _site_error(
     original: _Term, smooth: _Term, closed: _ClosedForm, is_split: bool | jax.Array
 ) -> jax.Array:
-    """Of one Laplace site, which is split off or, at centring 1, left as written."""
+    """Of one Laplace site, which is split off or, at centering 1, left as written."""
     if not original.shape == original.expected_shape == closed.log_prob.shape:
         return jnp.asarray(jnp.inf)
     event = tuple(range(len(original.shape) - original.event_dim, len(original.shape)))
@@ -191,7 +191,7 @@ def _site_error(
 def _standardized_error(
     original: _Term, smooth: _Term, site: LocationScale, is_standardized: bool | jax.Array
 ) -> jax.Array:
-    """Of one site that is rewritten at centring 0 without being split off."""
+    """Of one site that is rewritten at centering 0 without being split off."""
     if not original.shape == original.expected_shape == smooth.shape:
         return jnp.asarray(jnp.inf)
     event = tuple(range(len(original.shape) - original.event_dim, len(original.shape)))
@@ -278,7 +278,7 @@ def describe_laplace_sites(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     nonsmooth: Any,
-    centring: Any,
+    centering: Any,
     registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> dict[str, str]:
     """How each latent site of ``model`` of a kind with closed forms was treated, in words.
@@ -288,7 +288,7 @@ def describe_laplace_sites(
         args: its positional arguments.
         kwargs: its keyword arguments.
         nonsmooth: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
-        centring: parametrisation that each chain chose, (chains,).
+        centering: parameterization that each chain chose, (chains,).
         registry: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
     """
     split, refused = checked_split(model, args, kwargs, nonsmooth, registry)
@@ -305,18 +305,18 @@ def describe_laplace_sites(
             and (isinstance(unwrapped(site["fn"]), kinds) or name in split.rewritten)
         ],
     )
-    as_written = sum(int(c > 0) for c in centring)
-    standardised = len(centring) - as_written
+    as_written = sum(int(c > 0) for c in centering)
+    standardized = len(centering) - as_written
 
     def describe(name: str) -> str:
         if name in split.fixed:
             return "known location and scale: split off, closed forms"
         if name in split.smooth:
-            return f"latent scale: standardized in {standardised} of {len(centring)} chains"
+            return f"latent scale: standardized in {standardized} of {len(centering)} chains"
         if name in split.rewritten:
             return (
-                f"latent location or scale: standardised and split off in {standardised} of "
-                f"{len(centring)} chains, left as written in {as_written}"
+                f"latent location or scale: standardized and split off in {standardized} of "
+                f"{len(centering)} chains, left as written in {as_written}"
             )
         if name in refused:
             return (

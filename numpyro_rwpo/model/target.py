@@ -25,7 +25,7 @@ class Proposal(NamedTuple):
 
     Attributes:
         sample: Random key and n to independent draws, (n, dim).
-        log_prob: Positions (n, dim) to their normalised log density, (n,).
+        log_prob: Positions (n, dim) to their normalized log density, (n,).
     """
 
     sample: Callable[[jax.Array, int], jax.Array]
@@ -36,15 +36,15 @@ class Target(NamedTuple):
     """One posterior, bound to its data.
 
     Attributes:
-        smooth: ``beta f`` and its gradient for a batch of positions (n, dim) and centrings (n,):
+        smooth: ``beta f`` and its gradient for a batch of positions (n, dim) and centerings (n,):
             (n,), (n, dim).
-        full_prior: ``beta g`` at centring 0, fields (dim,); ``None`` when no coordinate has a
+        full_prior: ``beta g`` at centering 0, fields (dim,); ``None`` when no coordinate has a
             Laplace prior.
         is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
-        centring: parametrisation of these sites, see :mod:`numpyro_rwpo.model.laplace_sites`: 0 or
+        centering: parameterization of these sites, see :mod:`numpyro_rwpo.model.laplace_sites`: 0 or
             1, scalar, or one for each position that will be given, (n,).
-        recentre: maps positions (n, dim) and their centrings (n,) to the positions in the other
-            centring, and the sum of the log scales (n,); ``None`` without such sites.
+        recenter: maps positions (n, dim) and their centerings (n,) to the positions in the other
+            centering, and the sum of the log scales (n,); ``None`` without such sites.
         placement: devices that share the particles.
         proposal: the user's density near it, ``None`` where there is none.
     """
@@ -52,21 +52,21 @@ class Target(NamedTuple):
     smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     full_prior: Prior | None
     is_rewritten: jax.Array | None
-    centring: jax.Array
-    recentre: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
+    centering: jax.Array
+    recenter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
     placement: Placement = ONE_PLACE
     proposal: Proposal | None = None
 
     def value_and_grad(self, particles: jax.Array) -> tuple[jax.Array, jax.Array]:
         """``beta f`` and its gradient, (n, dim) -> (n,), (n, dim)."""
-        return self.smooth(particles, jnp.broadcast_to(self.centring, particles.shape[:1]))
+        return self.smooth(particles, jnp.broadcast_to(self.centering, particles.shape[:1]))
 
     @property
     def prior(self) -> Prior | None:
-        """``beta g`` in this parametrisation: at centring 1 the rewritten sites are in f."""
+        """``beta g`` in this parameterization: at centering 1 the rewritten sites are in f."""
         if self.full_prior is None or self.is_rewritten is None:
             return self.full_prior
-        rewritten, centered = same_rank(self.is_rewritten, self.centring[..., None] > 0)
+        rewritten, centered = same_rank(self.is_rewritten, self.centering[..., None] > 0)
         return self.full_prior.tempered(~(rewritten & centered))
 
     def prior_potential(self, particles: jax.Array) -> jax.Array:
@@ -133,21 +133,21 @@ class Differentiation(NamedTuple):
         smooth: Callable[[jax.Array, jax.Array], jax.Array],
         prior: Prior | None,
         is_rewritten: jax.Array | None = None,
-        recentre: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
+        recenter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
     ) -> Target:
         """Temper both parts and batch the gradient of the smooth one, (dim,), () -> ()."""
         beta = self.inverse_temperature
 
-        def tempered(position: jax.Array, centring: jax.Array) -> jax.Array:
-            return beta * smooth(position, centring)
+        def tempered(position: jax.Array, centering: jax.Array) -> jax.Array:
+            return beta * smooth(position, centering)
 
-        def forward(position: jax.Array, centring: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return tempered(position, centring), jax.jacfwd(tempered)(position, centring)
+        def forward(position: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return tempered(position, centering), jax.jacfwd(tempered)(position, centering)
 
         one = forward if self.forward_mode else jax.value_and_grad(tempered)
         prior = None if prior is None else prior.tempered(beta)
-        recentre = None if recentre is None else _batched(recentre)
-        return Target(_batched(one), prior, is_rewritten, jnp.zeros(()), recentre)
+        recenter = None if recenter is None else _batched(recenter)
+        return Target(_batched(one), prior, is_rewritten, jnp.zeros(()), recenter)
 
 
 def _batched(one: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,7 +38,7 @@ from numpyro_rwpo.priors.laplace import LaplacePrior
 from numpyro_rwpo.support.sharding import ONE_PLACE
 
 NUM_PARTICLES, DIM = 64, 20
-NORMAL = Differentiation(1.0, False).target(lambda x, centring: 0.5 * x @ x, None)
+NORMAL = Differentiation(1.0, False).target(lambda x, centering: 0.5 * x @ x, None)
 
 
 def make_settings(*flows: str, dense: bool = False, rank: int = 0) -> Settings:
@@ -100,7 +100,7 @@ def test_first_moments_are_the_ensembles_own(dense: bool) -> None:
     scales = 10.0 ** -np.arange(7)
     whitened = np.random.default_rng(0).normal(size=(NUM_PARTICLES, 7))
     target = Differentiation(1.0, False).target(
-        lambda x, centring: 0.5 * ((x / scales) ** 2).sum(), None
+        lambda x, centering: 0.5 * ((x / scales) ** 2).sum(), None
     )
     ensemble = evaluate(jnp.asarray(whitened * scales, jnp.float32), target)
     settings = make_settings("harmonic", dense=dense)
@@ -137,7 +137,7 @@ def test_acceptance_steers_the_step_size(aim: float) -> None:
 def test_the_step_size_follows_every_update(wall: bool, grows: bool) -> None:
     """All accepted, a longer step; all rejected, a shorter one."""
 
-    def smooth(x: jax.Array, centring: jax.Array) -> jax.Array:
+    def smooth(x: jax.Array, centering: jax.Array) -> jax.Array:
         flat = 1e-6 * x @ x
         return jnp.where(jnp.all(x == 0), 0.0, jnp.inf) + flat if wall else flat
 
@@ -162,7 +162,7 @@ def test_the_step_size_follows_every_update(wall: bool, grows: bool) -> None:
 def test_a_step_size_that_diverged_is_not_used_again() -> None:
     """A wall that one particle in a hundred meets lowers the ceiling, not the acceptance."""
 
-    def smooth(x: jax.Array, centring: jax.Array) -> jax.Array:
+    def smooth(x: jax.Array, centering: jax.Array) -> jax.Array:
         return 0.5 * x @ x + jnp.where(x[0] > 2.5, 1e6 * (x[0] - 2.5), 0.0)
 
     def learned(target: Target, updates: int) -> Adaptation:
@@ -183,7 +183,7 @@ def test_a_lost_particle_is_moved_before_the_others_are_judged_by_it() -> None:
     ensemble = normal_ensemble()
     start = initial_adaptation(DIM, jnp.float32, make_settings("exact"))
 
-    def smooth(x: jax.Array, centring: jax.Array) -> jax.Array:
+    def smooth(x: jax.Array, centering: jax.Array) -> jax.Array:
         return 0.5 * x @ x + jnp.where(x[0] > 100, 1e4 * (1 + jnp.sin(1e4 * x[0])), 0.0)
 
     target = Differentiation(1.0, False).target(smooth, None)
@@ -206,7 +206,7 @@ def test_a_steady_ensemble_settles(flows: tuple[str, ...], trial: int) -> None:
     """On a normal density from exact draws: not before the least number, and soon after it."""
     rate = jnp.full(DIM, 0.1)
     target = Differentiation(1.0, False).target(
-        lambda x, centring: 0.5 * x @ x, LaplacePrior(jnp.zeros(DIM), rate, rate)
+        lambda x, centering: 0.5 * x @ x, LaplacePrior(jnp.zeros(DIM), rate, rate)
     )
     settings = make_settings(*flows)
     least = TRIAL_UPDATES * trial + MIN_UPDATES

@@ -41,7 +41,7 @@ def make_target(prior: bool = True) -> Target:
     """Gaussian likelihood times asymmetric Laplace priors on the first two coordinates."""
     precision = jnp.asarray(PRECISION)
 
-    def smooth(x: jax.Array, centring: jax.Array) -> jax.Array:
+    def smooth(x: jax.Array, centering: jax.Array) -> jax.Array:
         return 0.5 * (x - 0.5) @ precision @ (x - 0.5)
 
     rates = LaplacePrior(
@@ -126,7 +126,7 @@ def test_the_priors_own_flow_has_no_energy_error(x64: None) -> None:
     """On the prior alone, kinks and all, however long the step."""
     rate = jnp.array([2.0, 1.0, 4.0])
     target = Differentiation(1.0, False).target(
-        lambda x, centring: 0.0 * x.sum(), LaplacePrior(jnp.zeros(DIM), rate, 2 * rate)
+        lambda x, centering: 0.0 * x.sum(), LaplacePrior(jnp.zeros(DIM), rate, 2 * rate)
     )
     x, p = (random.normal(random.key(k), (200, DIM)) for k in (0, 1))
     end = one_step(target, ExactFlow(jnp.asarray(SCALE)), x, p, 2.0)
@@ -320,7 +320,7 @@ def test_energy_is_that_of_the_state_that_is_kept(step_size: float) -> None:
 
 
 def test_non_finite_potentials_are_rejected_and_flagged() -> None:
-    def smooth(x: jax.Array, centring: jax.Array) -> jax.Array:
+    def smooth(x: jax.Array, centering: jax.Array) -> jax.Array:
         return jnp.where(x[0] > 0.5, jnp.nan, 0.5 * x @ x)
 
     target = Differentiation(1.0, False).target(smooth, None)

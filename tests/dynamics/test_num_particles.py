@@ -9,11 +9,11 @@ from numpyro_rwpo.dynamics.settings import default_num_particles
 from numpyro_rwpo.model.target import Differentiation, has_loop
 
 
-def product(x, centring):
+def product(x, centering):
     return jnp.sum((jnp.ones((5, x.size)) @ x) ** 2)
 
 
-def recursion(x, centring):
+def recursion(x, centering):
     return lax.scan(lambda state, y: (0.5 * state + y, None), 0.0, x)[0] ** 2
 
 

@@ -32,7 +32,7 @@ def gaussian(units):
     precision = jnp.asarray(np.linalg.inv(covariance), jnp.float32)
     mean = rng.normal(size=DIM) * 3
 
-    def smooth(x, centring):
+    def smooth(x, centering):
         z = x / jnp.asarray(units, jnp.float32) - jnp.asarray(mean, jnp.float32)
         return 0.5 * z @ precision @ z
 
@@ -53,11 +53,11 @@ def errors(particles, mean, covariance):
 def test_start_finds_a_gaussian(units):
     smooth, mean, covariance = gaussian(units)
     target = Differentiation(1.0, False).target(smooth, None)
-    particles, centring, cost = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
-        starting_positions()
-    )
+    particles, centering, cost = jax.jit(
+        lambda x: quasi_newton_start(jax.random.key(1), x, target)
+    )(starting_positions())
     mean_error, sd_ratio = errors(particles, mean, covariance)
-    assert mean_error < 0.5 and centring == 0
+    assert mean_error < 0.5 and centering == 0
     if units[0] == 1:  # the paths then end before their last round
         assert 0 < cost.num_rows < NUM_ROUNDS * EVALUATIONS_PER_ROUND
     assert cost.num_gradients > cost.num_rows
@@ -67,7 +67,7 @@ def test_start_finds_a_gaussian(units):
 def test_start_prefers_the_typical_set_to_an_infinite_density():
     """A funnel's density is unbounded where its scale vanishes; no ensemble must go there."""
 
-    def smooth(x, centring):
+    def smooth(x, centering):
         return 0.5 * (x[0] / 3) ** 2 + 0.5 * jnp.exp(-x[0]) * (x[1:] @ x[1:]) + (DIM - 1) / 2 * x[0]
 
     target = Differentiation(1.0, False).target(smooth, None)
@@ -79,7 +79,7 @@ def test_start_prefers_the_typical_set_to_an_infinite_density():
 
 
 def test_start_survives_a_space_that_is_mostly_forbidden():
-    def smooth(x, centring):
+    def smooth(x, centering):
         return jnp.where(jnp.all(jnp.abs(x - 0.5) < 1.0), 0.5 * x @ x, jnp.inf)
 
     target = Differentiation(1.0, False).target(smooth, None)
@@ -89,7 +89,7 @@ def test_start_survives_a_space_that_is_mostly_forbidden():
 
 
 def test_evaluation_moves_particles_off_forbidden_ground():
-    def smooth(x, centring):
+    def smooth(x, centering):
         return jnp.where(x[0] > 0, jnp.nan, 0.5 * x @ x)
 
     target = Differentiation(1.0, False).target(smooth, None)
@@ -125,7 +125,7 @@ def test_transport_reaches_a_product_target(attention, dense):
     rate = jnp.asarray([2.0, 1.0, 4.0, 0.0, 0.0, 0.0])
     prior = LaplacePrior(jnp.zeros(DIM), rate, rate)
 
-    def smooth(x, centring):
+    def smooth(x, centering):
         return 0.5 * jnp.sum(((x[3:] - 1.0) * jnp.array([1.0, 3.0, 0.5])) ** 2)
 
     target = Differentiation(1.0, False).target(smooth, prior)

@@ -58,7 +58,7 @@ def test_trees_learn_scales_and_step_size() -> None:
 
 def disagreements(particles: np.ndarray) -> np.ndarray:
     """Of standard normal ensembles (chains, particles, dim), one for each chain."""
-    target = Differentiation(1.0, False).target(lambda x, centring: 0.5 * x @ x, None)
+    target = Differentiation(1.0, False).target(lambda x, centering: 0.5 * x @ x, None)
 
     def one_chain(x: jax.Array) -> jax.Array:
         pooled = pool_chains(target, "chain")

@@ -119,7 +119,7 @@ def test_particles_in_another_order_move_alike() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["joint", "copula", "marginal"])
-def test_gradients_are_finite_and_reach_everything_learnt(attention: str) -> None:
+def test_gradients_are_finite_and_reach_everything_learned(attention: str) -> None:
     learn = ("rate", "prox_time", "step_size", "base")
     flow = small_flow(2, attention, rate=np.array([1.5, 0.0]), learn=learn)
 
@@ -134,12 +134,12 @@ def test_gradients_are_finite_and_reach_everything_learnt(attention: str) -> Non
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(leaf).all(), name
-        assert (np.abs(leaf).max() > 0) == (name not in (".noise", "._centre")), name
+        assert (np.abs(leaf).max() > 0) == (name not in (".noise", "._center")), name
     assert found._log_rate[1] == 0  # a flat coordinate stays flat
 
 
 @pytest.mark.slow
-def test_what_is_not_learnt_has_no_gradient() -> None:
+def test_what_is_not_learned_has_no_gradient() -> None:
     flow = small_flow(1, learn=())
     found = gradient_of_log_prob(flow, jnp.ones((3, 1)))
     for leaf in (found._log_rate, found._log_prox_time, found._log_step_size, found._location):

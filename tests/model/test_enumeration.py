@@ -162,14 +162,14 @@ def test_density_and_draws_are_those_of_nuts(
     assert (set(split.fixed), set(split.rewritten)) == (set(fixed.split()), set(rewritten.split()))
 
     @jax.jit
-    def evaluate(x: jax.Array, centring: jax.Array) -> tuple[Any, ...]:
+    def evaluate(x: jax.Array, centering: jax.Array) -> tuple[Any, ...]:
         nuts = initialize_model(jax.random.key(0), model, model_args=(data,), dynamic_args=True)
-        at = source.bind((data,), {})._replace(centring=centring)
+        at = source.bind((data,), {})._replace(centering=centering)
         potential = at.value_and_grad(x[None])[0][0] + at.prior_potential(x)
         for name, prior in split.site_priors((data,), {}).items():
             if name in split.fixed:
                 potential += jnp.log(1 / prior.rate_left + 1 / prior.rate_right).sum()
-        values, log_jacobian = source.emit(x, centring, (data,), {})
+        values, log_jacobian = source.emit(x, centering, (data,), {})
         return (
             (potential - log_jacobian, source.postprocess_fn((data,), {})(values)),
             (nuts.potential_fn(data)(values), nuts.postprocess_fn(data)(values)),
@@ -177,8 +177,8 @@ def test_density_and_draws_are_those_of_nuts(
         )
 
     x = jax.random.normal(jax.random.key(1), (source._position(source._prototype).size,))
-    for centring in (0.0, 1.0):
-        ours, theirs, errors = evaluate(x, jnp.asarray(centring))
+    for centering in (0.0, 1.0):
+        ours, theirs, errors = evaluate(x, jnp.asarray(centering))
         assert not refused_sites(errors)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, theirs)
 

@@ -74,7 +74,7 @@ def lasso_with_latent_scale() -> None:
     numpyro.sample("y", dist.Normal(weights, 0.5).to_event(1), obs=jnp.array([1.0, -0.3]))
 
 
-def test_density_in_standardised_coordinates() -> None:
+def test_density_in_standardized_coordinates() -> None:
     """Against the determinant of the change of coordinates, by automatic differentiation."""
     source = ModelSource(
         lasso_with_latent_scale,
@@ -85,7 +85,7 @@ def test_density_in_standardised_coordinates() -> None:
         differentiation=Differentiation(1.0, False),
     )
     to_position = partial(source.ravel, model_args=(), model_kwargs={})
-    to_values = partial(source.emit, centring=jnp.zeros(()), model_args=(), model_kwargs={})
+    to_values = partial(source.emit, centering=jnp.zeros(()), model_args=(), model_kwargs={})
     users = dist.Normal(jnp.array([-0.5, 0.8, -0.2]), 0.4).to_event(1)
     proposal = change_coordinates(users, jnp.float32, to_position, to_values)
     positions = proposal.sample(jax.random.key(0), 20)
@@ -102,7 +102,7 @@ def test_density_in_standardised_coordinates() -> None:
 
 
 @pytest.mark.slow
-def test_posterior_with_standardised_sites() -> None:
+def test_posterior_with_standardized_sites() -> None:
     """A wide proposal, that is only accepted now and then, against the run without one."""
     proposal = dist.Normal(jnp.array([-0.5, 0.5, -0.2]), 0.8).to_event(1)
     options: dict[str, Any] = {"num_warmup": 500, "num_samples": 4000, "num_chains": 4}

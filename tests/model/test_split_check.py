@@ -113,7 +113,7 @@ def deterministic_of_the_base_sites_name() -> None:
 
 
 @handlers.reparam(config={"b": LocScaleReparam(0.5)})
-def reparametrised_by_the_user() -> None:
+def reparameterized_by_the_user() -> None:
     observe(laplace("b", 0.3, latent_scale(), 4))
 
 
@@ -251,7 +251,7 @@ BATCHED_PARAMETERS = (sample_shape_of_events, expanded_twice)
         (net, "", "net/bias net/weight"),
         (site_of_the_base_sites_name, "", "b"),
         (deterministic_of_the_base_sites_name, "", "b"),
-        (reparametrised_by_the_user, "", "b_decentered"),
+        (reparameterized_by_the_user, "", "b_decentered"),
         (read_from_an_inner_trace, "c", "b"),
         (weighted, "", ""),
         (lifted, "b", ""),
@@ -278,7 +278,7 @@ def test_density_and_shapes_of_the_split_model(
     x64: None,
     request: pytest.FixtureRequest,
 ) -> None:
-    """At both centrings, with the constants that the closed forms leave out, and the Jacobians."""
+    """At both centerings, with the constants that the closed forms leave out, and the Jacobians."""
     if model in BATCHED_PARAMETERS:
         request.getfixturevalue("silent_broadcasting")
     source = make_source(model)
@@ -286,21 +286,21 @@ def test_density_and_shapes_of_the_split_model(
     assert (set(split.fixed), set(split.rewritten)) == (set(fixed.split()), set(rewritten.split()))
 
     @jax.jit
-    def evaluate(x: jax.Array, centring: jax.Array) -> tuple[Any, ...]:
-        at = source.bind((), {})._replace(centring=centring)
+    def evaluate(x: jax.Array, centering: jax.Array) -> tuple[Any, ...]:
+        at = source.bind((), {})._replace(centering=centering)
         potential = at.value_and_grad(x[None])[0][0] + at.prior_potential(x)
         for name, prior in split.site_priors((), {}).items():
             if name in split.fixed:
                 potential += jnp.log(1 / prior.rate_left + 1 / prior.rate_right).sum()
-        values, log_jacobian = source.emit(x, centring, (), {})
+        values, log_jacobian = source.emit(x, centering, (), {})
         expected = potential_energy(default_key(model), (), {}, values)
         back = source.emit(source.ravel(values, (), {}), jnp.zeros(()), (), {})[0]
         drawn = source.postprocess_fn((), {})(values)
         return potential - log_jacobian, expected, values, back, drawn, split_errors(split, (), {})
 
-    for centring in (0.0, 1.0):
+    for centering in (0.0, 1.0):
         x = jax.random.normal(jax.random.key(1), (source._position(source._prototype).size,))
-        density, expected, values, back, drawn, errors = evaluate(x, jnp.asarray(centring))
+        density, expected, values, back, drawn, errors = evaluate(x, jnp.asarray(centering))
         np.testing.assert_allclose(density, expected, rtol=1e-10)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), back, values)
         assert not refused_sites(errors)
@@ -450,14 +450,14 @@ def test_check_is_part_of_the_preparation(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_diagnose_has_two_names_for_two_sites() -> None:
-    """The standardised site is called as in NumPyro, unless the user calls another one so."""
+    """The standardized site is called as in NumPyro, unless the user calls another one so."""
     samples = {
         "s": np.ones((2, 4), np.float32),
         "b": np.ones((2, 4, 4), np.float32),
         "b_decentered": np.zeros((2, 4), np.float32),
     }
     names = model_posterior(site_of_the_base_sites_name, (), {}, samples).names
-    assert names[0] == "b (standardised)[0]"
+    assert names[0] == "b (standardized)[0]"
     assert names[4:] == ["b_decentered", "s"]
     names = model_posterior(deterministic_of_the_base_sites_name, (), {}, samples).names
     assert names == ["b_decentered[0]", *(f"b_decentered[{i}]" for i in (1, 2, 3)), "s"]

@@ -1,4 +1,4 @@
-"""One posterior in several guises: both centrings, and the particles of all chains at once."""
+"""One posterior in several guises: both centerings, and the particles of all chains at once."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def skewed_hierarchy(y):
 
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 @pytest.mark.parametrize("model", [hierarchy, skewed_hierarchy])
-def test_both_centrings_have_the_posteriors_density_with_its_constants(model, beta):
-    """The user's joint density, and the same less the Jacobian of the standardised sites."""
+def test_both_centerings_have_the_posteriors_density_with_its_constants(model, beta):
+    """The user's joint density, and the same less the Jacobian of the standardized sites."""
     with jax.enable_x64(True):
         y = jnp.asarray(Y, float)
         source = ModelSource(
@@ -44,9 +44,9 @@ def test_both_centrings_have_the_posteriors_density_with_its_constants(model, be
             differentiation=Differentiation(beta, False),
         )
         target = source.bind((y,), {})
-        for centring in (0.0, 1.0):
-            c = jnp.asarray(centring)
-            at = target._replace(centring=c)
+        for centering in (0.0, 1.0):
+            c = jnp.asarray(centering)
+            at = target._replace(centering=c)
             x = jax.random.normal(jax.random.key(1), (4,))
             potential = at.value_and_grad(x[None])[0][0] + at.prior_potential(x)
             z, log_jacobian = source.emit(x, c, (y,), {})
@@ -57,7 +57,7 @@ def test_both_centrings_have_the_posteriors_density_with_its_constants(model, be
 
 
 def test_pooled_gradient_is_that_of_every_chain():
-    def smooth(x, centring):
+    def smooth(x, centering):
         return jnp.sin(x).sum() + x[0] ** 2
 
     target = Differentiation(1.0, False).target(smooth, None)

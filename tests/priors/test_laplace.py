@@ -28,7 +28,7 @@ CASES = [
     (40.0, 25.0, 0.1, 1.0, 1.0),
     (1e-3, 1e-4, 0.0, 0.5, 1.0),
 ]
-CENTRES = np.array([-4.0, -0.9, -0.4, 0.0, 0.1, 0.6, 1.3, 5.0])
+CENTERS = np.array([-4.0, -0.9, -0.4, 0.0, 0.1, 0.6, 1.3, 5.0])
 EPS32 = float(np.finfo(np.float32).eps)
 
 
@@ -53,7 +53,7 @@ gradient = jax.jit(jax.vmap(jax.grad(log_normalizer)))
 
 def rows(case: tuple[float, ...]) -> np.ndarray:
     left, right, location, prox_time, beta = case
-    return np.array([[y, prox_time, beta, location, left, right] for y in CENTRES])
+    return np.array([[y, prox_time, beta, location, left, right] for y in CENTERS])
 
 
 def build(case: tuple[float, ...]) -> LaplacePrior:
@@ -139,12 +139,12 @@ def test_potential_and_subgradient() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_prox_minimises_its_objective(case: tuple[float, ...], x64: None) -> None:
+def test_prox_minimizes_its_objective(case: tuple[float, ...], x64: None) -> None:
     left, right, location, _, _ = case
     x = np.array([-2.0, -0.05, 0.0, 0.21, 1.5, 4.0])
     for step_size in (0.03, 0.7):
         prox = np.asarray(build(case).prox(x, step_size))
-        for point, minimiser in zip(x, prox, strict=True):
+        for point, minimizer in zip(x, prox, strict=True):
 
             def objective(z: float, x: float = point, step_size: float = step_size) -> float:
                 prior = right * max(z - location, 0) + left * max(location - z, 0)
@@ -157,7 +157,7 @@ def test_prox_minimises_its_objective(case: tuple[float, ...], x64: None) -> Non
                 method="bounded",
                 options={"xatol": 1e-11},
             )
-            assert minimiser == pytest.approx(result.x, abs=1e-7)
+            assert minimizer == pytest.approx(result.x, abs=1e-7)
         moreau_gradient = build(case).moreau_gradient(x, step_size)
         np.testing.assert_allclose(moreau_gradient, (x - prox) / step_size, atol=1e-12)
 
@@ -174,7 +174,7 @@ def test_prox_is_the_kink_exactly_and_moreau_gradient_does_not_cancel() -> None:
 def test_scaled_and_tempered_are_changes_of_variables(x64: None) -> None:
     case = (0.4, 5.0, 1.3, 1.7, 0.6)
     prior, scale, prox_time, beta = build(case), 2.5, case[3], case[4]
-    y = jnp.asarray(CENTRES)
+    y = jnp.asarray(CENTERS)
     np.testing.assert_allclose(prior.scaled(scale).potential(y / scale), prior.potential(y))
     np.testing.assert_allclose(prior.tempered(beta).potential(y), beta * prior.potential(y))
     expected = log_normalizer(rows(case))
@@ -195,13 +195,13 @@ def test_scaled_and_tempered_are_changes_of_variables(x64: None) -> None:
 def test_kernel_against_quadrature(case: tuple[float, ...], x64: None) -> None:
     left, right, location, prox_time, beta = case
     scale = np.sqrt(2 * prox_time / beta)
-    total = np.array([integrate(case, y) for y in CENTRES])
+    total = np.array([integrate(case, y) for y in CENTERS])
     np.testing.assert_allclose(log_normalizer(rows(case)), np.log(total), atol=1e-9)
     # The score of Z, at which attention looks: d/dy log Z = (E[x] - y) / s^2.
-    mean_shift = np.array([integrate(case, y, power=1) for y in CENTRES]) / total
+    mean_shift = np.array([integrate(case, y, power=1) for y in CENTERS]) / total
     np.testing.assert_allclose(gradient(rows(case))[:, 0] * scale**2, mean_shift, atol=1e-9)
 
-    y = CENTRES[:, None]
+    y = CENTERS[:, None]
     x = y + scale * np.array([-4, -1, 0, 1.5, 5])
     x = np.concatenate([x, np.broadcast_to([location, location + 0.3], (len(y), 2))], axis=1)
     log_prob, cdf, survival = kernel(build(case), x, y, prox_time, beta)
@@ -210,9 +210,9 @@ def test_kernel_against_quadrature(case: tuple[float, ...], x64: None) -> None:
     np.testing.assert_allclose(log_prob, exponent - np.log(total)[:, None], atol=1e-9)
     below, above = np.zeros_like(x), np.zeros_like(x)
     for index in np.ndindex(x.shape):
-        centre = CENTRES[index[0]]
-        below[index] = integrate(case, centre, high=x[index]) / total[index[0]]
-        above[index] = integrate(case, centre, low=x[index]) / total[index[0]]
+        center = CENTERS[index[0]]
+        below[index] = integrate(case, center, high=x[index]) / total[index[0]]
+        above[index] = integrate(case, center, low=x[index]) / total[index[0]]
     # The quadrature leaves out what lies beyond 12 s, probabilities around 1e-32.
     np.testing.assert_allclose(cdf, below, rtol=1e-8, atol=1e-30)
     np.testing.assert_allclose(survival, above, rtol=1e-8, atol=1e-30)
@@ -237,7 +237,7 @@ def test_log_normalizer_second_derivative(x64: None) -> None:
 
 
 def test_laplace_approximation(x64: None) -> None:
-    y = jnp.asarray(CENTRES)
+    y = jnp.asarray(CENTERS)
     for case in CASES[1:4]:
         prior, (_, _, _, prox_time, beta) = build(case), case
         prox = prior.prox(y, prox_time)
@@ -257,7 +257,7 @@ def test_laplace_approximation(x64: None) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_cdf_rises_from_zero_to_one(case: tuple[float, ...]) -> None:
     x = np.sort(np.append(np.linspace(-30, 30, 2001), case[2])).astype(np.float32)
-    y = CENTRES.astype(np.float32)[:, None]
+    y = CENTERS.astype(np.float32)[:, None]
     _, cdf, survival = map(np.asarray, kernel(build(case), x, y, *case[3:]))
     assert cdf[:, 0].max() < 1e-12
     assert np.abs(cdf[:, -1] - 1).max() < 4 * EPS32
@@ -266,11 +266,11 @@ def test_cdf_rises_from_zero_to_one(case: tuple[float, ...]) -> None:
 
 
 def extreme_grid() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rates 0 and 1e-6..1e6 on either side, centres 0 and 1e-4..1e4 of either sign, as float32."""
+    """Rates 0 and 1e-6..1e6 on either side, centers 0 and 1e-4..1e4 of either sign, as float32."""
     rates = np.concatenate([[0], np.logspace(-6, 6, 13)])
-    centres = np.logspace(-4, 4, 17)
-    centres = np.concatenate([-centres, [0], centres])
-    grid = np.meshgrid(rates, rates, centres, indexing="ij")
+    centers = np.logspace(-4, 4, 17)
+    centers = np.concatenate([-centers, [0], centers])
+    grid = np.meshgrid(rates, rates, centers, indexing="ij")
     left, right, y = (axis.ravel().astype(np.float32) for axis in grid)
     return left, right, y
 
@@ -342,7 +342,7 @@ def test_log_normalizer_gradients_in_float32_over_twelve_decades() -> None:
     assert error[2].max() < 4 * EPS32  # measured: 1.9
 
 
-@pytest.mark.parametrize("where", ["kink", "beside", "mode", "tail", "centre"])
+@pytest.mark.parametrize("where", ["kink", "beside", "mode", "tail", "center"])
 def test_density_and_tails_in_float32_over_twelve_decades(where: str) -> None:
     left, right, y = extreme_grid()
     alpha_left, alpha_right, u = left.astype(float) / 2, right.astype(float) / 2, y.astype(float)
@@ -353,7 +353,7 @@ def test_density_and_tails_in_float32_over_twelve_decades(where: str) -> None:
         "beside": -width,
         "mode": mode + 0.7 * width,
         "tail": mode + 6 * width,
-        "centre": u,
+        "center": u,
     }[where].astype(np.float32)
 
     single, double = in_both_precisions(distribution_at, left, right, y, x)
@@ -630,9 +630,9 @@ def test_flow_keeps_volume(x64: None) -> None:
 
 
 def test_flow_knows_the_location() -> None:
-    prior, centred = laplace_prior(3.0, 12.0, rate_left=0.5), laplace_prior(3.0, rate_left=0.5)
+    prior, centered = laplace_prior(3.0, 12.0, rate_left=0.5), laplace_prior(3.0, rate_left=0.5)
     x, p = jnp.linspace(-2, 2, 40), jnp.linspace(3, -3, 40)
-    shifted, plain = flow(prior, x + 12, p, 1.7), flow(centred, x, p, 1.7)
+    shifted, plain = flow(prior, x + 12, p, 1.7), flow(centered, x, p, 1.7)
     np.testing.assert_allclose(shifted[0] - 12, plain[0], atol=5e-5)
     np.testing.assert_allclose(shifted[1], plain[1], atol=5e-5)
 

@@ -1,4 +1,4 @@
-r"""The centring of an ensemble: in which coordinates sites with latent scales are moved.
+r"""The centering of an ensemble: in which coordinates sites with latent scales are moved.
 
 A site b = location + scale z can be moved in z or in b (:mod:`numpyro_rwpo.model.laplace_sites`).
 The moves suit normal densities, so the coordinates are better in which the ensemble is closer to
@@ -11,7 +11,7 @@ which takes the particles alone, no gradient. Chains decide together: their coor
 the same meaning.
 
 Reference: Gorinova, Moore and Hoffman (2020), Automatic reparameterisation of probabilistic
-programs, who choose centrings by variational inference.
+programs, who choose centerings by variational inference.
 """
 
 import jax
@@ -20,34 +20,34 @@ import jax.numpy as jnp
 from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.model.target import Target
 
-# Nats by which the ensembles must be closer to normal in the other centring for them to change
+# Nats by which the ensembles must be closer to normal in the other centering for them to change
 # over: less than that is noise of 64 particles.
 CLEARLY = 0.5
 
 
-def recentred(
+def recentered(
     particles: jax.Array, target: Target, dense: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The particles in the centring in which the ensembles of all chains are closest to normal.
+    """The particles in the centering in which the ensembles of all chains are closest to normal.
 
     Args:
-        particles: in the target's centring, (num_particles, dim).
-        target: a posterior with sites that have two centrings.
+        particles: in the target's centering, (num_particles, dim).
+        target: a posterior with sites that have two centerings.
         dense: whether moves know correlations, or variances only.
 
     Returns:
-        Particles, not evaluated where they changed, the centring, scalar, and whether it is new.
+        Particles, not evaluated where they changed, the centering, scalar, and whether it is new.
     """
-    assert target.recentre is not None
-    centring = target.centring
-    there, log_scale = target.recentre(particles, jnp.broadcast_to(centring, particles.shape[:1]))
+    assert target.recenter is not None
+    centering = target.centering
+    there, log_scale = target.recenter(particles, jnp.broadcast_to(centering, particles.shape[:1]))
     # A median, because a single particle far out must not decide.
-    jacobian = jnp.where(centring > 0, -1, 1) * jnp.median(log_scale)
+    jacobian = jnp.where(centering > 0, -1, 1) * jnp.median(log_scale)
     excess = _normal_entropy(there, dense) - _normal_entropy(particles, dense) - jacobian
     is_new = target.placement.chain_mean(excess) < -CLEARLY
     return (
         jnp.where(is_new, there, particles),
-        jnp.where(is_new, 1 - centring, centring),
+        jnp.where(is_new, 1 - centering, centering),
         is_new,
     )
 

@@ -12,7 +12,7 @@ from helpers import run_mcmc
 from jax import random
 
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.dynamics.centring import log_determinant, recentred
+from numpyro_rwpo.dynamics.centering import log_determinant, recentered
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.target import Differentiation, Target
 
@@ -38,7 +38,7 @@ def bound(noise: float | None) -> tuple[ModelSource, Target]:
 
 
 def prior_draws(number: int) -> jax.Array:
-    """Draws of the model without data at centring 0: all coordinates are normal; b first."""
+    """Draws of the model without data at centering 0: all coordinates are normal; b first."""
     return random.normal(random.key(0), (number, 9))
 
 
@@ -46,28 +46,28 @@ def prior_draws(number: int) -> jax.Array:
 def test_a_funnel_is_left_and_a_normal_ensemble_stays(dense: bool) -> None:
     _, target = bound(None)
     normal = prior_draws(64)
-    funnel, log_scale = target.recentre(normal, jnp.zeros(64))
+    funnel, log_scale = target.recenter(normal, jnp.zeros(64))
     np.testing.assert_allclose(log_scale, 8 * normal[:, 8], rtol=1e-5)
     np.testing.assert_allclose(
         funnel[:, :8], 0.5 + jnp.exp(normal[:, 8:]) * normal[:, :8], rtol=1e-5
     )
 
-    stays, centring, is_new = recentred(normal, target, dense)
-    assert (centring, bool(is_new)) == (0, False)
+    stays, centering, is_new = recentered(normal, target, dense)
+    assert (centering, bool(is_new)) == (0, False)
     np.testing.assert_array_equal(stays, normal)
-    back, centring, is_new = recentred(funnel, target._replace(centring=jnp.ones(())), dense)
-    assert (centring, bool(is_new)) == (0, True)
+    back, centering, is_new = recentered(funnel, target._replace(centering=jnp.ones(())), dense)
+    assert (centering, bool(is_new)) == (0, True)
     np.testing.assert_allclose(back, normal, rtol=1e-4, atol=1e-5)
 
 
 def test_what_the_data_know_is_moved_as_written() -> None:
-    """With little noise b is normal, and what stands for it at centring 0 a funnel."""
+    """With little noise b is normal, and what stands for it at centering 0 a funnel."""
     _, target = bound(0.01)
     scale = jnp.exp(random.normal(random.key(1), (64,)))
     b = jnp.linspace(-1.0, 2.0, 8)[None] + 0.01 * random.normal(random.key(2), (64, 8))
     standard = jnp.concatenate([(b - 0.5) / scale[:, None], jnp.log(scale)[:, None]], axis=1)
-    _, centring, is_new = recentred(standard, target, True)
-    assert (centring, bool(is_new)) == (1, True)
+    _, centering, is_new = recentered(standard, target, True)
+    assert (centering, bool(is_new)) == (1, True)
 
 
 def test_log_determinant() -> None:
@@ -78,10 +78,10 @@ def test_log_determinant() -> None:
     assert log_determinant(jnp.ones((2, 2))) == -jnp.inf
 
 
-@pytest.mark.parametrize(("noise", "centring"), [(None, 0), (0.01, 1)])
-def test_chains_of_a_run_choose_it_together(noise: float | None, centring: int) -> None:
+@pytest.mark.parametrize(("noise", "centering"), [(None, 0), (0.01, 1)])
+def test_chains_of_a_run_choose_it_together(noise: float | None, centering: int) -> None:
     mcmc = run_mcmc(RWPO(hierarchy), noise, num_samples=1000, num_chains=2)
-    np.testing.assert_array_equal(mcmc.last_state.centring, centring)
+    np.testing.assert_array_equal(mcmc.last_state.centering, centering)
     log_scale = np.log(np.asarray(mcmc.get_samples()["scale"], np.float64))
     if noise is None:  # the prior; z-scores with 200 effective draws, at least
         assert abs(log_scale.mean()) < 4 / np.sqrt(200)
