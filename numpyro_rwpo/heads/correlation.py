@@ -1,6 +1,6 @@
 r"""Correlations of normal scores, as the Gaussian copula needs them.
 
-With at least as many particles as coordinates the sample correlation, shrunk towards the identity.
+With at least as many particles as coordinates the sample correlation, shrunk toward the identity.
 With fewer, most of its eigenvalues are zero and all others noise but for a few: there it is the
 factor model :math:`R = L L^\top + \operatorname{diag}(\psi)` of those few.
 """
@@ -240,7 +240,7 @@ def _factorized_jvp(
 
 
 def _shrunk_correlation(normal: jax.Array) -> jax.Array:
-    r"""Correlation of (num_particles, dim) normal scores, shrunk towards the identity.
+    r"""Correlation of (num_particles, dim) normal scores, shrunk toward the identity.
 
     The weight on the identity is the one that minimizes the expected squared error, the sum of the
     variances of the correlations over the sum of their squares (Schaefer and Strimmer 2005), with

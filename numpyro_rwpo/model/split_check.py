@@ -168,8 +168,8 @@ def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _Clo
     if site is None:
         return _ClosedForm(log_prob, magnitude)
     log_scale = jnp.log(site.scale)
-    cancelled = slope * (jnp.abs(site.value) + jnp.abs(site.location)) / site.scale
-    return _ClosedForm(log_prob - log_scale, magnitude + jnp.abs(log_scale) + cancelled)
+    canceled = slope * (jnp.abs(site.value) + jnp.abs(site.location)) / site.scale
+    return _ClosedForm(log_prob - log_scale, magnitude + jnp.abs(log_scale) + canceled)
 
 
 def _site_error(

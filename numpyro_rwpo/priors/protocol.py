@@ -133,5 +133,5 @@ class Prior(Protocol):
         """Exact motion of unit masses in the potential, ``H = p^2/2 + potential(x)``.
 
         Returns:
-            Positions and momenta after ``time``; a negative one runs backwards.
+            Positions and momenta after ``time``; a negative one runs backward.
         """

@@ -153,7 +153,7 @@ def test_ranks_under_the_prior_are_uniform(model):
         f"\n{model.__name__}: p-values of {len(p_values)} ranks: {np.round(p_values, 3).tolist()}"
     )
     assert p_values.min() > LEVEL / len(p_values)  # Bonferroni
-    # The same draws, pulled towards their mean or shifted by half a standard deviation, must fail.
+    # The same draws, pulled toward their mean or shifted by half a standard deviation, must fail.
     mean, sd = draws.mean(1, keepdims=True), draws.std(1, keepdims=True)
     for wrong in (mean + 0.7 * (draws - mean), draws + 0.5 * sd):
         spoilt = uniformity(fraction_of_ranks(wrong, truth))

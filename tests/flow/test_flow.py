@@ -172,7 +172,7 @@ def test_pathwise_derivative_is_that_of_the_expectation(attention: str) -> None:
 
 @pytest.mark.slow
 def test_pathwise_derivative_of_a_correlation() -> None:
-    """The mean product of two coordinates, as the particles turn towards each other."""
+    """The mean product of two coordinates, as the particles turn toward each other."""
     base = jax.random.normal(jax.random.key(0), (200, 2))
 
     def draws(mixing: jax.Array) -> jax.Array:

@@ -222,7 +222,7 @@ def test_kernel_against_quadrature(case: tuple[float, ...], x64: None) -> None:
 def test_log_normalizer_derivatives_against_finite_differences(
     case: tuple[float, ...], x64: None
 ) -> None:
-    points = rows(case) + np.array([0, 0, 0, 0, 1e-3, 1e-3])  # room for a step towards rate 0
+    points = rows(case) + np.array([0, 0, 0, 0, 1e-3, 1e-3])  # room for a step toward rate 0
     steps = 1e-5 * np.eye(6)[:, None, :]
     numerical = (log_normalizer(points + steps) - log_normalizer(points - steps)).T / 2e-5
     np.testing.assert_allclose(gradient(points), numerical, rtol=2e-5, atol=2e-6)
