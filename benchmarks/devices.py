@@ -138,7 +138,9 @@ def count(
     mesh = Mesh(np.array(jax.devices()[:num_devices]), ("particles",))
     placement = check_mesh(mesh, None)
     settings = settings_of(num_particles, dim, attention, placement)
-    target = source.bind((), device_kwargs(load_problem(PROBLEM)))._replace(placement=placement)
+    target = (
+        source.bind((), device_kwargs(load_problem(PROBLEM))).target()._replace(placement=placement)
+    )
     program = Program(target, settings)
 
     def placed(shapes: Any, spec: PartitionSpec) -> Any:
@@ -256,7 +258,9 @@ def main() -> None:
             for num_particles in dict.fromkeys((STRONG[attention], WEAK[attention] * number)):
                 print(f"{attention}, {number} devices, {num_particles:,} particles", flush=True)
                 dim = state.ensemble.particles.shape[1]
-                records.append(count(kernel._source, number, num_particles, attention, dim))
+                records.append(
+                    count(kernel._programs.source, number, num_particles, attention, dim)
+                )
     write_json(args.out / "devices.json", {"versions": versions(), "records": records})
     (args.out / "devices.md").write_text(page(records) + "\n")
     print(page(records))

@@ -102,15 +102,15 @@ def transport_of(problem: Problem, num_particles: int) -> Transport:
     kwargs = device_kwargs(problem)
     kernel = RWPO(problem.model, num_particles=num_particles, correction=None)
     state = kernel.init(jax.random.key(0), 0, None, (), kwargs)
-    source, settings = kernel._source, kernel.settings
+    source, settings = kernel._programs.source, kernel.settings
     assert source is not None and settings is not None
-    constrain = kernel.postprocess_fn((), kwargs)
+    bound = source.bind((), kwargs)
 
     def to_sites(position: jax.Array, centering: jax.Array) -> Any:
-        return constrain(source.emit(position, centering, (), kwargs)[0])
+        return bound.constrain(bound.emit(position, centering)[0])
 
     dim = state.ensemble.particles.shape[1]
-    return Transport(source.bind((), kwargs), settings, dim, to_sites)
+    return Transport(bound.target(), settings, dim, to_sites)
 
 
 def measure(name: str, num_particles: int, num_ensembles: int) -> dict[str, Any]:

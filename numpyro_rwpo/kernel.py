@@ -13,7 +13,6 @@ All but the last happen in :meth:`RWPO.init`, as programs of their own
 (:mod:`numpyro_rwpo.dynamics.warmup`): NumPyro's loop compiles no more than it runs.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -27,56 +26,21 @@ from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_rwpo.dynamics.iteration import iterate
+from numpyro_rwpo.arguments import Arguments, check_init_params, checked_arguments
+from numpyro_rwpo.dynamics.choice import choose_move
+from numpyro_rwpo.dynamics.iteration import iterate_chains
 from numpyro_rwpo.dynamics.programs import Programs
-from numpyro_rwpo.dynamics.settings import (
-    Numbers,
-    Settings,
-    default_num_particles,
-    flows_on_trial,
-    metric_form,
-    num_states,
-)
-from numpyro_rwpo.dynamics.state import (
-    STATE_AXES,
-    Ready,
-    RWPOState,
-    after_trees,
-    after_warm_up,
-    has_converged,
-)
-from numpyro_rwpo.dynamics.trees import (
-    MIN_WARMUP,
-    NUM_PARTICLES,
-    TreeMove,
-)
-from numpyro_rwpo.dynamics.warmup import WarmUp, transport_path
+from numpyro_rwpo.dynamics.settings import Settings, numbers_of, resolve_settings
+from numpyro_rwpo.dynamics.state import RWPOState
+from numpyro_rwpo.dynamics.warmup import transport_path
 from numpyro_rwpo.heads.registry import Fit, find_head
-from numpyro_rwpo.model.binding import Bound, bind, different_model, fits
-from numpyro_rwpo.model.checks import explained
-from numpyro_rwpo.model.model_source import ModelSource
-from numpyro_rwpo.model.potential_source import PotentialSource
-from numpyro_rwpo.model.preparation import Preparation, check_preparation
-from numpyro_rwpo.model.prior_registry import PriorRegistry, entry_names, registry_with
-from numpyro_rwpo.model.proposal import (
-    check_proposal,
-    check_proposal_dim,
-    fingerprint,
-)
-from numpyro_rwpo.model.source import Source, layout, start_radius
-from numpyro_rwpo.model.target import Differentiation, has_loop, pool_chains
-from numpyro_rwpo.support.checks import (
-    check_choice,
-    check_init_strategy,
-    check_num_particles,
-    check_range,
-    check_rng_key,
-    check_site_names,
-    check_target,
-)
-from numpyro_rwpo.support.memory import check_memory, check_memory_maps
+from numpyro_rwpo.model.prior_registry import PriorRegistry, registry_with
+from numpyro_rwpo.model.source import different_model, fits, layout, start_radius
+from numpyro_rwpo.model.target import Differentiation
+from numpyro_rwpo.support.checks import check_choice, check_rng_key
+from numpyro_rwpo.support.memory import check_memory_maps
 from numpyro_rwpo.support.precision import in_full_precision
-from numpyro_rwpo.support.sharding import check_mesh, check_use
+from numpyro_rwpo.support.sharding import check_mesh
 from numpyro_rwpo.support.threads import one_at_a_time
 
 
@@ -168,39 +132,29 @@ class RWPO(MCMCKernel):
         mesh: Mesh | None = None,
         particle_axis: str | None = None,
     ) -> None:
-        check_target(model, potential_fn)
-        if model is not None:
-            check_site_names(nonsmooth)
-        check_num_particles(num_particles)
         check_choice("correction", correction, ("metropolis", None))
-        check_choice("dense_mass", dense_mass, (True, False, "auto"))
-        check_init_strategy(init_strategy)
-        check_proposal(proposal)
-        check_choice("forward_mode_differentiation", forward_mode_differentiation, (True, False))
-        check_range("relative_prox_time", relative_prox_time, 0.0, math.inf)
-        check_range("inverse_temperature", inverse_temperature, 0.0, math.inf)
-        check_range("target_accept_prob", target_accept_prob, 0.0, 1.0)
-        self._model = model
-        self._potential_fn = potential_fn
-        self._num_particles = num_particles
-        self._attention = find_head(attention)
-        self._relative_prox_time = relative_prox_time
-        self._correction = correction
-        self._nonsmooth = nonsmooth
-        self._priors = registry_with(priors)
-        self._dense_mass = dense_mass
-        self._target_accept_prob = target_accept_prob
-        self._init_strategy = init_strategy
-        self._proposal = proposal
-        self._placement = check_mesh(mesh, particle_axis)
-        self._differentiation = Differentiation(
-            float(inverse_temperature), forward_mode_differentiation
+        self._arguments = checked_arguments(
+            Arguments(
+                model=model,
+                potential_fn=potential_fn,
+                num_particles=num_particles,
+                attention=find_head(attention),
+                relative_prox_time=relative_prox_time,
+                corrected=correction is not None,
+                nonsmooth=nonsmooth,
+                priors=registry_with(priors),
+                dense_mass=dense_mass,
+                target_accept_prob=target_accept_prob,
+                init_strategy=init_strategy,
+                proposal=proposal,
+                differentiation=Differentiation(inverse_temperature, forward_mode_differentiation),
+                placement=check_mesh(mesh, particle_axis),
+            )
         )
+        self._programs = Programs(self._arguments)
         # Set by init. NumPyro looks at `_sample_fn` to see whether init has run in this process.
         self._sample_fn: Callable[..., RWPOState] | None = None
-        self._source: Source | None = None
         self._settings: Settings | None = None
-        self._programs = self._make_programs()
         self._layout: Any = None  # structure, shapes and types of the draws
         # Number of the flow that the last run chose, for its layout and settings.
         self._preferred: dict[Any, int] = {}
@@ -208,44 +162,27 @@ class RWPO(MCMCKernel):
     @property
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments as plain values, which a resumed run must share."""
-        nonsmooth = self._nonsmooth
-        if self._model is None:
-            nonsmooth = str(nonsmooth)  # a pytree of distributions
-        elif not (nonsmooth is None or isinstance(nonsmooth, str)):
-            nonsmooth = sorted(nonsmooth)
-        return {
-            "num_particles": None if self._num_particles is None else int(self._num_particles),
-            "attention": self._attention.name,
-            "relative_prox_time": float(self._relative_prox_time),
-            "inverse_temperature": self._differentiation.inverse_temperature,
-            "correction": self._correction,
-            "nonsmooth": nonsmooth,
-            "priors": entry_names(self._priors),
-            "dense_mass": self._dense_mass,
-            "target_accept_prob": float(self._target_accept_prob),
-            "proposal": fingerprint(self._proposal),
-            "forward_mode_differentiation": self._differentiation.forward_mode,
-        }
+        return self._arguments.record()
 
     @property
     def model(self) -> Callable[..., Any] | None:
         """The NumPyro model, ``None`` with a potential function."""
-        return self._model
+        return self._arguments.model
 
     @property
     def potential_fn(self) -> Callable[[Any], jax.Array] | None:
         """The potential function, ``None`` with a model."""
-        return self._potential_fn
+        return self._arguments.potential_fn
 
     @property
     def nonsmooth(self) -> Any:
         """The argument ``nonsmooth``: which Laplace priors are split off."""
-        return self._nonsmooth
+        return self._arguments.nonsmooth
 
     @property
     def priors(self) -> PriorRegistry:
         """The kinds of distributions with closed forms: the built-in ones and the user's."""
-        return self._priors
+        return self._arguments.priors
 
     @property
     def settings(self) -> Settings | None:
@@ -291,11 +228,9 @@ class RWPO(MCMCKernel):
             model_kwargs: Keyword arguments of the model.
 
         Raises:
-            ValueError: If ``init_params`` is missing or has the wrong shape, or is given together
-                with a proposal and a model; if the proposal has another dimension; if the model
-                cannot be sampled, for example because of a discrete site that is not to be summed
-                out; if ``mesh`` cannot distribute the particles equally; or if a dense metric of
-                far more dimensions than particles is requested.
+            ValueError: If the model cannot be sampled, for example because of a discrete site that
+                is not to be summed out, or if ``init_params``, ``proposal``, ``mesh`` or
+                ``dense_mass`` does not fit it.
             RuntimeError: If there is no valid starting position.
             MemoryError: If the ensemble is larger than the device's memory.
             ImportError: If there are discrete sites to sum out, and funsor is not installed.
@@ -305,40 +240,32 @@ class RWPO(MCMCKernel):
         """
         check_rng_key(rng_key)
         check_memory_maps()
-        if self._proposal is not None and self._model is not None and init_params is not None:
-            raise ValueError(
-                "Particles start as draws of `proposal`, so that `init_params` would have no "
-                "effect; got both. Leave one out."
-            )
-        model_kwargs = {} if model_kwargs is None else model_kwargs
+        arguments, programs = self._arguments, self._programs
+        check_init_params(arguments, init_params)
+        call = model_args, {} if model_kwargs is None else model_kwargs
         is_batch = not is_prng_key(rng_key)
         keys = jax.vmap(random.split)(rng_key if is_batch else rng_key[None])
         batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
-        prepared = self._find_start(keys[:, 1], batch, model_args, model_kwargs)
-        source = self._source
-        assert source is not None
-        start = prepared.start
-        radius = start_radius(self._init_strategy, init_params)
-        settings = self._resolve(start, num_warmup, radius, model_args, model_kwargs)
-        self._settings = settings
-        preferred = self._preferred.get((source.layout, settings), -1)
-        numbers = Numbers(self._target_accept_prob, self._relative_prox_time, preferred)
-        warm = self._programs.warm_up(
-            (source.layout, settings), (keys[:, 1], start, numbers), model_args, model_kwargs
-        )
-        ready, num_states = self._choose_move(
-            warm, (keys[:, 1], start, numbers), model_args, model_kwargs
-        )
-        state = self._programs.first_state(
-            (num_warmup, num_states, self._placement), (keys[:, 0], ready), (), {}
-        )
+
+        bound, prepared = programs.find_start(keys[:, 1], batch, *call)
+        start, radius = prepared.start, start_radius(arguments.init_strategy, init_params)
+        settings = resolve_settings(arguments, bound, start, num_warmup, radius)
+        constants = programs.layout, settings
+        numbers = numbers_of(arguments, preferred=self._preferred.get(constants, -1))
+        inputs = keys[:, 1], start, numbers
+        warm = programs.warm_up(constants, inputs, *call)
+        choice = choose_move(warm, settings, arguments, programs, inputs, *call)
+        constants_of_state = num_warmup, choice.num_states, settings.placement
+        state = programs.first_state(constants_of_state, (keys[:, 0], choice.ready), (), {})
+        state = state._replace(z=prepared.values)
         if not is_batch:
             state = jax.tree.map(lambda x: x[0] if jnp.ndim(x) else x, state)
             state = state._replace(iteration=jnp.array(-num_warmup))
-        z = prepared.values if is_batch else jax.tree.map(lambda x: x[0], prepared.values)
-        self._layout = layout(z)
-        self._sample_fn = self._sample
-        return state._replace(z=z)
+
+        self._settings, self._layout = settings, layout(state.z)
+        self._preferred = {constants: choice.number}
+        self._sample_fn = iterate_chains
+        return state
 
     def transport_path(
         self, rng_key: jax.Array, *args: Any, num_steps: int = 40, **kwargs: Any
@@ -361,178 +288,21 @@ class RWPO(MCMCKernel):
         Raises:
             ValueError: The kernel was made with a potential function, for which no start is known.
         """
-        if self._model is None:
+        arguments = self._arguments
+        if arguments.model is None:
             raise ValueError("`transport_path` needs a model; this kernel has a `potential_fn`.")
         check_rng_key(rng_key)
-        source = self._source
         key_start, key_spread = random.split(rng_key)
-        try:
-            start = self._find_start(key_start[None], None, args, kwargs).start
-            radius = start_radius(self._init_strategy, None)
-            settings = self._resolve(start, num_steps, radius, args, kwargs)
-            target = self._bind(args, kwargs, start.dtype).target
-        finally:
-            self._source = source
-        numbers = Numbers(self._target_accept_prob, self._relative_prox_time)
-        follow = partial(transport_path, settings=settings, numbers=numbers, num_steps=num_steps)
-        return jax.jit(lambda key, start: follow(key, start, target))(key_spread, start[0])
-
-    def _find_start(
-        self,
-        rng_keys: jax.Array,
-        init_params: Any,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> Preparation:
-        """Make the source, and find a valid start for each key.
-
-        A Laplace site stays in the smooth part if splitting it off would change the density.
-        """
-        refused: frozenset[str] = frozenset()
-        while True:
-            source = self._make_source(init_params, model_args, model_kwargs, refused)
-            self._source = source
-            with explained(self._model, model_args, model_kwargs):
-                prepared = self._programs.prepare(
-                    source.layout, (rng_keys, init_params), model_args, model_kwargs
-                )
-            wrong = source.wrong_sites(prepared, model_args, model_kwargs)
-            if not wrong:
-                break
-            refused |= wrong
-        check_preparation(prepared, self._model, init_params, model_args, model_kwargs)
-        return prepared
-
-    def _choose_move(
-        self,
-        warm: WarmUp,
-        inputs: tuple[jax.Array, jax.Array, Numbers],
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> tuple[Ready, int]:
-        """The ensembles with the move that suits them, and states per particle and refresh."""
-        settings = self._settings
-        assert settings is not None and self._source is not None
-        chosen = warm.adaptation.chosen[0]
-        is_traced = isinstance(chosen, jax.core.Tracer)
-        number = 0 if is_traced else int(chosen)
-        ready = after_warm_up(warm, number)
-        self._preferred = {(self._source.layout, settings): number}
-        can_start_anew = (
-            settings.corrected
-            and settings.num_warmup >= MIN_WARMUP
-            and self._proposal is None
-            and self._placement.mesh is None
-            and not is_traced
+        programs = Programs(arguments)
+        bound, prepared = programs.find_start(key_start[None], None, args, kwargs)
+        start, radius = prepared.start, start_radius(arguments.init_strategy, None)
+        settings = resolve_settings(arguments, bound, start, num_steps, radius)
+        target, _ = programs.bind(args, kwargs, start.dtype)
+        numbers = numbers_of(arguments)
+        follow = partial(
+            transport_path, target=target, settings=settings, numbers=numbers, num_steps=num_steps
         )
-        if not can_start_anew or has_converged(ready.warm_up):
-            return ready, settings.num_states
-        small = settings._replace(num_particles=NUM_PARTICLES)
-        trees = self._programs.warm_up_trees(
-            (self._source.layout, small), inputs, model_args, model_kwargs
-        )
-        return after_trees(ready, trees), num_states(NUM_PARTICLES)
-
-    def _resolve(
-        self,
-        start: jax.Array,
-        num_warmup: int,
-        radius: float | None,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> Settings:
-        """The settings of a run whose chains start at ``start``, (chains, dim)."""
-        assert self._source is not None
-        num_chains, dim = start.shape
-        if self._proposal is not None:
-            check_proposal_dim(self._proposal, dim)
-        num_particles = self._num_particles
-        if num_particles is None:
-            bind = partial(self._source.bind, model_args, model_kwargs)
-            num_particles = default_num_particles(dim, has_loop(bind, dim, start.dtype))
-        check_use(num_particles, self._placement)
-        dense, rank = metric_form(num_particles, dim, self._dense_mass)
-        flows = flows_on_trial(dense, rank, self._source.has_prior, self._dense_mass)
-        measured = start, self._target_accept_prob, self._relative_prox_time
-        if any(isinstance(x, jax.core.Tracer) for x in measured):
-            # Nothing can be measured before the program is compiled: a dense metric serves most
-            # posteriors of few dimensions, the prior's exact flow those of many.
-            flows = flows[:1] if dense else flows[-1:]
-        corrected = self._correction is not None
-        settings = Settings(
-            num_warmup=num_warmup,
-            num_particles=num_particles,
-            num_states=num_states(num_particles) if corrected else 1,
-            radius=radius,
-            attention=self._attention,
-            corrected=corrected,
-            dense=dense,
-            rank=rank,
-            flows=flows,
-            inverse_temperature=self._differentiation.inverse_temperature,
-            placement=self._placement,
-        )
-        check_memory(
-            num_chains,
-            num_particles // self._placement.number,
-            dim,
-            start.dtype.itemsize,
-            attention=settings.attention.name,
-            dense=dense,
-        )
-        return settings
-
-    def _make_source(
-        self,
-        init_params: Any,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-        refused: frozenset[str],
-    ) -> Source:
-        if self._model is not None:
-            return ModelSource(
-                self._model,
-                model_args,
-                model_kwargs,
-                init_strategy=self._init_strategy,
-                nonsmooth=self._nonsmooth,
-                differentiation=self._differentiation,
-                refused=refused,
-                registry=self._priors,
-            )
-        if init_params is None:
-            raise ValueError(
-                "Valid value of `init_params` must be provided with `potential_fn`: a pytree "
-                "of floating-point arrays, with a leading chain axis for several chains."
-            )
-        assert self._potential_fn is not None
-        return PotentialSource(
-            self._potential_fn,
-            jax.tree.map(lambda x: x[0], init_params),
-            nonsmooth=self._nonsmooth,
-            differentiation=self._differentiation,
-            registry=self._priors,
-        )
-
-    def _make_programs(self) -> Programs:
-        def prepare(
-            rng_keys: jax.Array, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> Preparation:
-            assert self._source is not None
-            return self._source.prepare(rng_keys, init_params, args, kwargs)
-
-        return Programs(prepare, lambda args, kwargs, dtype: self._bind(args, kwargs, dtype).target)
-
-    def _bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any], dtype: Any) -> Bound:
-        assert self._source is not None
-        return bind(
-            self._source,
-            model_args,
-            model_kwargs,
-            proposal=self._proposal,
-            placement=self._placement,
-            dtype=dtype,
-        )
+        return jax.jit(follow)(key_spread, start[0])
 
     @one_at_a_time
     @in_full_precision
@@ -544,49 +314,33 @@ class RWPO(MCMCKernel):
             raise RuntimeError("`init` must be called before `sample`.")
         if layout(state.z) != self._layout:
             raise different_model(state.z)
-        return self._sample_fn(state, model_args, {} if model_kwargs is None else model_kwargs)
-
-    def _sample(
-        self, state: RWPOState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> RWPOState:
-        settings = self._settings
-        assert settings is not None
-        target, emit = self._bind(model_args, model_kwargs, state.ensemble.particles.dtype)
-        step = partial(iterate, settings=settings, emit=emit)
-        if jnp.ndim(state.step_size) == 0:
-            return step(state, target)
-        if not isinstance(state.move, TreeMove):  # particles of a tree go on at their own pace
-            target = pool_chains(target, "chain")
-        # `iteration` stays unbatched: what depends on it alone stays a branch for all chains.
-        return jax.vmap(
-            partial(step, target=target),
-            in_axes=(STATE_AXES,),
-            out_axes=STATE_AXES,
-            axis_name="chain",
-        )(state)
+        kwargs = {} if model_kwargs is None else model_kwargs
+        target, bound = self._programs.bind(model_args, kwargs, state.ensemble.particles.dtype)
+        return self._sample_fn(state, target, self._settings, bound.emit)
 
     def postprocess_fn(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> Callable[[Any], Any]:
         """Map an unconstrained draw to the sites of the user's model."""
-        if self._source is None:
+        source = self._programs.source
+        if source is None:
             return lambda values: values
-        constrain = self._source.postprocess_fn(model_args, model_kwargs or {})
+        bound = source.bind(model_args, model_kwargs or {})
 
         @one_at_a_time
         def postprocess(values: Any) -> Any:
             if not fits(values, self._layout):
                 raise different_model(values)
-            return constrain(values)
+            return bound.constrain(values)
 
         return postprocess
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was built from the model; :meth:`init` builds it again."""
-        built = dict.fromkeys(["_sample_fn", "_source", "_layout", "_programs"])
+        built = dict.fromkeys(["_sample_fn", "_layout", "_programs"])
         return {**self.__dict__, **built, "_preferred": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the arguments, with programs that are compiled again."""
         self.__dict__.update(state)
-        self._programs = self._make_programs()
+        self._programs = Programs(self._arguments)

@@ -71,12 +71,7 @@ def splitting_step(
             f"`rate` must be a scalar or have shape (dim,) = {particles.shape[1:]}; "
             f"got shape {prior.rate_right.shape}."
         )
-    gradient = jnp.asarray(grad_f(particles))
-    if gradient.shape != particles.shape:
-        raise ValueError(
-            "`grad_f` must return gradients in the shape of the particles, "
-            f"{particles.shape}; got {gradient.shape}. Wrap a gradient of one particle in jax.vmap."
-        )
+    gradient = _checked_gradient(grad_f, particles)
     prior = jax.tree.map(lambda field: field.astype(particles.dtype), prior)
     step_size = jnp.asarray(step_size, particles.dtype)
     moved = particles - step_size * gradient
@@ -86,6 +81,17 @@ def splitting_step(
     scale = jnp.sqrt(2 * step_size / inverse_temperature)
     _, displacement = streamed_attention(moved, moved, log_normalizer, scale)
     return moved + 0.5 * (prior.prox(moved, step_size) - moved - displacement)
+
+
+def _checked_gradient(grad_f: Callable[[jax.Array], jax.Array], particles: jax.Array) -> jax.Array:
+    """The gradient at the particles, after a check of its shape."""
+    gradient = jnp.asarray(grad_f(particles))
+    if gradient.shape != particles.shape:
+        raise ValueError(
+            "`grad_f` must return gradients in the shape of the particles, "
+            f"{particles.shape}; got {gradient.shape}. Wrap a gradient of one particle in jax.vmap."
+        )
+    return gradient
 
 
 def _check_positive_scalar(name: str, value: ArrayLike) -> None:

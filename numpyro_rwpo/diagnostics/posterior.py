@@ -138,14 +138,8 @@ def model_posterior(
         )
     if centering != 0:
         split = split.without(split.rewritten)
-    seeded = handlers.seed(default_key(model), 0)  # for sites that are not among the draws
-
-    def unconstrain(values: dict[str, Any]) -> dict[str, Any]:
-        values = unconstrain_fn(seeded, args, kwargs, values)
-        return split.from_user_values(values, args, kwargs) if split.rewritten else values
-
     latent = {name: jnp.asarray(samples[name]) for name in sites}
-    unconstrained = jax.jit(jax.vmap(jax.vmap(unconstrain)))(latent) if latent else {}
+    unconstrained = _unconstrained(split, args, kwargs, latent) if latent else {}
     prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), unconstrained)
     flat, unravel = ravel_pytree(prototype)
     if flat.size == 0:
@@ -161,17 +155,34 @@ def model_posterior(
 
     return Posterior(
         _flatten(unconstrained),
-        [
-            name
-            for key in sorted(prototype)
-            for name in coordinate_names(
-                _base_name(key, prototype) if key in split.rewritten else key, prototype[key].shape
-            )
-        ],
+        _model_names(prototype, split.rewritten),
         _in_blocks(log_density),
         _model_prior(split, args, kwargs, prototype).tempered(inverse_temperature),
         is_proper,
     )
+
+
+def _unconstrained(
+    split: LaplaceSplit, args: tuple[Any, ...], kwargs: dict[str, Any], latent: dict[str, Any]
+) -> dict[str, Any]:
+    """Draws of the latent sites, (chains, draws, ...), as values of the split model's sites."""
+    seeded = handlers.seed(default_key(split.user_model), 0)  # for sites that are not among them
+
+    def unconstrain(values: dict[str, Any]) -> dict[str, Any]:
+        values = unconstrain_fn(seeded, args, kwargs, values)
+        return split.from_user_values(values, args, kwargs) if split.rewritten else values
+
+    unconstrained: dict[str, Any] = jax.jit(jax.vmap(jax.vmap(unconstrain)))(latent)
+    return unconstrained
+
+
+def _model_names(prototype: dict[str, Any], rewritten: tuple[str, ...]) -> list[str]:
+    """Names of the coordinates of a flat position."""
+    names = []
+    for key in sorted(prototype):
+        label = _base_name(key, prototype) if key in rewritten else key
+        names += coordinate_names(label, prototype[key].shape)
+    return names
 
 
 def _base_name(name: str, taken: Any) -> str:

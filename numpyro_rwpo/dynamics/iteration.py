@@ -1,6 +1,7 @@
 """One NumPyro iteration of one ensemble: refresh it when all is drawn, then emit the next draw."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ from jax import lax, random
 
 from numpyro_rwpo.dynamics.ensemble import Ensemble, potential
 from numpyro_rwpo.dynamics.settings import Settings
-from numpyro_rwpo.dynamics.state import Buffer, RWPOState, placed_state
-from numpyro_rwpo.model.target import Target
+from numpyro_rwpo.dynamics.state import STATE_AXES, Buffer, RWPOState, placed_state
+from numpyro_rwpo.dynamics.trees import TreeMove
+from numpyro_rwpo.model.target import Target, pool_chains
 from numpyro_rwpo.support.control_flow import run_if
 
 # Maps a flat position and a centering to unconstrained values and the log Jacobian of the way back.
@@ -30,6 +32,22 @@ def iterate(state: RWPOState, target: Target, settings: Settings, emit: Emit) ->
 
     ensemble, buffer = run_if(is_refresh, refreshed, (state.ensemble, state.buffer))
     return emitted(state, ensemble, buffer, is_refresh, draw, target, settings, emit)
+
+
+def iterate_chains(state: RWPOState, target: Target, settings: Settings, emit: Emit) -> RWPOState:
+    """One NumPyro iteration of one chain, or of several where the state has a chain axis."""
+    step = partial(iterate, settings=settings, emit=emit)
+    if jnp.ndim(state.step_size) == 0:
+        return step(state, target)
+    if not isinstance(state.move, TreeMove):  # particles of a tree go on at their own pace
+        target = pool_chains(target, "chain")
+    # `iteration` stays unbatched: what depends on it alone stays a branch for all chains.
+    return jax.vmap(
+        partial(step, target=target),
+        in_axes=(STATE_AXES,),
+        out_axes=STATE_AXES,
+        axis_name="chain",
+    )(state)
 
 
 def refresh(

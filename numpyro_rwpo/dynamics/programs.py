@@ -1,11 +1,12 @@
 """What runs before NumPyro's loop, as programs compiled once for data of equal shapes."""
 
-from collections.abc import Callable
+from collections.abc import Hashable
 from typing import Any
 
 import jax
 from jax import random
 
+from numpyro_rwpo.arguments import Arguments
 from numpyro_rwpo.dynamics.state import (
     STATE_AXES,
     Ready,
@@ -15,7 +16,12 @@ from numpyro_rwpo.dynamics.state import (
 )
 from numpyro_rwpo.dynamics.trees import TreeWarmUp, warm_up_trees
 from numpyro_rwpo.dynamics.warmup import WarmUp, spread, warm_up
-from numpyro_rwpo.model.preparation import CompiledOnce, Preparation
+from numpyro_rwpo.model.checks import explained
+from numpyro_rwpo.model.model_source import ModelSource
+from numpyro_rwpo.model.potential_source import PotentialSource
+from numpyro_rwpo.model.preparation import CompiledOnce, Preparation, check_preparation
+from numpyro_rwpo.model.proposal import with_proposal
+from numpyro_rwpo.model.source import Bound, Source
 from numpyro_rwpo.model.target import Target, pool_chains
 from numpyro_rwpo.support.compilation import quick_options
 
@@ -24,41 +30,74 @@ Kwargs = dict[str, Any]
 
 
 class Programs:
-    """The programs of one kernel, freed with it.
+    """The source of one kernel and the programs that run on it, freed with the kernel.
 
-    Their constants are the layout of the source and the settings; their inputs have a leading chain
-    axis.
+    The constants of a program are the layout of the source and the settings; its inputs have a
+    leading chain axis.
 
     Args:
-        prepare: makes a :class:`Preparation` of random keys, starting values, and model arguments.
-        bind: makes the target of model arguments and the type of positions.
+        arguments: of the kernel.
 
     Attributes:
+        source: made by :meth:`find_start`; ``None`` before.
         prepare: finds a valid start for each chain.
         warm_up: warms an ensemble up for each start.
         warm_up_trees: warms a small ensemble up for each start.
         first_state: makes the state before NumPyro's first iteration.
     """
 
-    def __init__(
-        self,
-        prepare: Callable[[jax.Array, Any, Args, Kwargs], Preparation],
-        bind: Callable[[Args, Kwargs, Any], Target],
-    ) -> None:
-        self._prepare, self._bind = prepare, bind
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
+        self.source: Source | None = None
         self.prepare = CompiledOnce(self._prepared, lambda constants, inputs: quick_options(0))
         self.warm_up = CompiledOnce(self._warmed_up, _quick_where_small)
         self.warm_up_trees = CompiledOnce(self._trees)
         self.first_state = CompiledOnce(_first_state, lambda constants, inputs: quick_options(0))
 
+    @property
+    def layout(self) -> Hashable:
+        """That of the source, which is part of every program's constants."""
+        assert self.source is not None
+        return self.source.layout
+
+    def find_start(
+        self, rng_keys: jax.Array, init_params: Any, args: Args, kwargs: Kwargs
+    ) -> tuple[Bound, Preparation]:
+        """Make the source, bind it, and find a valid start for each key.
+
+        A Laplace site stays in the smooth part if splitting it off would change the density.
+        """
+        model = self._arguments.model
+        refused: frozenset[str] = frozenset()
+        while True:
+            self.source = _make_source(self._arguments, init_params, args, kwargs, refused)
+            bound = self.source.bind(args, kwargs)
+            with explained(model, args, kwargs):
+                prepared = self.prepare(self.layout, (rng_keys, init_params), args, kwargs)
+            wrong = bound.wrong_sites(prepared)
+            if not wrong:
+                break
+            refused |= wrong
+        check_preparation(prepared, model, init_params, args, kwargs)
+        return bound, prepared
+
+    def bind(self, args: Args, kwargs: Kwargs, dtype: Any) -> tuple[Target, Bound]:
+        """The posterior with the model's arguments, and its target at positions of a type."""
+        assert self.source is not None
+        bound = self.source.bind(args, kwargs)
+        target = bound.target()._replace(placement=self._arguments.placement)
+        if self._arguments.proposal is not None:
+            target = with_proposal(target, bound, self._arguments.proposal, dtype)
+        return target, bound
+
     def _prepared(self, _: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Preparation:
-        rng_keys, init_params = inputs
-        return self._prepare(rng_keys, init_params, args, kwargs)
+        assert self.source is not None
+        return self.source.bind(args, kwargs).prepare(*inputs)
 
     def _warmed_up(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> WarmUp:
         _, settings = constants
         rng_keys, starts, numbers = inputs
-        target = pool_chains(self._bind(args, kwargs, starts.dtype), "chain")
+        target = pool_chains(self.bind(args, kwargs, starts.dtype)[0], "chain")
 
         def one_chain(key: jax.Array, start: jax.Array) -> WarmUp:
             return warm_up(key, start, target, settings, numbers)
@@ -68,7 +107,7 @@ class Programs:
     def _trees(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> TreeWarmUp:
         _, settings = constants
         rng_keys, starts, numbers = inputs
-        target = self._bind(args, kwargs, starts.dtype)
+        target, _ = self.bind(args, kwargs, starts.dtype)
 
         def one_chain(key: jax.Array, start: jax.Array) -> TreeWarmUp:
             key_spread, key_trees = random.split(key)
@@ -77,6 +116,36 @@ class Programs:
             return warm_up_trees(key_trees, particles, target, settings.num_warmup, aim)
 
         return jax.vmap(one_chain)(rng_keys, starts)
+
+
+def _make_source(
+    arguments: Arguments, init_params: Any, args: Args, kwargs: Kwargs, refused: frozenset[str]
+) -> Source:
+    """The model or potential function as a source that leaves the sites in ``refused`` alone."""
+    if arguments.model is not None:
+        return ModelSource(
+            arguments.model,
+            args,
+            kwargs,
+            init_strategy=arguments.init_strategy,
+            nonsmooth=arguments.nonsmooth,
+            differentiation=arguments.differentiation,
+            refused=refused,
+            registry=arguments.priors,
+        )
+    if init_params is None:
+        raise ValueError(
+            "Valid value of `init_params` must be provided with `potential_fn`: a pytree "
+            "of floating-point arrays, with a leading chain axis for several chains."
+        )
+    assert arguments.potential_fn is not None
+    return PotentialSource(
+        arguments.potential_fn,
+        jax.tree.map(lambda x: x[0], init_params),
+        nonsmooth=arguments.nonsmooth,
+        differentiation=arguments.differentiation,
+        registry=arguments.priors,
+    )
 
 
 def _first_state(constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> RWPOState:

@@ -2,8 +2,15 @@
 
 from typing import NamedTuple
 
+import jax
+
+from numpyro_rwpo.arguments import Arguments
 from numpyro_rwpo.heads.registry import Head
-from numpyro_rwpo.support.sharding import Placement
+from numpyro_rwpo.model.proposal import check_proposal_dim
+from numpyro_rwpo.model.source import Bound
+from numpyro_rwpo.model.target import has_loop
+from numpyro_rwpo.support.memory import check_memory
+from numpyro_rwpo.support.sharding import Placement, check_use
 
 # Directions in which a low-rank metric differs from a diagonal one. Each needs eight particles,
 # whose covariance along it is then known to a third.
@@ -67,6 +74,76 @@ class Settings(NamedTuple):
     def draws_per_refresh(self) -> int:
         """Draws of a chain that one refresh provides."""
         return self.num_particles * self.num_states
+
+
+def numbers_of(arguments: Arguments, preferred: int = -1) -> Numbers:
+    """The arguments that may be traced, and the flow that the kernel's last run chose."""
+    return Numbers(arguments.target_accept_prob, arguments.relative_prox_time, preferred)
+
+
+def resolve_settings(
+    arguments: Arguments,
+    bound: Bound,
+    start: jax.Array,
+    num_warmup: int,
+    radius: float | None,
+) -> Settings:
+    """The settings of a run.
+
+    Args:
+        arguments: of the kernel.
+        bound: the posterior with its data.
+        start: where the chains start, (chains, dim).
+        num_warmup: NumPyro's warm-up iterations.
+        radius: half width of the uniform start, ``None`` where the user chose the start.
+
+    Raises:
+        ValueError: the proposal has another dimension, the devices cannot share the particles, or a
+            dense metric of far more dimensions than particles is asked for.
+        MemoryError: the ensemble is larger than the device's memory.
+    """
+    dim, placement = start.shape[1], arguments.placement
+    if arguments.proposal is not None:
+        check_proposal_dim(arguments.proposal, dim)
+    num_particles = arguments.num_particles
+    if num_particles is None:
+        num_particles = default_num_particles(dim, has_loop(bound.target, dim, start.dtype))
+    check_use(num_particles, placement)
+    dense, rank = metric_form(num_particles, dim, arguments.dense_mass)
+    flows = flows_on_trial(dense, rank, bound.has_prior, arguments.dense_mass)
+    measured = start, arguments.target_accept_prob, arguments.relative_prox_time
+    if any(isinstance(x, jax.core.Tracer) for x in measured):
+        # Nothing can be measured before the program is compiled: a dense metric serves most
+        # posteriors of few dimensions, the prior's exact flow those of many.
+        flows = flows[:1] if dense else flows[-1:]
+    settings = Settings(
+        num_warmup=num_warmup,
+        num_particles=num_particles,
+        num_states=num_states(num_particles) if arguments.corrected else 1,
+        radius=radius,
+        attention=arguments.attention,
+        corrected=arguments.corrected,
+        dense=dense,
+        rank=rank,
+        flows=flows,
+        inverse_temperature=arguments.differentiation.inverse_temperature,
+        placement=placement,
+    )
+    check_ensemble_fits(settings, start)
+    return settings
+
+
+def check_ensemble_fits(settings: Settings, start: jax.Array) -> None:
+    """Raise ``MemoryError`` unless the ensembles of chains at ``start`` fit into memory."""
+    num_chains, dim = start.shape
+    check_memory(
+        num_chains,
+        settings.num_particles // settings.placement.number,
+        dim,
+        start.dtype.itemsize,
+        attention=settings.attention.name,
+        dense=settings.dense,
+    )
 
 
 def default_num_particles(dim: int, is_sequential: bool) -> int:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -124,6 +125,72 @@ def _run_piece(
     return new, monitored
 
 
+def _check_numbers(
+    rng_key: Any, num_steps: Any, batch_size: Any, learning_rate: Any, patience: Any
+) -> None:
+    """Raise unless the arguments of :func:`train` are of the right types and in range."""
+    check_rng_key(rng_key)
+    check_count("num_steps", num_steps)
+    check_count("batch_size", batch_size)
+    check_range("learning_rate", learning_rate, 0.0, math.inf)
+    if patience is not None:
+        check_count("patience", patience)
+
+
+def _run_settings(
+    flow: eqx.Module, rng_key: jax.Array, num_steps: int, batch_size: int, learning_rate: float
+) -> dict[str, str]:
+    """What a run that continues from a checkpoint must share with the one that wrote it."""
+    return _settings(flow) | {
+        "rng_key": str(jax.random.key_data(rng_key).tolist()),
+        "num_steps": str(num_steps),
+        "batch_size": str(batch_size),
+        "learning_rate": str(float(learning_rate)),
+    }
+
+
+def _run_pieces(
+    state: _State,
+    run_piece: Callable[[_State, int], tuple[_State, jax.Array]],
+    after_piece: Callable[[_State], None],
+    num_steps: int,
+    patience: int | None,
+    progress_bar: bool,
+) -> tuple[_State, list[float]]:
+    """Run pieces up to ``num_steps`` steps or until patience ends; the state, and times in seconds.
+
+    Raises:
+        FloatingPointError: The loss of a piece is not finite.
+    """
+    hidden = not progress_bar or "CI" in os.environ or "PYTEST_XDIST_WORKER" in os.environ
+    start, seconds = time.perf_counter(), list[float]()
+    with tqdm(total=num_steps, initial=int(state.step), disable=hidden) as bar:
+        while int(state.step) < num_steps and not _is_stuck(state.monitored, patience):
+            number = min(_PIECE, num_steps - int(state.step))
+            state, monitored = run_piece(state, number)
+            if not np.isfinite(monitored):
+                raise FloatingPointError(
+                    f"The loss after {int(state.step)} steps is {float(monitored)}. Check the data "
+                    "or density for values that are not finite, or lower `learning_rate`."
+                )
+            seconds.append(time.perf_counter() - start)
+            after_piece(state)
+            bar.update(number)
+            bar.set_postfix_str(f"loss {float(monitored):.4g}", refresh=False)
+    return state, seconds
+
+
+def _result(state: _State, seconds: list[float], has_validation: bool) -> TrainingResult:
+    """The result of a run that has ended; arrays are cut to the steps and pieces taken."""
+    num_steps = int(state.step)
+    return TrainingResult(
+        flow=state.best_flow if has_validation else state.flow,
+        losses=np.asarray(state.losses)[:num_steps],
+        monitored=np.asarray(state.monitored)[: math.ceil(num_steps / _PIECE)],
+        seconds=np.asarray(seconds),
+    )
+
+
 def train(
     rng_key: jax.Array,
     flow: FlowT,
@@ -155,8 +222,7 @@ def train(
             mean training loss); ``None`` for never.
         checkpoint: File to which the run is saved after every piece, and from which it continues if
             the file exists; ``None`` for no checkpoints.
-        progress_bar: Whether to show a progress bar; as in NumPyro, it is never shown on continuous
-            integration.
+        progress_bar: Whether to show a progress bar outside of continuous integration.
 
     Returns:
         The trained flow and the losses.
@@ -165,58 +231,26 @@ def train(
         TypeError: If an argument is of the wrong type.
         ValueError: If one is out of range or of the wrong shape, or ``checkpoint`` is from a run
             with another key, flow or setting. Data and loss are not compared.
-        FloatingPointError: If no step of a piece had a finite loss, or the validation loss is not
-            finite.
+        FloatingPointError: If a piece ends without a finite training or validation loss.
     """
-    check_rng_key(rng_key)
-    check_count("num_steps", num_steps)
-    check_count("batch_size", batch_size)
-    check_range("learning_rate", learning_rate, 0.0, math.inf)
-    if patience is not None:
-        check_count("patience", patience)
+    _check_numbers(rng_key, num_steps, batch_size, learning_rate, patience)
     data, validation = _samples("data", data, flow), _samples("validation", validation, flow)
     optimizer = _optimizer(float(learning_rate), num_steps)
     state = _start(flow, optimizer, num_steps)
-    settings = _settings(flow) | {
-        "rng_key": str(jax.random.key_data(rng_key).tolist()),
-        "num_steps": str(num_steps),
-        "batch_size": str(batch_size),
-        "learning_rate": str(float(learning_rate)),
-    }
+    settings = _run_settings(flow, rng_key, num_steps, batch_size, learning_rate)
+
+    def run_piece(state: _State, number: int) -> tuple[_State, jax.Array]:
+        shared = loss, optimizer, data, validation, batch_size
+        return _run_piece(state, rng_key, jnp.asarray(number), *shared)
+
+    def save(state: _State) -> None:
+        if checkpoint is not None:
+            _write(Path(checkpoint), settings, state)
+
     if checkpoint is not None and Path(checkpoint).exists():
         state = _read("checkpoint", Path(checkpoint), settings, state)
-    hidden = not progress_bar or "CI" in os.environ or "PYTEST_XDIST_WORKER" in os.environ
-    start, seconds = time.perf_counter(), []
-    with tqdm(total=num_steps, initial=int(state.step), disable=hidden) as bar:
-        while int(state.step) < num_steps and not _is_stuck(state.monitored, patience):
-            number = min(_PIECE, num_steps - int(state.step))
-            state, monitored = _run_piece(
-                state,
-                rng_key,
-                jnp.asarray(number),
-                loss,
-                optimizer,
-                data,
-                validation,
-                batch_size,
-            )
-            if not np.isfinite(monitored):
-                raise FloatingPointError(
-                    f"The loss after {int(state.step)} steps is {float(monitored)}. Check the data "
-                    "or density for values that are not finite, or lower `learning_rate`."
-                )
-            seconds.append(time.perf_counter() - start)
-            if checkpoint is not None:
-                _write(Path(checkpoint), settings, state)
-            bar.update(number)
-            bar.set_postfix_str(f"loss {float(monitored):.4g}", refresh=False)
-    num_pieces = math.ceil(int(state.step) / _PIECE)
-    return TrainingResult(
-        flow=state.flow if validation is None else state.best_flow,
-        losses=np.asarray(state.losses)[: int(state.step)],
-        monitored=np.asarray(state.monitored)[:num_pieces],
-        seconds=np.asarray(seconds),
-    )
+    state, seconds = _run_pieces(state, run_piece, save, num_steps, patience, progress_bar)
+    return _result(state, seconds, validation is not None)
 
 
 def save_flow(path: str | os.PathLike[str], flow: eqx.Module) -> None:

@@ -1,7 +1,7 @@
 """A NumPyro model as a source of targets, with its Laplace sites split off."""
 
 from collections.abc import Callable, Collection, Hashable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -66,180 +66,174 @@ class ModelSource:
         refused: Collection[str] = (),
         registry: PriorRegistry = BUILT_IN_PRIORS,
     ) -> None:
-        self._init_strategy = init_strategy
-        self._differentiation = differentiation
+        self.init_strategy = init_strategy
+        self.differentiation = differentiation
         sites = check_model(model, model_args, model_kwargs)
         model = with_fixed_sites(model, sites)
         with explained(model, model_args, model_kwargs):
             split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth, registry)
             shapes = split.unconstrained_shapes(model_args, model_kwargs)
-        self._has_deterministic = sites.has_deterministic
-        self._prototype = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        flat, self._unravel = ravel_pytree(self._prototype)
-        self._is_idle = flat.size == 0
-        self._split = split.without(split.names + split.rewritten if self._is_idle else refused)
-        self.has_prior = bool(self._split.names)
+        self.has_deterministic = sites.has_deterministic
+        self.prototype = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        flat, self._unravel = ravel_pytree(self.prototype)
+        self.is_idle = flat.size == 0
+        self.split = split.without(split.names + split.rewritten if self.is_idle else refused)
         self.is_rewritten: np.ndarray | None = None
-        if self._split.rewritten:
-            self.is_rewritten = self._coordinates_of(self._split.rewritten)
-        names = self._split.fixed, self._split.rewritten
-        self.layout: Hashable = (layout(self._prototype), names)
+        if self.split.rewritten:
+            self.is_rewritten = self.coordinates_of(self.split.rewritten)
+        names = self.split.fixed, self.split.rewritten
+        self.layout: Hashable = (layout(self.prototype), names)
 
-    def _coordinates_of(self, names: Collection[str]) -> np.ndarray:
+    def coordinates_of(self, names: Collection[str]) -> np.ndarray:
         """Which coordinates of a position belong to the named sites, (dim,)."""
-        masks = [np.full(np.size(x), name in names) for name, x in sorted(self._prototype.items())]
+        masks = [np.full(np.size(x), name in names) for name, x in sorted(self.prototype.items())]
         return np.concatenate(masks)
 
-    def _values(self, position: jax.Array) -> dict[str, jax.Array]:
+    def values(self, position: jax.Array) -> dict[str, jax.Array]:
         """A flat position (dim,) as values of the rewritten model's sites."""
-        return self._unravel(position[:0] if self._is_idle else position)
+        return self._unravel(position[:0] if self.is_idle else position)
 
-    def _position(self, values: dict[str, Any]) -> jax.Array:
+    def position(self, values: dict[str, Any]) -> jax.Array:
         """Values of the rewritten model's sites as a flat position (dim,)."""
-        return jnp.zeros(1) if self._is_idle else ravel_pytree(values)[0]
+        return jnp.zeros(1) if self.is_idle else ravel_pytree(values)[0]
 
-    def prepare(
-        self,
-        rng_keys: jax.Array,
-        init_params: Any,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> Preparation:
+    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> "BoundModel":
+        """The model with its arguments."""
+        return BoundModel(self, model_args, model_kwargs)
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity: the arguments hold arrays
+class BoundModel:
+    """A NumPyro model with its arguments; see :class:`numpyro_rwpo.model.source.Bound`.
+
+    Attributes:
+        source: the model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
+
+    source: ModelSource
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether any coordinate has a Laplace prior with closed forms."""
+        return bool(self.source.split.names)
+
+    def prepare(self, rng_keys: jax.Array, init_params: Any) -> Preparation:
         """Take the user's start or search a valid one, as NumPyro does for NUTS."""
+        split = self.source.split
         if init_params is None:
-            found = initialize_model(
-                rng_keys,
-                default_key(self._split.smooth_model),
-                init_strategy=self._init_strategy,
-                dynamic_args=True,
-                model_args=model_args,
-                model_kwargs=model_kwargs,
-                forward_mode_differentiation=self._differentiation.forward_mode,
-            ).param_info
-            start, gradient = (
-                jax.vmap(lambda _, z: self._position(z))(rng_keys, z)
-                for z in (found.z, found.z_grad)
-            )
-            potential = found.potential_energy
+            start, potential, gradient = self._found_start(rng_keys)
         else:
-            ravel = partial(self.ravel, model_args=model_args, model_kwargs=model_kwargs)
             # Mapped over keys too: values without any array must reach the check of their layout.
-            start = jax.vmap(lambda _, z: ravel(z))(rng_keys, init_params)
-            potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
-        emit = partial(self.emit, model_args=model_args, model_kwargs=model_kwargs)
+            start = jax.vmap(lambda _, z: self.ravel(z))(rng_keys, init_params)
+            potential, gradient = self.target().value_and_grad(start)
 
         def emitted(x: jax.Array) -> Any:
-            return emit(x, jnp.zeros(()))[0]
+            return self.emit(x, jnp.zeros(()))[0]
 
         # Emitting a rewritten site runs the model, which JAX may not be able to batch.
-        is_batch = not self._split.rewritten
-        values = jax.vmap(emitted)(start) if is_batch else lax.map(emitted, start)
+        values = jax.vmap(emitted)(start) if not split.rewritten else lax.map(emitted, start)
         priors, errors = {}, {}
         if self.has_prior:
-            priors = self._split.site_priors(model_args, model_kwargs)
-        if self.has_prior or self._split.rewritten:
-            errors = split_errors(self._split, model_args, model_kwargs)
+            priors = split.site_priors(self.args, self.kwargs)
+        if self.has_prior or split.rewritten:
+            errors = split_errors(split, self.args, self.kwargs)
         return Preparation(start, values, potential, gradient, priors, errors)
 
-    def wrong_sites(
-        self,
-        prepared: Preparation,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> frozenset[str]:
+    def _found_start(self, rng_keys: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A valid start for each key, with the smooth potential and its gradient there."""
+        source = self.source
+        found = initialize_model(
+            rng_keys,
+            default_key(source.split.smooth_model),
+            init_strategy=source.init_strategy,
+            dynamic_args=True,
+            model_args=self.args,
+            model_kwargs=self.kwargs,
+            forward_mode_differentiation=source.differentiation.forward_mode,
+        ).param_info
+        start, gradient = (
+            jax.vmap(lambda _, z: source.position(z))(rng_keys, z) for z in (found.z, found.z_grad)
+        )
+        return start, found.potential_energy, gradient
+
+    def wrong_sites(self, prepared: Preparation) -> frozenset[str]:
         """Names of Laplace sites whose density split off is not that of the model."""
         errors = prepared.split_errors
         if any(isinstance(error, jax.core.Tracer) for error in errors.values()):
-            errors = concrete_split_errors(self._split, model_args, model_kwargs)
+            errors = concrete_split_errors(self.source.split, self.args, self.kwargs)
         return refused_sites(errors)
 
-    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
-        """Make the target for these model arguments."""
-        split = self._split
+    def target(self) -> Target:
+        """The target for these model arguments."""
+        source, split = self.source, self.source.split
 
         def smooth(position: jax.Array, centering: jax.Array) -> jax.Array:
+            values = source.values(position)
             potential = split.potential(
-                self._values(position), centering, model_args, model_kwargs, is_smooth_part=True
+                values, centering, self.args, self.kwargs, is_smooth_part=True
             )
-            return potential + _idle_potential(position) if self._is_idle else potential
-
-        def recenter(position: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
-            there, log_scale = split.recentered(
-                self._values(position), centering, model_args, model_kwargs
-            )
-            return self._position(there), log_scale
+            return potential + _idle_potential(position) if source.is_idle else potential
 
         prior = None
-        if not split.rewritten:
-            if self.has_prior:
-                prior = flat_prior(split.site_priors(model_args, model_kwargs), self._prototype)
-            return self._differentiation.target(smooth, prior)
-        is_rewritten = jnp.asarray(self.is_rewritten)
         if self.has_prior:
-            prior = flat_prior(split.site_priors(model_args, model_kwargs), self._prototype)
+            prior = flat_prior(split.site_priors(self.args, self.kwargs), source.prototype)
+        if not split.rewritten:
+            return source.differentiation.target(smooth, prior)
+        is_rewritten = jnp.asarray(source.is_rewritten)
         if prior is None:
-            return self._differentiation.target(smooth, prior, is_rewritten, recenter)
+            return source.differentiation.target(smooth, None, is_rewritten, self._recenter)
         # What g leaves out of minus the log density: the centerings must differ by nothing else.
-        is_moved = jnp.asarray(self._coordinates_of(set(split.rewritten) - split.smooth))
+        is_moved = jnp.asarray(source.coordinates_of(set(split.rewritten) - split.smooth))
         log_normalizer = jnp.where(is_moved, prior.log_mass(), 0.0).sum()
 
         def comparable(position: jax.Array, centering: jax.Array) -> jax.Array:
             return smooth(position, centering) + jnp.where(centering > 0, 0.0, log_normalizer)
 
-        return self._differentiation.target(comparable, prior, is_rewritten, recenter)
+        return source.differentiation.target(comparable, prior, is_rewritten, self._recenter)
 
-    def emit(
-        self,
-        position: jax.Array,
-        centering: jax.Array,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> tuple[Any, jax.Array]:
+    def _recenter(self, position: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A position (dim,) in the other centering, and the sum of the log scales."""
+        values, split = self.source.values(position), self.source.split
+        there, log_scale = split.recentered(values, centering, self.args, self.kwargs)
+        return self.source.position(there), log_scale
+
+    def emit(self, position: jax.Array, centering: jax.Array) -> tuple[Any, jax.Array]:
         """A flat position (dim,) as unconstrained values, and the log Jacobian of the map back."""
-        values = self._values(position)
-        if self._is_idle:
+        values, split = self.source.values(position), self.source.split
+        if self.source.is_idle:
             return values, _idle_potential(position)
-        if not self._split.rewritten:
+        if not split.rewritten:
             return values, jnp.zeros(())
         with batching_explained():
-            return self._split.to_user_values(values, centering, model_args, model_kwargs)
+            return split.to_user_values(values, centering, self.args, self.kwargs)
 
-    def ravel(
-        self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> jax.Array:
+    def ravel(self, values: Any) -> jax.Array:
         """A user's unconstrained values for one chain as a position (dim,) at centering 0."""
-        values = values_like(values, self._prototype)
-        if self._split.rewritten:
-            values = self._split.from_user_values(values, model_args, model_kwargs)
-        return self._position(values)
+        values = values_like(values, self.source.prototype)
+        if self.source.split.rewritten:
+            values = self.source.split.from_user_values(values, self.args, self.kwargs)
+        return self.source.position(values)
 
-    def postprocess_fn(
-        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> Callable[[Any], Any]:
+    def constrain(self, values: Any) -> Any:
         """Map unconstrained values to the sites of the user's model."""
-        model = default_key(self._split.user_model)
-        dim = self._split.enumeration_dim
-
-        def constrain(values: Any) -> Any:
-            with batching_explained():
-                if dim is None:
-                    return constrain_fn(
-                        model, model_args, model_kwargs, values, return_deterministic=True
-                    )
-                latent = constrain_fn(handlers.seed(model, 0), model_args, model_kwargs, values)
-                if not self._has_deterministic:
-                    return latent
-                # As NUTS has them: for every value of the enumerated sites that they depend on.
-                sites = constrain_fn(
-                    enumerated(model, dim),
-                    model_args,
-                    model_kwargs,
-                    values,
-                    return_deterministic=True,
+        split = self.source.split
+        model, dim = default_key(split.user_model), split.enumeration_dim
+        with batching_explained():
+            if dim is None:
+                return constrain_fn(
+                    model, self.args, self.kwargs, values, return_deterministic=True
                 )
-                return {**sites, **latent}
-
-        return constrain
+            latent = constrain_fn(handlers.seed(model, 0), self.args, self.kwargs, values)
+            if not self.source.has_deterministic:
+                return latent
+            # As NUTS has them: for every value of the enumerated sites that they depend on.
+            whole = enumerated(model, dim)
+            sites = constrain_fn(whole, self.args, self.kwargs, values, return_deterministic=True)
+            return {**sites, **latent}
 
 
 def _idle_potential(position: jax.Array) -> jax.Array:

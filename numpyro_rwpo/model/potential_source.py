@@ -81,29 +81,22 @@ class PotentialSource:
         self.is_rewritten: np.ndarray | None = None
         self.layout: Hashable = layout(self._prototype)
 
-    def prepare(
-        self,
-        rng_keys: jax.Array,
-        init_params: Any,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> Preparation:
+    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> "PotentialSource":
+        """The same: a potential function has no model arguments."""
+        return self
+
+    def prepare(self, rng_keys: jax.Array, init_params: Any) -> Preparation:
         """Start at ``init_params``."""
-        start = jax.vmap(lambda z: self.ravel(z, model_args, model_kwargs))(init_params)
-        potential, gradient = self.bind(model_args, model_kwargs).value_and_grad(start)
+        start = jax.vmap(self.ravel)(init_params)
+        potential, gradient = self.target().value_and_grad(start)
         return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {}, {})
 
-    def wrong_sites(
-        self,
-        prepared: Preparation,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> frozenset[str]:
+    def wrong_sites(self, prepared: Preparation) -> frozenset[str]:
         """None: the user says which part is a Laplace prior."""
         return frozenset()
 
-    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
-        """Make the target; a potential function has no model arguments."""
+    def target(self) -> Target:
+        """The potential without the part that has closed forms, and this part."""
         prior = self._prior
 
         def smooth(position: jax.Array, centering: jax.Array) -> jax.Array:
@@ -112,27 +105,17 @@ class PotentialSource:
 
         return self._differentiation.target(smooth, prior)
 
-    def emit(
-        self,
-        position: jax.Array,
-        centering: jax.Array,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> tuple[Any, jax.Array]:
+    def emit(self, position: jax.Array, centering: jax.Array) -> tuple[Any, jax.Array]:
         """A flat position (dim,) in the user's structure, and 0."""
         return self._unravel(position), jnp.zeros(())
 
-    def ravel(
-        self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> jax.Array:
+    def ravel(self, values: Any) -> jax.Array:
         """A user's values for one chain as a position (dim,)."""
         return ravel_like(values, self._prototype)
 
-    def postprocess_fn(
-        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> Callable[[Any], Any]:
-        """Leave the values as they are: a potential function has no constraints."""
-        return lambda values: values
+    def constrain(self, values: Any) -> Any:
+        """The values as they are: a potential function has no constraints."""
+        return values
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 
-from numpyro_rwpo.model.target import Proposal
+from numpyro_rwpo.model.source import Bound
+from numpyro_rwpo.model.target import Proposal, Target
 
 
 def check_proposal(value: Any) -> None:
@@ -48,6 +49,16 @@ def fingerprint(proposal: dist.Distribution | None) -> str | None:
         return None
     numbers = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(proposal))
     return f"{type(proposal).__name__} {zlib.crc32(numbers):08x}"
+
+
+def with_proposal(target: Target, bound: Bound, proposal: dist.Distribution, dtype: Any) -> Target:
+    """The target with the proposal in the sampler's coordinates, whose type is ``dtype``."""
+
+    def to_values(position: jax.Array) -> tuple[Any, jax.Array]:
+        return bound.emit(position, target.centering)
+
+    changed = change_coordinates(proposal, dtype, bound.ravel, to_values)
+    return target._replace(proposal=changed)
 
 
 def change_coordinates(

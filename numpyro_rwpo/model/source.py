@@ -1,9 +1,9 @@
-"""What the kernel needs to know of a posterior before its data.
+"""What the kernel needs to know of a posterior, before and after it is bound to its data.
 
 :class:`numpyro_rwpo.model.model_source.ModelSource` and
 :class:`numpyro_rwpo.model.potential_source.PotentialSource` hold the layout of the parameters and
-which of them have a Laplace prior. Their ``bind`` makes a target from the model's arguments, also
-inside a compiled program, so that new data of the same shape need no new compilation.
+which of them have a Laplace prior. Their ``bind`` adds the model's arguments, also inside a
+compiled program, so that new data of the same shape need no new compilation.
 """
 
 from collections.abc import Callable, Hashable
@@ -20,57 +20,49 @@ from numpyro_rwpo.model.preparation import Preparation
 from numpyro_rwpo.model.target import Target
 
 
-class Source(Protocol):
-    """What the kernel needs to know of a posterior before its data.
+class Bound(Protocol):
+    """A posterior with its data.
 
     Attributes:
         has_prior: whether any coordinate has a Laplace prior with closed forms.
+    """
+
+    @property
+    def has_prior(self) -> bool:
+        """See the class."""
+
+    def prepare(self, rng_keys: jax.Array, init_params: Any) -> Preparation:
+        """Start one chain per key: at ``init_params`` (with a chain axis), or where it is found."""
+
+    def wrong_sites(self, prepared: Preparation) -> frozenset[str]:
+        """Names of sites that make the target another posterior, if split off."""
+
+    def target(self) -> Target:
+        """What transport and the moves need of it."""
+
+    def emit(self, position: jax.Array, centering: jax.Array) -> tuple[Any, jax.Array]:
+        """A flat position (dim,) as unconstrained values, and the log Jacobian of the map back."""
+
+    def ravel(self, values: Any) -> jax.Array:
+        """A user's unconstrained values for one chain as a position (dim,) at centering 0."""
+
+    def constrain(self, values: Any) -> Any:
+        """Unconstrained values as those of the sites of the user's model."""
+
+
+class Source(Protocol):
+    """A posterior without its data.
+
+    Attributes:
         is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
         layout: of the latent values, and which of them are Laplace sites; hashable.
     """
 
-    has_prior: bool
     is_rewritten: np.ndarray | None
     layout: Hashable
 
-    def prepare(
-        self,
-        rng_keys: jax.Array,
-        init_params: Any,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> Preparation:
-        """Start one chain per key: at ``init_params`` (with a chain axis), or where it is found."""
-
-    def wrong_sites(
-        self,
-        prepared: Preparation,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> frozenset[str]:
-        """Names of sites that make the target another posterior, if split off."""
-
-    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Target:
-        """Make the target for these model arguments."""
-
-    def emit(
-        self,
-        position: jax.Array,
-        centering: jax.Array,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-    ) -> tuple[Any, jax.Array]:
-        """A flat position (dim,) as unconstrained values, and the log Jacobian of the map back."""
-
-    def ravel(
-        self, values: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> jax.Array:
-        """A user's unconstrained values for one chain as a position (dim,) at centering 0."""
-
-    def postprocess_fn(
-        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> Callable[[Any], Any]:
-        """Map unconstrained values to the sites of the user's model."""
+    def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Bound:
+        """The posterior with the model's arguments, once for everything that follows."""
 
 
 def start_radius(init_strategy: Callable[..., Any], init_params: Any) -> float | None:
@@ -85,6 +77,24 @@ def layout(values: Any) -> tuple[Any, tuple[Any, ...]]:
     """Structure, shapes and types of a pytree of arrays, hashable, for comparison."""
     leaves, structure = jax.tree.flatten(values)
     return structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+def fits(values: Any, expected: Any) -> bool:
+    """Whether values have a layout's structure and shapes, whatever their leading axes are."""
+    structure, leaves = layout(values)
+    pairs = zip(leaves, expected[1], strict=False)
+    return structure == expected[0] and all(
+        a[max(len(a) - len(b), 0) :] == b[max(len(b) - len(a), 0) :] for (a, _), (b, _) in pairs
+    )
+
+
+def different_model(values: Any) -> ValueError:
+    """The error where a state is of another model."""
+    return ValueError(
+        "The state from which to go on must be of the same model: its latent sites have "
+        f"the shapes {jax.tree.map(jnp.shape, values)}; the model's do not. Use the saved "
+        "run's model and data, or start anew (`mcmc.post_warmup_state = None`)."
+    )
 
 
 def ravel_like(values: Any, prototype: Any) -> jax.Array:

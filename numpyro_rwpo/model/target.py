@@ -40,9 +40,9 @@ class Target(NamedTuple):
             (n,), (n, dim).
         full_prior: ``beta g`` at centering 0, fields (dim,); ``None`` when no coordinate has a
             Laplace prior.
-        is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
-        centering: parameterization of these sites, see :mod:`numpyro_rwpo.model.laplace_sites`: 0 or
-            1, scalar, or one for each position that will be given, (n,).
+        is_rewritten: coordinates of sites with a latent scale, (dim,); ``None`` without.
+        centering: parameterization of these sites, see :mod:`numpyro_rwpo.model.laplace_sites`: 0
+            or 1, scalar, or one for each position that will be given, (n,).
         recenter: maps positions (n, dim) and their centerings (n,) to the positions in the other
             centering, and the sum of the log scales (n,); ``None`` without such sites.
         placement: devices that share the particles.

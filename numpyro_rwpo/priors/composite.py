@@ -1,6 +1,6 @@
 """Several kinds of prior side by side, each on its own coordinates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,13 +38,23 @@ def compose_prior(parts: Sequence[tuple[Prior, Sequence[Slice]]]) -> Prior:
     return priors[0] if len(priors) == 1 else CompositePrior(priors, slices)
 
 
+def _elementwise(name: str) -> Callable[..., Any]:
+    """A method that applies the parts' method ``name``, each at its own coordinates."""
+
+    def method(prior: "CompositePrior", *arguments: ArrayLike) -> Any:
+        return jax.tree.map(prior._joined, *prior._of_each(name, *arguments))
+
+    method.__name__ = name
+    return method
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["slices"])
 @dataclass(frozen=True)
 class CompositePrior:
-    """Priors of several kinds; what it does to a coordinate is what that coordinate's prior does.
+    """Priors of several kinds, each on its own coordinates.
 
-    Build with :func:`compose_prior`. Methods are those of
-    :class:`~numpyro_rwpo.priors.protocol.Prior`.
+    Build with :func:`compose_prior`. The methods are those of
+    :class:`~numpyro_rwpo.priors.protocol.Prior`; their arguments have no keywords.
 
     Attributes:
         parts: One prior for each kind.
@@ -78,143 +88,43 @@ class CompositePrior:
             for part, where in zip(self.parts, self.slices, strict=True)
         ]
 
-    def _apply(self, name: str, *arguments: ArrayLike) -> Any:
-        return jax.tree.map(self._joined, *self._of_each(name, *arguments))
-
-    def _changed(self, name: str, argument: ArrayLike) -> "CompositePrior":
-        return CompositePrior(tuple(self._of_each(name, argument)), self.slices)
-
     @property
     def location(self) -> jax.Array:
         """Kinks and minima, (dim,)."""
         return self._joined(*(part.location for part in self.parts))
 
-    def potential(self, x: ArrayLike, /) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: jax.Array = self._apply("potential", x)
-        return result
-
-    def subgradient(self, x: ArrayLike, /) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: jax.Array = self._apply("subgradient", x)
-        return result
-
-    def rise(self, start: ArrayLike, step: ArrayLike, /) -> tuple[jax.Array, jax.Array]:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: tuple[jax.Array, jax.Array] = self._apply("rise", start, step)
-        return result
-
-    def smoothed(self, x: ArrayLike, /) -> tuple[jax.Array, jax.Array]:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: tuple[jax.Array, jax.Array] = self._apply("smoothed", x)
-        return result
-
-    def prox(self, x: ArrayLike, step_size: ArrayLike, /) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: jax.Array = self._apply("prox", x, step_size)
-        return result
-
-    def moreau_gradient(self, x: ArrayLike, step_size: ArrayLike, /) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: jax.Array = self._apply("moreau_gradient", x, step_size)
-        return result
-
-    def normal_fit(self, mean: ArrayLike, scale: ArrayLike, /) -> tuple[jax.Array, jax.Array]:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: tuple[jax.Array, jax.Array] = self._apply("normal_fit", mean, scale)
-        return result
+    potential = _elementwise("potential")
+    subgradient = _elementwise("subgradient")
+    rise = _elementwise("rise")
+    smoothed = _elementwise("smoothed")
+    prox = _elementwise("prox")
+    moreau_gradient = _elementwise("moreau_gradient")
+    normal_fit = _elementwise("normal_fit")
+    log_mass = _elementwise("log_mass")
+    log_normalizer = _elementwise("log_normalizer")
+    log_prob = _elementwise("log_prob")
+    cdf = _elementwise("cdf")
+    log_cdf = _elementwise("log_cdf")
+    log_survival = _elementwise("log_survival")
+    hamiltonian_flow = _elementwise("hamiltonian_flow")
 
     def scaled(self, scale: ArrayLike, /) -> "CompositePrior":
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        return self._changed("scaled", scale)
+        """The same prior in the coordinates ``x / scale``, ``scale > 0``."""
+        return CompositePrior(tuple(self._of_each("scaled", scale)), self.slices)
 
-    def tempered(self, inverse_temperature: ArrayLike, /) -> "CompositePrior":
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        return self._changed("tempered", inverse_temperature)
+    def tempered(self, beta: ArrayLike, /) -> "CompositePrior":
+        """The prior whose potential is ``beta`` >= 0 times this one."""
+        return CompositePrior(tuple(self._of_each("tempered", beta)), self.slices)
 
-    def log_mass(self) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: jax.Array = self._apply("log_mass")
-        return result
-
-    def log_normalizer(
-        self, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike = 1.0, /
-    ) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: jax.Array = self._apply("log_normalizer", y, prox_time, inverse_temperature)
-        return result
-
-    def log_prob(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        prox_time: ArrayLike,
-        inverse_temperature: ArrayLike = 1.0,
-        /,
-    ) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: jax.Array = self._apply("log_prob", x, y, prox_time, inverse_temperature)
-        return result
-
-    def cdf(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        prox_time: ArrayLike,
-        inverse_temperature: ArrayLike = 1.0,
-        /,
-    ) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: jax.Array = self._apply("cdf", x, y, prox_time, inverse_temperature)
-        return result
-
-    def log_cdf(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        prox_time: ArrayLike,
-        inverse_temperature: ArrayLike = 1.0,
-        /,
-    ) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: jax.Array = self._apply("log_cdf", x, y, prox_time, inverse_temperature)
-        return result
-
-    def log_survival(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        prox_time: ArrayLike,
-        inverse_temperature: ArrayLike = 1.0,
-        /,
-    ) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: jax.Array = self._apply("log_survival", x, y, prox_time, inverse_temperature)
-        return result
-
-    def sample(
-        self,
-        rng_key: jax.Array,
-        y: ArrayLike,
-        prox_time: ArrayLike,
-        inverse_temperature: ArrayLike = 1.0,
-        /,
-    ) -> jax.Array:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`; every part has a key of its own."""
+    def sample(self, rng_key: jax.Array, *parameters: ArrayLike) -> jax.Array:
+        """One exact draw from the kernel around each y; every part has a key of its own."""
         draws = [
-            part.sample(key, *(self._cut(x, where) for x in (y, prox_time, inverse_temperature)))
+            part.sample(key, *(self._cut(x, where) for x in parameters))
             for key, part, where in zip(
                 jax.random.split(rng_key, len(self.parts)), self.parts, self.slices, strict=True
             )
         ]
         return self._joined(*draws)
-
-    def hamiltonian_flow(
-        self, x: ArrayLike, p: ArrayLike, time: ArrayLike, /
-    ) -> tuple[jax.Array, jax.Array]:
-        """See :class:`~numpyro_rwpo.priors.protocol.Prior`."""
-        result: tuple[jax.Array, jax.Array] = self._apply("hamiltonian_flow", x, p, time)
-        return result
 
 
 def _concatenated(pieces: Sequence[jax.Array]) -> jax.Array:

@@ -13,7 +13,7 @@ families:
 
 The kernel is computed in units of :math:`s = \sqrt{2T/\beta}` around the kink, from
 :math:`u = (y-c)/s` and :math:`\alpha_\pm = \beta\lambda_\pm s/2`; the special functions are in
-:mod:`numpyro_rwpo.priors.mills`.
+:mod:`numpyro_rwpo.priors.mills`, the motion in :mod:`numpyro_rwpo.priors.kink`.
 
 Priors whose location or rate is itself random must be reparameterized first.
 """
@@ -26,6 +26,7 @@ import numpy as np
 from jax.scipy.special import ndtr
 from jax.typing import ArrayLike, DTypeLike
 
+from numpyro_rwpo.priors.kink import move_past_kink
 from numpyro_rwpo.priors.mills import (
     SQRT_TWO_PI,
     envelope,
@@ -263,9 +264,6 @@ class LaplacePrior(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """Exact motion of unit masses in the prior's potential, ``H = p^2/2 + potential(x)``.
 
-        The path is a parabola up to the kink. From there the momentum is a triangle wave between
-        ``-P`` and ``P``, ``P = sqrt(2 H)``, evaluated at the remaining time modulo the period,
-        without a loop over crossings. A particle that enters a side without force never returns.
         The energy is conserved up to rounding for any number of periods; the phase loses digits in
         proportion to that number.
 
@@ -277,40 +275,7 @@ class LaplacePrior(NamedTuple):
         Returns:
             Positions and momenta after ``time``.
         """
-        x, p, time, location, rate_left, rate_right = same_rank(x, p, time, *self)
-        distance, direction = x - location, jnp.where(time < 0, -1, 1)
-        # Reflect time and space, to run forward from the right (at the kink, to move to the right).
-        is_left = (distance < 0) | ((distance == 0) & (direction * p < 0))
-        side = jnp.where(is_left, -1, 1)
-        position, momentum, duration = side * distance, direction * side * p, jnp.abs(time)
-        near_rate = jnp.where(is_left, rate_left, rate_right)
-        far_rate = jnp.where(is_left, rate_right, rate_left)
-        speed = jnp.sqrt(momentum**2 + 2 * near_rate * position)
-        near_rate = jnp.where(speed > 0, near_rate, 0)  # at rest on the kink there is no force
-
-        # First zero of the parabola, by the form of the root without cancellation.
-        is_outward = momentum > 0
-        crossing = _ratio_or_inf(
-            jnp.where(is_outward, momentum + speed, 2 * position),
-            jnp.where(is_outward, near_rate, speed - momentum),
-        )
-        far_span = _ratio_or_inf(2 * speed, far_rate)
-        near_span = _ratio_or_inf(2 * speed, near_rate)
-        phase, is_far = _last_arc(jnp.maximum(duration - crossing, 0), far_span, near_span)
-        rate = jnp.where(is_far, far_rate, near_rate)
-        wave_side = jnp.where(is_far, -side, side)
-
-        crosses = duration > crossing
-        wave = wave_side * jnp.maximum(phase * (speed - 0.5 * rate * phase), 0)
-        direct = x + side * duration * (momentum - 0.5 * near_rate * duration)
-        # Rounding must not carry a particle across the kink, beyond which the slope may be far
-        # larger.
-        direct = jnp.where(is_left, jnp.minimum(direct, location), jnp.maximum(direct, location))
-        x = jnp.where(crosses, location + wave, direct)
-        p = jnp.where(
-            crosses, wave_side * (speed - rate * phase), side * (momentum - near_rate * duration)
-        )
-        return x, direction * p
+        return move_past_kink(*same_rank(x, p, time, *self))
 
     def standardize(
         self, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike
@@ -335,23 +300,6 @@ class LaplacePrior(NamedTuple):
         z, shift = (x - prior.location) / scale, (x - y) / scale
         log_prob, log_cdf, log_survival = log_distribution(z, shift, offset, left, right)
         return log_prob - jnp.log(scale), log_cdf, log_survival
-
-
-def _last_arc(
-    time: jax.Array, first_span: jax.Array, second_span: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Time since the last change of arc, where two arcs take turns, and whether it is the first."""
-    period = jnp.minimum(first_span + second_span, np.finfo(time.dtype).max)
-    # The bounds preserve the energy where rounding has lost the phase altogether. The second one
-    # also does so where the rounding error of a long arc exceeds the length of a short one.
-    phase = jnp.maximum(time - jnp.floor(time / period) * period, 0)
-    is_first = phase < first_span
-    return jnp.where(is_first, phase, jnp.minimum(phase - first_span, second_span)), is_first
-
-
-def _ratio_or_inf(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    is_positive = denominator > 0
-    return jnp.where(is_positive, numerator / jnp.where(is_positive, denominator, 1), jnp.inf)
 
 
 def no_prior(dim: int, dtype: DTypeLike) -> LaplacePrior:

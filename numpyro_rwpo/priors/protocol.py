@@ -24,8 +24,8 @@ class Prior(Protocol):
     Methods work elementwise on arrays (..., dim) that broadcast with the parameters, themselves
     (dim,) or broadcastable. They keep the dtype, check nothing, and may be jitted and vmapped; all
     but :meth:`sample` and :meth:`hamiltonian_flow` can be differentiated. ``prox_time`` is
-    :math:`T > 0` in position units squared, ``inverse_temperature`` is :math:`\beta > 0`; both are
-    scalars or (dim,).
+    :math:`T > 0` in position units squared, ``beta`` the inverse temperature; both are scalars or
+    (dim,).
     """
 
     @property
@@ -66,64 +66,39 @@ class Prior(Protocol):
     def scaled(self, scale: ArrayLike, /) -> "Prior":
         """The same prior in the coordinates ``x / scale``, ``scale > 0``."""
 
-    def tempered(self, inverse_temperature: ArrayLike, /) -> "Prior":
-        """The prior with the potential times ``inverse_temperature`` >= 0; at 0 it is flat."""
+    def tempered(self, beta: ArrayLike, /) -> "Prior":
+        """The prior whose potential is ``beta`` >= 0 times this one; at 0 it is flat."""
 
     def log_mass(self) -> jax.Array:
         """Log of the integral of ``exp(-potential)``, per coordinate; infinite where it is flat."""
 
     def log_normalizer(
-        self, y: ArrayLike, prox_time: ArrayLike, inverse_temperature: ArrayLike = 1.0, /
+        self, y: ArrayLike, prox_time: ArrayLike, beta: ArrayLike = 1.0, /
     ) -> jax.Array:
         """Log of the integral of the kernel's exponential, log Z(y), with every constant."""
 
     def log_prob(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        prox_time: ArrayLike,
-        inverse_temperature: ArrayLike = 1.0,
-        /,
+        self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, beta: ArrayLike = 1.0, /
     ) -> jax.Array:
         """Normalized log density log K(x, y); its exponential integrates to 1 over x."""
 
     def cdf(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        prox_time: ArrayLike,
-        inverse_temperature: ArrayLike = 1.0,
-        /,
+        self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, beta: ArrayLike = 1.0, /
     ) -> jax.Array:
         """Probability of (-inf, x] under the kernel around y."""
 
     def log_cdf(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        prox_time: ArrayLike,
-        inverse_temperature: ArrayLike = 1.0,
-        /,
+        self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, beta: ArrayLike = 1.0, /
     ) -> jax.Array:
         """Log of :meth:`cdf`, accurate in the left tail."""
 
     def log_survival(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        prox_time: ArrayLike,
-        inverse_temperature: ArrayLike = 1.0,
-        /,
+        self, x: ArrayLike, y: ArrayLike, prox_time: ArrayLike, beta: ArrayLike = 1.0, /
     ) -> jax.Array:
         """Log of one minus :meth:`cdf`, accurate in the right tail."""
 
     def sample(
-        self,
-        rng_key: jax.Array,
-        y: ArrayLike,
-        prox_time: ArrayLike,
-        inverse_temperature: ArrayLike = 1.0,
-        /,
+        self, rng_key: jax.Array, y: ArrayLike, prox_time: ArrayLike, beta: ArrayLike = 1.0, /
     ) -> jax.Array:
         """One exact draw from the kernel around each y."""
 

@@ -25,7 +25,7 @@ def hierarchy(noise: float | None) -> None:
         numpyro.sample("y", dist.Normal(b, noise).to_event(1), obs=jnp.linspace(-1.0, 2.0, 8))
 
 
-def bound(noise: float | None) -> tuple[ModelSource, Target]:
+def bound(noise: float | None) -> Target:
     source = ModelSource(
         hierarchy,
         (noise,),
@@ -34,7 +34,7 @@ def bound(noise: float | None) -> tuple[ModelSource, Target]:
         nonsmooth="auto",
         differentiation=Differentiation(1.0, False),
     )
-    return source, source.bind((noise,), {})
+    return source.bind((noise,), {}).target()
 
 
 def prior_draws(number: int) -> jax.Array:
@@ -44,7 +44,7 @@ def prior_draws(number: int) -> jax.Array:
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_funnel_is_left_and_a_normal_ensemble_stays(dense: bool) -> None:
-    _, target = bound(None)
+    target = bound(None)
     normal = prior_draws(64)
     funnel, log_scale = target.recenter(normal, jnp.zeros(64))
     np.testing.assert_allclose(log_scale, 8 * normal[:, 8], rtol=1e-5)
@@ -62,7 +62,7 @@ def test_a_funnel_is_left_and_a_normal_ensemble_stays(dense: bool) -> None:
 
 def test_what_the_data_know_is_moved_as_written() -> None:
     """With little noise b is normal, and what stands for it at centering 0 a funnel."""
-    _, target = bound(0.01)
+    target = bound(0.01)
     scale = jnp.exp(random.normal(random.key(1), (64,)))
     b = jnp.linspace(-1.0, 2.0, 8)[None] + 0.01 * random.normal(random.key(2), (64, 8))
     standard = jnp.concatenate([(b - 0.5) / scale[:, None], jnp.log(scale)[:, None]], axis=1)

@@ -158,25 +158,25 @@ def test_density_and_draws_are_those_of_nuts(
         nonsmooth="auto",
         differentiation=Differentiation(1.0, False),
     )
-    split = source._split
+    split, bound = source.split, source.bind((data,), {})
     assert (set(split.fixed), set(split.rewritten)) == (set(fixed.split()), set(rewritten.split()))
 
     @jax.jit
     def evaluate(x: jax.Array, centering: jax.Array) -> tuple[Any, ...]:
         nuts = initialize_model(jax.random.key(0), model, model_args=(data,), dynamic_args=True)
-        at = source.bind((data,), {})._replace(centering=centering)
+        at = bound.target()._replace(centering=centering)
         potential = at.value_and_grad(x[None])[0][0] + at.prior_potential(x)
         for name, prior in split.site_priors((data,), {}).items():
             if name in split.fixed:
                 potential += jnp.log(1 / prior.rate_left + 1 / prior.rate_right).sum()
-        values, log_jacobian = source.emit(x, centering, (data,), {})
+        values, log_jacobian = bound.emit(x, centering)
         return (
-            (potential - log_jacobian, source.postprocess_fn((data,), {})(values)),
+            (potential - log_jacobian, bound.constrain(values)),
             (nuts.potential_fn(data)(values), nuts.postprocess_fn(data)(values)),
             split_errors(split, (data,), {}),
         )
 
-    x = jax.random.normal(jax.random.key(1), (source._position(source._prototype).size,))
+    x = jax.random.normal(jax.random.key(1), (source.position(source.prototype).size,))
     for centering in (0.0, 1.0):
         ours, theirs, errors = evaluate(x, jnp.asarray(centering))
         assert not refused_sites(errors)

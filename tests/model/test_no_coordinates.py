@@ -58,18 +58,18 @@ def test_density_and_draws_are_those_of_nuts(model: Callable[..., None]) -> None
         nonsmooth="auto",
         differentiation=Differentiation(1.0, False),
     )
-    key = jax.random.key(0)
-    prepared = source.prepare(key[None], None, (), {})
+    key, bound = jax.random.key(0), source.bind((), {})
+    prepared = bound.prepare(key[None], None)
     assert prepared.start.shape == (1, 1)
     nuts = initialize_model(key, model, dynamic_args=True)
     assert jax.tree.map(lambda x: x[0].shape, prepared.values) == jax.tree.map(
         jnp.shape, nuts.param_info.z
     )
     position = jnp.array([0.7])
-    values, log_jacobian = source.emit(position, jnp.zeros(()), (), {})
-    potential = source.bind((), {}).value_and_grad(position[None])[0][0] - log_jacobian
+    values, log_jacobian = bound.emit(position, jnp.zeros(()))
+    potential = bound.target().value_and_grad(position[None])[0][0] - log_jacobian
     np.testing.assert_allclose(potential, nuts.potential_fn()(values), rtol=1e-6, atol=1e-7)
-    ours, theirs = source.postprocess_fn((), {})(values), nuts.postprocess_fn()(values)
+    ours, theirs = bound.constrain(values), nuts.postprocess_fn()(values)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 

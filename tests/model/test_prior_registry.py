@@ -135,11 +135,11 @@ def test_each_kind_is_found_and_the_smooth_part_has_neither() -> None:
     def parts(target: Target) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(target.value_and_grad(x)[0]), np.asarray(target.prior_potential(x))
 
-    target = source(two_kinds, Y, priors=NORMAL).bind((Y,), {})
+    target = source(two_kinds, Y, priors=NORMAL).bind((Y,), {}).target()
     assert isinstance(target.prior, CompositePrior)
     assert target.prior.slices == (((0, 3),), ((3, 7),))
     assert [type(part).__name__ for part in target.prior.parts] == ["NormalPrior", "LaplacePrior"]
-    alone = source(two_kinds, Y).bind((Y,), {})
+    alone = source(two_kinds, Y).bind((Y,), {}).target()
     assert isinstance(alone.prior, LaplacePrior)
     (smooth, prior), (other_smooth, other_prior) = parts(target), parts(alone)
     normal = 2 * ((np.asarray(x)[:, :3] - 1.0) ** 2).sum(1)

@@ -84,10 +84,10 @@ def test_density_in_standardized_coordinates() -> None:
         nonsmooth="auto",
         differentiation=Differentiation(1.0, False),
     )
-    to_position = partial(source.ravel, model_args=(), model_kwargs={})
-    to_values = partial(source.emit, centering=jnp.zeros(()), model_args=(), model_kwargs={})
+    bound = source.bind((), {})
+    to_values = partial(bound.emit, centering=jnp.zeros(()))
     users = dist.Normal(jnp.array([-0.5, 0.8, -0.2]), 0.4).to_event(1)
-    proposal = change_coordinates(users, jnp.float32, to_position, to_values)
+    proposal = change_coordinates(users, jnp.float32, bound.ravel, to_values)
     positions = proposal.sample(jax.random.key(0), 20)
 
     def flat(position: Any) -> Any:

@@ -282,24 +282,24 @@ def test_density_and_shapes_of_the_split_model(
     if model in BATCHED_PARAMETERS:
         request.getfixturevalue("silent_broadcasting")
     source = make_source(model)
-    split = source._split
+    split, bound = source.split, source.bind((), {})
     assert (set(split.fixed), set(split.rewritten)) == (set(fixed.split()), set(rewritten.split()))
 
     @jax.jit
     def evaluate(x: jax.Array, centering: jax.Array) -> tuple[Any, ...]:
-        at = source.bind((), {})._replace(centering=centering)
+        at = bound.target()._replace(centering=centering)
         potential = at.value_and_grad(x[None])[0][0] + at.prior_potential(x)
         for name, prior in split.site_priors((), {}).items():
             if name in split.fixed:
                 potential += jnp.log(1 / prior.rate_left + 1 / prior.rate_right).sum()
-        values, log_jacobian = source.emit(x, centering, (), {})
+        values, log_jacobian = bound.emit(x, centering)
         expected = potential_energy(default_key(model), (), {}, values)
-        back = source.emit(source.ravel(values, (), {}), jnp.zeros(()), (), {})[0]
-        drawn = source.postprocess_fn((), {})(values)
+        back = bound.emit(bound.ravel(values), jnp.zeros(()))[0]
+        drawn = bound.constrain(values)
         return potential - log_jacobian, expected, values, back, drawn, split_errors(split, (), {})
 
     for centering in (0.0, 1.0):
-        x = jax.random.normal(jax.random.key(1), (source._position(source._prototype).size,))
+        x = jax.random.normal(jax.random.key(1), (source.position(source.prototype).size,))
         density, expected, values, back, drawn, errors = evaluate(x, jnp.asarray(centering))
         np.testing.assert_allclose(density, expected, rtol=1e-10)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), back, values)
@@ -428,7 +428,7 @@ def test_site_that_the_check_refuses_is_left_alone(is_mapped: bool) -> None:
     keys = jax.random.split(jax.random.key(0), 2)
     values = jax.vmap(init)(keys) if is_mapped else init(keys)
     assert values["odd"].shape == (2,)
-    assert kernel._source._split.names == ("b",)
+    assert kernel._programs.source.split.names == ("b",)
 
 
 def test_diagnose_says_which_site_was_left_alone() -> None:

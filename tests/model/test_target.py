@@ -43,13 +43,14 @@ def test_both_centerings_have_the_posteriors_density_with_its_constants(model, b
             nonsmooth="auto",
             differentiation=Differentiation(beta, False),
         )
-        target = source.bind((y,), {})
+        bound = source.bind((y,), {})
+        target = bound.target()
         for centering in (0.0, 1.0):
             c = jnp.asarray(centering)
             at = target._replace(centering=c)
             x = jax.random.normal(jax.random.key(1), (4,))
             potential = at.value_and_grad(x[None])[0][0] + at.prior_potential(x)
-            z, log_jacobian = source.emit(x, c, (y,), {})
+            z, log_jacobian = bound.emit(x, c)
             scale = jnp.exp(z["scale"])
             joint, _ = log_density(model, (y,), {}, {"scale": scale, "beta": z["beta"]})
             expected = -(joint + z["scale"])  # and the Jacobian of the scale's logarithm

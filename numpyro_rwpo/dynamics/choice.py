@@ -1,0 +1,69 @@
+"""The move that a chain samples with, chosen when warm-up is over.
+
+It is that of the flow that warm-up chose. If the ensembles of the chains still disagree, smaller
+ones start again and move by NUTS transitions (:mod:`numpyro_rwpo.dynamics.trees`).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from numpyro_rwpo.arguments import Arguments
+from numpyro_rwpo.dynamics.programs import Programs
+from numpyro_rwpo.dynamics.settings import Settings, num_states
+from numpyro_rwpo.dynamics.state import Ready, after_trees, after_warm_up, has_converged
+from numpyro_rwpo.dynamics.trees import MIN_WARMUP, NUM_PARTICLES
+from numpyro_rwpo.dynamics.warmup import WarmUp
+
+
+class Choice(NamedTuple):
+    """What the chains sample with.
+
+    Attributes:
+        ready: the ensembles with their move.
+        num_states: successive states of a particle that a refresh makes.
+        number: of the flow that warm-up chose, for the kernel's next run.
+    """
+
+    ready: Ready
+    num_states: int
+    number: int
+
+
+def choose_move(
+    warm: WarmUp,
+    settings: Settings,
+    arguments: Arguments,
+    programs: Programs,
+    inputs: tuple[Any, ...],
+    model_args: tuple[Any, ...],
+    model_kwargs: dict[str, Any],
+) -> Choice:
+    """The ensembles with the move that suits them; warms small ensembles up where none does.
+
+    Args:
+        warm: the ensembles after warm-up, with a leading chain axis.
+        settings: of the run.
+        arguments: of the kernel.
+        programs: of the kernel.
+        inputs: random keys, starts and numbers with which the ensembles were warmed up.
+        model_args: positional arguments of the model.
+        model_kwargs: keyword arguments of the model.
+    """
+    chosen = warm.adaptation.chosen[0]
+    is_traced = isinstance(chosen, jax.core.Tracer)
+    number = 0 if is_traced else int(chosen)
+    ready = after_warm_up(warm, number)
+    can_start_anew = (
+        settings.corrected
+        and settings.num_warmup >= MIN_WARMUP
+        and arguments.proposal is None
+        and settings.placement.mesh is None
+        and not is_traced
+    )
+    if not can_start_anew or has_converged(ready.warm_up):
+        return Choice(ready, settings.num_states, number)
+    small = settings._replace(num_particles=NUM_PARTICLES)
+    constants = programs.layout, small
+    trees = programs.warm_up_trees(constants, inputs, model_args, model_kwargs)
+    return Choice(after_trees(ready, trees), num_states(NUM_PARTICLES), number)
