@@ -29,7 +29,7 @@ from benchmarks.samplers.protocol import device_kwargs
 from numpyro_rwpo import RWPO
 from numpyro_rwpo.dynamics.adaptation import Adaptation, initial_adaptation, learn_moments
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
-from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, start_ensemble
+from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.transport import Progress, initial_progress, transport_step
 from numpyro_rwpo.dynamics.warmup import spread
@@ -72,14 +72,15 @@ class Transport(NamedTuple):
     dim: int
     to_sites: Callable[[jax.Array, jax.Array], Any]
 
-    def start(self, rng_key: jax.Array) -> Flow:
-        """An ensemble after the quasi-Newton start."""
+    def start(self, rng_key: jax.Array) -> tuple[Flow, jax.Array]:
+        """An ensemble after the quasi-Newton start, and the gradient evaluations that it took."""
         key_spread, key_start = jax.random.split(rng_key)
         plain = spread(key_spread, jnp.zeros(self.dim, jnp.float32), self.settings)
-        particles, centering = start_ensemble(key_start, plain, self.target)
+        particles, centering, cost = quasi_newton_start(key_start, plain, self.target)
         ensemble = evaluate(particles, self.target._replace(centering=centering))
         adaptation = initial_adaptation(self.dim, particles.dtype, self.settings)
-        return Flow(ensemble, initial_progress(particles.dtype), adaptation, centering)
+        flow = Flow(ensemble, initial_progress(particles.dtype), adaptation, centering)
+        return flow, cost.num_gradients + particles.shape[0]
 
     def step(self, flow: Flow) -> Flow:
         """Moments, a step of transport, gradients."""
@@ -128,10 +129,9 @@ def measure(name: str, num_particles: int, num_ensembles: int) -> dict[str, Any]
     problem, reference = load_problem(name), load_reference(name)
     transport = transport_of(problem, num_particles)
     keys = jax.random.split(jax.random.key(0), num_ensembles)
-    flow = jax.jit(jax.vmap(transport.start))(keys)
+    flow, at_start = jax.jit(jax.vmap(transport.start))(keys)
     step = jax.jit(jax.vmap(transport.step))
     to_sites = jax.jit(jax.vmap(jax.vmap(transport.to_sites, in_axes=(0, None))))
-    at_start = num_start_evaluations(num_particles, transport.target) + num_particles
     rows = []
     for _ in range(NUM_ITERATIONS):
         sites = to_sites(flow.ensemble.particles, flow.centering)
@@ -141,7 +141,7 @@ def measure(name: str, num_particles: int, num_ensembles: int) -> dict[str, Any]
             mean, sd = np.ravel(moments["mean"]), np.ravel(moments["sd"])
             mean_error = np.maximum(mean_error, np.abs((x.mean(1) - mean) / sd).max(1))
             sd_error = np.maximum(sd_error, np.abs(x.std(1) / sd - 1).max(1))
-        spent = at_start / num_particles + np.asarray(flow.progress.steps)
+        spent = np.asarray(at_start) / num_particles + np.asarray(flow.progress.steps)
         rows.append((spent, mean_error, sd_error))
         flow = step(flow)
     spent, mean_error, sd_error = (np.stack(column) for column in zip(*rows, strict=True))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax, random
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.dynamics.ensemble import Ensemble, gradient, potential, replace
+from numpyro_rwpo.dynamics.ensemble import Ensemble, gradient, is_far, potential, replace
 from numpyro_rwpo.dynamics.factors import Factor, LowRank
 from numpyro_rwpo.dynamics.flows import ExactFlow, Flow, HarmonicFlow
 from numpyro_rwpo.dynamics.metric import (
@@ -57,15 +57,20 @@ KEPT_CORRELATION, AFFORDABLE_STEPS = 0.5, 24
 # Share of the particles that have not jumped between two draws, at most: a jump costs one gradient,
 # and may be all that brings particles from one mode to another. So many jumps at most.
 JUMP_CORRELATION, MAX_JUMPS = 0.1, 64
-# Weight of the share of divergent trajectories against the acceptance probability: one in a hundred
-# counts as a tenth less acceptance, since it marks a region that the draws miss.
-DIVERGENCE_COST = 10.0
+# Where a particle that usually moves diverges, the posterior has a region that needs shorter steps
+# than most of it, and that the draws would miss. Steps are from then on shorter by this factor (a
+# log), which is enough for one more step in a quarter turn, unless acceptance is already so high
+# that steps are not the reason.
+CAUTION, CAUTIOUS_ACCEPTANCE = 0.25, 0.95
 # Distance of the log step size from its running mean, and change of the mean potential in its
 # standard deviations, below which they count as steady.
 STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
+# Largest disagreement of the ensembles of all chains. Of 64 independent draws each it is 1/64 on
+# average, and below 0.1 for all of a thousand statistics of four chains; 0.2 makes R-hat 1.1.
+MAX_DISAGREEMENT = 0.2
 # Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
 # thousand with which NUTS warms up by default.
-MAX_TRAJECTORIES = 2000
+MAX_TRAJECTORIES = 4000
 # Leapfrog steps of a trajectory beyond which an ensemble that moves in step wastes too many.
 MAX_AFFORDABLE = 128
 # Updates that these limits leave in any case; half of them where trajectories are too long.
@@ -74,6 +79,9 @@ MIN_LIMIT = 24
 # which a particle is stuck. Those that are when the estimates are steady are moved onto others,
 # and part from them in the last updates.
 STUCK, RECENT, LAST_UPDATES = 0.1, 0.2, 3
+# The same for particles whose potential is out of the others' reach. These are moved at once: they
+# slow down what is learned from all.
+LOST = 0.3
 # Standard deviations at which statistics are clipped: one straggler must not decide for all.
 CLIP = 3.0
 # Step sizes at which each flow starts, times the fourth root of the dimension: about 0.8 of the
@@ -85,12 +93,14 @@ class Adaptation(NamedTuple):
     """Running estimates of one ensemble. Arrays over flows have one row for each flow on trial.
 
     Attributes:
-        updates: sweeps taken so far, scalar.
+        updates: sweeps taken so far in this centering, scalar.
+        total_updates: sweeps taken so far, scalar.
         chosen: number of the flow that decorrelates most cheaply so far; the same for all chains.
         moments: running moments of the ensemble.
         preconditioner: the Fisher metric of these moments.
         log_step: log step size of each flow.
         log_step_mean: its running mean, what sampling will use.
+        log_ceiling: log step size that is not exceeded since trajectories diverged, of each flow.
         correlation: of the statistics before and after a sweep, across particles,
             (flows, 2 dim + 1).
         uses: sweeps that each flow has had.
@@ -98,23 +108,27 @@ class Adaptation(NamedTuple):
         potential: running mean of the particles' mean potential, scalar.
         jump_rate: running mean of the acceptance of jumps to the user's proposal, scalar.
         accept_prob: running mean of each particle's acceptance probability, (num_particles,).
+        disagreement: see :func:`disagreement`, of the ensembles as they are.
         finished_at: number of updates when the estimates were steady or the budget was spent; 0
             until then.
         is_settled: whether they were steady, scalar.
     """
 
     updates: jax.Array
+    total_updates: jax.Array
     chosen: jax.Array
     moments: Moments
     preconditioner: Preconditioner
     log_step: jax.Array
     log_step_mean: jax.Array
+    log_ceiling: jax.Array
     correlation: jax.Array
     uses: jax.Array
     num_steps: jax.Array
     potential: jax.Array
     jump_rate: jax.Array
     accept_prob: jax.Array
+    disagreement: jax.Array
     finished_at: jax.Array
     is_settled: jax.Array
 
@@ -131,17 +145,21 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
     zero = jnp.zeros((), dtype)
     return Adaptation(
         updates=jnp.zeros((), int),
+        total_updates=jnp.zeros((), int),
         chosen=jnp.zeros((), int),
         moments=Moments(jnp.zeros(dim, dtype), unit, unit),
         preconditioner=Preconditioner(factor, factor, jnp.ones(dim, dtype)),
         log_step=log_step,
         log_step_mean=log_step,
+        # A longer rotation than a quarter turn would turn back.
+        log_ceiling=jnp.full_like(log_step, math.log(TRAJECTORY_LENGTH)),
         correlation=jnp.ones((len(settings.flows), 2 * dim + 1), dtype),
         uses=jnp.zeros(len(settings.flows), int),
         num_steps=jnp.zeros((), int),
         potential=zero,
         jump_rate=zero,
         accept_prob=jnp.ones(settings.num_particles, dtype),
+        disagreement=jnp.full((), jnp.inf, dtype),
         finished_at=jnp.zeros((), int),
         is_settled=jnp.zeros((), bool),
     )
@@ -233,14 +251,13 @@ def _adapt_step(
     error = accept_prob - aim
     error = jnp.where(error < 0, error / aim, error / (1 - aim))
     change = jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
-    log_step = log_step + jnp.where(accept_prob < HOPELESS, -math.log(10), change)
-    # A longer rotation would turn back.
-    return jnp.minimum(log_step, math.log(TRAJECTORY_LENGTH))
+    return log_step + jnp.where(accept_prob < HOPELESS, -math.log(10), change)
 
 
 def _learn_sweep(
     adaptation: Adaptation,
     number: jax.Array,
+    step_size: jax.Array,
     before: Ensemble,
     after: Ensemble,
     sweep: Sweep,
@@ -250,12 +267,19 @@ def _learn_sweep(
     """Step size and correlation of the flow that moved ``before`` to ``after``."""
     uses = adaptation.uses[number]
     weight = jnp.maximum(1 / (1.0 + uses), MEMORY)
-    fine = DIVERGENCE_COST * sweep.diverging.mean()
-    accept_prob = jnp.maximum(sweep.accept_prob.mean() - fine, 0.0)
+    accept_prob = sweep.accept_prob.mean()
+    # Particles that placement left far outside diverge at any step size that suits the others.
+    diverged = jnp.any(sweep.diverging & (adaptation.accept_prob > STUCK))
+    is_cautious = diverged & (accept_prob < CAUTIOUS_ACCEPTANCE)
+    ceiling = adaptation.log_ceiling[number]
+    lower = jnp.minimum(ceiling, jnp.log(step_size) - CAUTION)
+    ceiling = jnp.where(is_cautious, lower, ceiling)
     log_step = _adapt_step(adaptation.log_step[number], accept_prob, target_accept_prob, uses)
+    log_step = jnp.minimum(log_step, ceiling)
     # Sampling uses the mean over the later sweeps: the first ones only find the range.
     late = jnp.maximum(2 / (2.0 + uses), 2 * MEMORY)
     log_step_mean = _blend(adaptation.log_step_mean[number], log_step, late)
+    log_step_mean = jnp.minimum(log_step_mean, ceiling)
     correlation = (_statistics(before, target) * _statistics(after, target)).mean(0)
     correlation = _blend(
         adaptation.correlation[number], correlation, jnp.maximum(2 * weight, MEMORY).clip(max=1.0)
@@ -263,6 +287,7 @@ def _learn_sweep(
     return adaptation._replace(
         log_step=adaptation.log_step.at[number].set(log_step),
         log_step_mean=adaptation.log_step_mean.at[number].set(log_step_mean),
+        log_ceiling=adaptation.log_ceiling.at[number].set(ceiling),
         correlation=adaptation.correlation.at[number].set(correlation),
         uses=adaptation.uses.at[number].set(uses + 1),
     )
@@ -279,20 +304,44 @@ def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> j
     efficiency = -jnp.log(slowest) / num_steps
     is_preferred = jnp.arange(efficiency.size) == preferred
     efficiency = efficiency * jnp.where(is_preferred, PREFERENCE, 1.0)
-    if target.placement.chain_axis is not None:
-        efficiency = lax.pmean(jnp.log(efficiency), target.placement.chain_axis)
-    return jnp.argmax(efficiency)
+    return jnp.argmax(target.placement.chain_mean(jnp.log(efficiency)))
 
 
 def _is_steady(
     adaptation: Adaptation, mean: jax.Array, spread: jax.Array, settings: Settings
 ) -> jax.Array:
-    """Whether step size and mean potential have stopped changing, scalar."""
+    """Whether all chains agree, and step size and mean potential have stopped changing, scalar."""
     trial = TRIAL_UPDATES * len(settings.flows) if len(settings.flows) > 1 else 0
     ahead = (adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
     steady = jnp.abs(ahead) < STEADY_STEP
     steady &= jnp.abs(mean - adaptation.potential) < STEADY_POTENTIAL * spread
+    steady &= adaptation.disagreement < MAX_DISAGREEMENT
     return steady & (adaptation.updates >= trial + MIN_UPDATES)
+
+
+def disagreement(ensemble: Ensemble, center: jax.Array, target: Target) -> jax.Array:
+    """Variance of the chains' means over the variance within chains, at its largest, scalar.
+
+    Of the positions, their absolute deviations and the potential, each particle a draw: R-hat
+    without the square root. A single chain has no other to disagree with.
+
+    Args:
+        ensemble: evaluated particles of one chain.
+        center: about the mean of the positions, (dim,).
+        target: knows the axis of the chains.
+    """
+    placement = target.placement
+    deviation = ensemble.particles - placement.chain_mean(center)[None]
+    height = potential(ensemble, target)[:, None]
+    height = height - placement.chain_mean(height.mean())
+    values = jnp.concatenate([deviation, jnp.abs(deviation), height], axis=1)
+    mean = values.mean(0)
+    within = placement.chain_mean(values.var(0, ddof=1))
+    between = placement.chain_mean((mean - placement.chain_mean(mean)) ** 2)
+    number = placement.num_chains
+    between = between * number / max(number - 1, 1)
+    ratio = between / jnp.maximum(within, jnp.finfo(within.dtype).tiny)
+    return jnp.max(jnp.where(jnp.isnan(ratio), jnp.inf, ratio))
 
 
 def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
@@ -342,7 +391,9 @@ def adapt(
         return hamiltonian_sweep(rng_key, ensemble, flow, step_size, num_steps, target)
 
     after, sweep = lax.switch(number, [lambda n=name: with_flow(n) for name in settings.flows])
-    learned = _learn_sweep(adaptation, number, ensemble, after, sweep, target, target_accept_prob)
+    learned = _learn_sweep(
+        adaptation, number, step_size, ensemble, after, sweep, target, target_accept_prob
+    )
     if target.proposal is not None:
         after, accept_prob = jump_sweep(random.fold_in(rng_key, 1), after, target)
         rate = _blend(learned.jump_rate, accept_prob.mean(), 1 / (1.0 + adaptation.updates))
@@ -353,8 +404,10 @@ def adapt(
     mean, spread = jnp.mean(height), jnp.std(height)
     learned = learned._replace(
         updates=adaptation.updates + 1,
+        total_updates=adaptation.total_updates + 1,
         num_steps=adaptation.num_steps + num_steps,
         chosen=_cheapest(learned, target, preferred),
+        disagreement=disagreement(after, learned.moments.mean, target),
     )
     is_steady = _is_steady(learned, mean, spread, settings)
     is_first = (is_steady | _is_spent(learned, settings)) & (adaptation.finished_at == 0)
@@ -368,7 +421,9 @@ def adapt(
         potential=running,
     )
     # Placement can leave particles where the step size of all others is far too long.
-    return replace(after, is_first & (accept_prob < STUCK), target), learned
+    is_lost = is_far(height) & (accept_prob < LOST) & (learned.updates >= TRIAL_UPDATES)
+    is_stuck = is_first & (accept_prob < STUCK)
+    return replace(after, is_lost | is_stuck, target), learned
 
 
 def is_finished(adaptation: Adaptation, settings: Settings) -> jax.Array:
@@ -376,4 +431,4 @@ def is_finished(adaptation: Adaptation, settings: Settings) -> jax.Array:
     is_over = (adaptation.finished_at > 0) & (
         ~adaptation.is_settled | (adaptation.updates >= adaptation.finished_at + LAST_UPDATES)
     )
-    return is_over | (adaptation.updates >= settings.num_warmup)
+    return is_over | (adaptation.total_updates >= settings.num_warmup)

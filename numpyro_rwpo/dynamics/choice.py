@@ -11,7 +11,7 @@ import jax
 from numpyro_rwpo.arguments import Arguments
 from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import Settings, num_states
-from numpyro_rwpo.dynamics.state import Ready, after_trees, after_warm_up, agree
+from numpyro_rwpo.dynamics.state import Ready, after_trees, after_warm_up, has_converged
 from numpyro_rwpo.dynamics.trees import MIN_WARMUP, NUM_PARTICLES
 from numpyro_rwpo.dynamics.warmup import WarmUp
 
@@ -50,7 +50,6 @@ def choose_move(
         model_args: positional arguments of the model.
         model_kwargs: keyword arguments of the model.
     """
-    assert programs.source is not None
     chosen = warm.adaptation.chosen[0]
     is_traced = isinstance(chosen, jax.core.Tracer)
     number = 0 if is_traced else int(chosen)
@@ -62,7 +61,7 @@ def choose_move(
         and settings.placement.mesh is None
         and not is_traced
     )
-    if not can_start_anew or agree(ready, programs.source.is_rewritten):
+    if not can_start_anew or has_converged(ready.warm_up):
         return Choice(ready, settings.num_states, number)
     small = settings._replace(num_particles=NUM_PARTICLES)
     constants = programs.layout, small

@@ -34,6 +34,9 @@ EVALUATIONS_PER_ROUND = 8
 NUM_DRAWS = 64  # of all paths together, for one comparison
 _ARMIJO = 1e-4
 _BACKTRACK = 0.2
+# Nats by which the evidence of all paths together must rise in a round for them to go on, and the
+# rounds that may pass without that: less is within the noise of eight draws a path.
+_GAIN, _IDLE_ROUNDS = 1.0, 2
 _CURVATURE = 1e-6  # smallest cosine between step and gradient difference that enters H
 
 
@@ -53,6 +56,18 @@ class History(NamedTuple):
     initial: jax.Array
     num_factors: jax.Array
     log_det: jax.Array
+
+
+class Cost(NamedTuple):
+    """Gradient evaluations, scalars.
+
+    Attributes:
+        num_gradients: of all particles together.
+        num_rows: one after another.
+    """
+
+    num_gradients: jax.Array
+    num_rows: jax.Array
 
 
 class Descent(NamedTuple):
@@ -208,45 +223,9 @@ def _share_out(bound: jax.Array, num_particles: int) -> jax.Array:
     return jnp.minimum((share[None] < rank[:, None]).sum(1), num_paths - 1)
 
 
-def num_start_evaluations(num_particles: int, target: Target) -> int:
-    """Gradient evaluations of one start, those of the comparisons included."""
-    if target.proposal is not None:
-        return 0
-    has_centerings = target.is_rewritten is not None
-    if target.placement.mesh is not None:
-        num_particles = min(NUM_DRAWS, num_particles)
-    num_paths, num_draws = min(NUM_PATHS, num_particles), min(NUM_DRAWS, num_particles)
-    num_judged = NUM_ROUNDS + has_centerings + math.ceil(num_particles / num_draws)
-    return NUM_ROUNDS * num_paths * EVALUATIONS_PER_ROUND + num_judged * num_draws
-
-
-def num_start_rows(num_particles: int, target: Target) -> int:
-    """Gradient evaluations of one start, one after another."""
-    if target.proposal is not None:
-        return 0
-    num_draws = min(NUM_DRAWS, num_particles)
-    has_centerings = target.is_rewritten is not None
-    return (
-        NUM_ROUNDS * (EVALUATIONS_PER_ROUND + 1) + has_centerings + -(-num_particles // num_draws)
-    )
-
-
-def start_ensemble(
-    rng_key: jax.Array, particles: jax.Array, target: Target
-) -> tuple[jax.Array, jax.Array]:
-    """Draws of the user's proposal; without one, what :func:`quasi_newton_start` makes.
-
-    Arguments and returns are those of that function: particles (num_particles, dim), a centering.
-    """
-    if target.proposal is None:
-        return quasi_newton_start(rng_key, particles, target)
-    draws = target.proposal.sample(rng_key, particles.shape[0])
-    return target.placement.rows(draws), target.centering
-
-
 def quasi_newton_start(
     rng_key: jax.Array, particles: jax.Array, target: Target
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, Cost]:
     """Place an ensemble by the best normal approximations along a few BFGS paths.
 
     Args:
@@ -258,21 +237,43 @@ def quasi_newton_start(
 
     Returns:
         Particles of the same shape, not evaluated, shared among the paths in proportion to their
-        estimated evidence (``particles`` themselves where no path got anywhere), and the centering
-        with more evidence, scalar.
+        estimated evidence (``particles`` themselves where no path got anywhere), the centering with
+        more evidence, scalar, and what it cost.
     """
     # Flat, as XLA takes several times as long to compile random numbers of two axes.
     noise = random.normal(rng_key, (particles.size,), particles.dtype).reshape(particles.shape)
     placement = target.placement
     if placement.mesh is None:
-        found, draws, chosen, _ = _follow_paths(noise, particles, target)
+        found, draws, chosen, _, cost = _follow_paths(noise, particles, target)
     else:
         # Every device follows all the paths, then draws its own share of the particles.
         noise = placement.rows(noise)
         few = placement.whole((noise[:NUM_DRAWS], particles[:NUM_DRAWS]))
-        found, _, chosen, approximations = _follow_paths(*few, target)
+        found, _, chosen, approximations, cost = _follow_paths(*few, target)
         draws = placement.rows(_draws_from(noise, approximations))
-    return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0)
+    return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0), cost
+
+
+class _Round(NamedTuple):
+    """Between two rounds of :func:`_follow_paths`.
+
+    Attributes:
+        which: which of the rounds comes next, scalar; those that are not needed are left out.
+        number: rounds so far, scalar.
+        stalled: rounds since a path last got farther, scalar.
+        descent: where the paths are.
+        best: their best normal approximations.
+        placed: particles drawn so far, (num_particles, dim).
+        chosen: the centering, scalar.
+    """
+
+    which: jax.Array
+    number: jax.Array
+    stalled: jax.Array
+    descent: Descent
+    best: Best
+    placed: jax.Array
+    chosen: jax.Array
 
 
 class Approximations(NamedTuple):
@@ -297,9 +298,10 @@ def _draws_from(noise: jax.Array, approximations: Approximations) -> jax.Array:
 
 def _follow_paths(
     noise: jax.Array, particles: jax.Array, target: Target
-) -> tuple[jax.Array, jax.Array, jax.Array, Approximations]:
+) -> tuple[jax.Array, jax.Array, jax.Array, Approximations, Cost]:
     """Whether a path got anywhere, as many draws as noise, the centering, what they are from."""
     num_particles, dim = particles.shape
+    placement = target.placement
     num_paths = min(NUM_PATHS, num_particles)
     length = NUM_ROUNDS * EVALUATIONS_PER_ROUND
     dtype = particles.dtype
@@ -336,16 +338,14 @@ def _follow_paths(
     num_draws = min(NUM_DRAWS, num_particles)
     every_path = jnp.arange(num_draws) % num_paths
 
-    Carry = tuple[Descent, Best, jax.Array, jax.Array]
-
-    def one_round(i: jax.Array, carry: Carry) -> Carry:
+    def one_round(round_: _Round) -> _Round:
         """Descend and compare; after the last comparison, draw the particles block by block.
 
         Between the two, where there is a choice of centering, the best path of each is judged once
         more, by draws that had no part in making it the best. These draws and the final ones take
         further rounds, so that draws and the gradient behind them are compiled in one place.
         """
-        descent, best, placed, chosen = carry
+        i, _, stalled, descent, best, placed, chosen = round_
         is_last = i >= NUM_ROUNDS
         is_duel = (i == NUM_ROUNDS) & has_centerings
         block = jnp.maximum(i - NUM_ROUNDS - has_centerings, 0)
@@ -383,14 +383,40 @@ def _follow_paths(
         # Two standard errors down: the worse the approximation, the more its energy scatters.
         judged = bound - 2 * jnp.sqrt(spread) / number
         judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
+        # All chains choose together: coordinates of different meaning could not be compared.
+        judged = target.placement.chain_mean(judged)
         chosen = jnp.where(is_duel, centering[rivals[jnp.argmax(judged)]], chosen)
         here = here._replace(bound=jnp.where(is_last, -jnp.inf, bound))
-        return descent, _keep_better(best, here), placed.at[row].set(draws), chosen
+        better = _keep_better(best, here)
+        # The paths of all chains end together, so that the rounds stay the same for all.
+        gain = jax.nn.logsumexp(better.bound) - jax.nn.logsumexp(best.bound)
+        is_idle = placement.chain_mean(jnp.where(gain < _GAIN, 1.0, 0.0)) == 1
+        stalled = jnp.where(is_idle, stalled + 1, 0)
+        is_over = is_last | (stalled >= _IDLE_ROUNDS)
+        return _Round(
+            jnp.where(is_over, jnp.maximum(i + 1, NUM_ROUNDS), i + 1),
+            round_.number + 1,
+            stalled,
+            descent,
+            better,
+            placed.at[row].set(draws),
+            chosen,
+        )
 
     num_rounds = NUM_ROUNDS + has_centerings + math.ceil(num_particles / num_draws)
-    descent, best, draws, chosen = lax.fori_loop(
-        0, num_rounds, one_round, (descent, best, particles, centering[0])
+    zero = jnp.zeros((), int)
+    last = lax.while_loop(
+        lambda round_: round_.which < num_rounds,
+        one_round,
+        _Round(zero, zero, zero, descent, best, particles, centering[0]),
     )
+    num_descents = last.number - has_centerings - math.ceil(num_particles / num_draws)
+    cost = Cost(
+        num_descents * num_paths * EVALUATIONS_PER_ROUND + last.number * num_draws,
+        num_descents * EVALUATIONS_PER_ROUND + last.number,
+    )
+    best, chosen = last.best, last.chosen
     found = jnp.any(jnp.isfinite(best.bound))
     bound = jnp.where(centering == chosen, best.bound, -jnp.inf)
-    return found, draws, chosen, Approximations(best, descent.history, bound)
+    approximations = Approximations(best, last.descent.history, bound)
+    return found, last.placed, chosen, approximations, cost

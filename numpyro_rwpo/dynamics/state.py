@@ -13,10 +13,6 @@ from numpyro_rwpo.dynamics.trees import NUM_UPDATES, TreeMove, TreeWarmUp
 from numpyro_rwpo.dynamics.warmup import WarmUp
 from numpyro_rwpo.support.sharding import Placement
 
-# Variance of the chains' means over the variance within chains, above which they have not come to
-# the same distribution. Of 64 independent draws each it is 1/64 on average, and below 0.1 for all
-# of a thousand statistics of four chains; 0.2 makes R-hat 1.1.
-MAX_DISAGREEMENT = 0.2
 # Correlation from sweep to sweep above which a single chain is taken not to move.
 MAX_CORRELATION = 0.97
 
@@ -55,6 +51,8 @@ class WarmUpReport(NamedTuple):
         is_settled: whether adaptation ended because its estimates were steady.
         num_gradients: gradient evaluations of the whole ensemble.
         num_rows: gradient evaluations one after another.
+        disagreement: of the ensembles of all chains, see
+            :func:`numpyro_rwpo.dynamics.adaptation.disagreement`.
         correlation: of the slowest statistic from one sweep to the next.
     """
 
@@ -65,6 +63,7 @@ class WarmUpReport(NamedTuple):
     is_settled: jax.Array
     num_gradients: jax.Array
     num_rows: jax.Array
+    disagreement: jax.Array
     correlation: jax.Array
 
 
@@ -189,14 +188,14 @@ def after_warm_up(warm: WarmUp, number: int) -> Ready:
         progress=placement.placed.progress,
         evidence=placement.evidence,
         is_descent=placement.is_descent,
-        num_updates=adaptation.updates,
+        num_updates=adaptation.total_updates,
         is_settled=adaptation.is_settled,
         num_gradients=placement.num_gradients,
         num_rows=placement.num_rows,
+        disagreement=adaptation.disagreement,
         correlation=adaptation.correlation[..., number, :].max(-1),
     )
-    centering = placement.placed.centering
-    return Ready(warm.ensemble, warm.potential, centering, warm.moves[number], report)
+    return Ready(warm.ensemble, warm.potential, warm.centering, warm.moves[number], report)
 
 
 def after_trees(ready: Ready, trees: TreeWarmUp) -> Ready:
@@ -251,27 +250,15 @@ def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states:
     )
 
 
-def agree(ready: Ready, is_rewritten: np.ndarray | None) -> bool:
+def has_converged(report: WarmUpReport) -> bool:
     """Whether the ensembles of all chains look like draws from one distribution.
 
-    Judged by R-hat of positions, their absolute deviations and the potential, each particle a draw.
-    A single chain is judged by the correlation that its particles keep from sweep to sweep.
+    A single chain is also judged by the correlation that its particles keep from sweep to sweep.
 
     Args:
-        ready: with a leading chain axis, not traced.
-        is_rewritten: coordinates that have another meaning at another centering, (dim,).
+        report: of all chains, not traced.
     """
-    if not bool(np.all(ready.warm_up.is_settled)):
+    is_settled = np.asarray(report.is_settled)
+    if is_settled.size == 1 and float(report.correlation[0]) > MAX_CORRELATION:
         return False
-    particles = np.asarray(ready.ensemble.particles, np.float64)
-    if len(particles) == 1:
-        return float(ready.warm_up.correlation[0]) < MAX_CORRELATION
-    height = np.asarray(ready.potential, np.float64)[..., None]
-    if len(set(np.asarray(ready.centering).tolist())) > 1 and is_rewritten is not None:
-        particles, height = particles[..., ~is_rewritten], height[..., :0]
-    spread = np.abs(particles - np.median(particles, axis=(0, 1)))
-    values = np.concatenate([particles, spread, height], axis=2)
-    within = values.var(1, ddof=1).mean(0)
-    between = values.mean(1).var(0, ddof=1)
-    tiny = np.finfo(float).tiny
-    return bool(np.max(between / np.maximum(within, tiny), initial=0.0) < MAX_DISAGREEMENT)
+    return bool(np.all(is_settled))

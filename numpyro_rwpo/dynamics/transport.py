@@ -58,10 +58,10 @@ def initial_progress(dtype: jnp.dtype) -> Progress:
 def is_at_rest(progress: Progress, corrected: bool) -> jax.Array:
     """Whether the flow has come to rest, scalar: no smaller residual for six steps in succession.
 
-    If ``corrected``, it need not come to rest: once the residual is below 0.1, exact moves go
+    If ``corrected``, it need not come to rest: once the residual is below 0.3, exact moves go
     farther per gradient than the flow.
     """
-    is_small = (progress.residual < 0.1) & corrected
+    is_small = (progress.residual < 0.3) & corrected
     return (progress.stalled >= 6) | is_small
 
 

@@ -10,7 +10,7 @@ whole ensemble are tried, transported, and compared by their evidence lower boun
   descent ends in its neck, and all particles would have to climb out of it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,10 @@ from numpyro_rwpo.dynamics.adaptation import (
     learn_moments,
     make_move,
 )
+from numpyro_rwpo.dynamics.centering import log_determinant, recentered
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
-from numpyro_rwpo.dynamics.pathfinder import num_start_evaluations, num_start_rows, start_ensemble
+from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.transport import (
     MAX_TRANSPORT_STEPS,
@@ -37,13 +38,17 @@ from numpyro_rwpo.dynamics.transport import (
 )
 from numpyro_rwpo.model.target import Target
 
+# The centering is looked at again after the placement and after this many updates, twice: ensembles
+# that have not spread out yet say little about it.
+SEGMENT, NUM_SEGMENTS = 12, 3
+
 
 class Placed(NamedTuple):
     """An ensemble after transport.
 
     Attributes:
         ensemble: evaluated particles.
-        centering: parameterization of Laplace sites with latent scales.
+        centering: parameterization of sites with latent scales.
         progress: of the transport.
         adaptation: holds the moments.
     """
@@ -78,6 +83,7 @@ class WarmUp(NamedTuple):
     Attributes:
         ensemble: evaluated particles.
         potential: the whole potential at them, (num_particles,).
+        centering: parameterization of sites with latent scales.
         adaptation: what was learned.
         moves: one for each flow on trial.
         placement: where the ensemble came from; its costs are those of all of warm-up.
@@ -85,6 +91,7 @@ class WarmUp(NamedTuple):
 
     ensemble: Ensemble
     potential: jax.Array
+    centering: jax.Array
     adaptation: Adaptation
     moves: tuple[HamiltonianMove, ...]
     placement: Placement
@@ -161,7 +168,7 @@ def transport_path(
 ) -> jax.Array:
     """Where the particles of an ensemble are before each step of transport and after the last.
 
-    Once the flow is at rest they stay where they are, as they do in warm-up.
+    Once the flow is at rest they stay where they are. Warm-up hands over to exact moves earlier.
 
     Returns:
         Positions, (num_steps + 1, num_particles, dim).
@@ -170,7 +177,7 @@ def transport_path(
 
     def step(placed: Placed, _: None) -> tuple[Placed, jax.Array]:
         after = _transported(placed, target, settings, numbers)
-        at_rest = is_at_rest(placed.progress, settings.corrected)
+        at_rest = is_at_rest(placed.progress, corrected=False)
         placed = jax.tree.map(lambda old, new: jnp.where(at_rest, old, new), placed, after)
         return placed, placed.ensemble.particles
 
@@ -181,11 +188,7 @@ def transport_path(
 def _evidence(placed: Placed, target: Target) -> jax.Array:
     """The evidence lower bound of the normal density with the ensemble's moments, scalar."""
     covariance = placed.adaptation.moments.covariance
-    if covariance.ndim == 2:
-        sign, log_det = jnp.linalg.slogdet(covariance)
-        log_det = jnp.where(sign > 0, log_det, -jnp.inf)
-    else:
-        log_det = jnp.log(covariance).sum()
+    log_det = log_determinant(covariance)
     # The median stands for the mean: a single particle on a wall must not decide.
     height = jnp.median(potential(placed.ensemble, target._replace(centering=placed.centering)))
     bound = log_det / 2 - height
@@ -210,24 +213,24 @@ def place(
         rows = 1 + placed.progress.steps
         none = jnp.full(2, jnp.nan, start.dtype)
         return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows)
-    descent, centering = start_ensemble(key_start, plain, target)
+    descent, centering, cost = quasi_newton_start(key_start, plain, target)
 
     def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
         return _transport(start[0], start[1], target, settings, numbers, most)
 
+    starts = jnp.stack([descent, plain]), jnp.stack([centering, centering])
     # One after the other: side by side they would both take as many steps as the slower one.
-    starts = jnp.stack([descent, plain]), jnp.stack([centering, jnp.zeros_like(centering)])
-    both = lax.map(transported, starts)
-    evidence = jax.vmap(lambda p: _evidence(p, target))(both)
+    found = lax.map(transported, starts)
+    evidence = jax.vmap(lambda p: _evidence(p, target))(found)
     best = jnp.argmax(evidence)
-    steps = both.progress.steps
-    num_start = num_start_evaluations(num_particles, target)
+    steps = found.progress.steps
+    placed = jax.tree.map(lambda x: x[best], found)
     return Placement(
-        placed=jax.tree.map(lambda x: x[best], both),
+        placed=placed,
         evidence=evidence,
         is_descent=best == 0,
-        num_gradients=num_start + num_particles * (steps + 1).sum(),
-        num_rows=num_start_rows(num_particles, target) + (steps + 1).sum(),
+        num_gradients=cost.num_gradients + num_particles * (steps + 1).sum(),
+        num_rows=cost.num_rows + (steps + 1).sum(),
     )
 
 
@@ -245,24 +248,16 @@ def warm_up(
     """
     key_place, key_adapt = random.split(rng_key)
     placement = place(key_place, start, target, settings, numbers)
-    target = target._replace(centering=placement.placed.centering)
-    ensemble, adaptation = placement.placed.ensemble, placement.placed.adaptation
+    placed = placement.placed
+    ensemble, adaptation, centering = placed.ensemble, placed.adaptation, placed.centering
     if settings.corrected:
-
-        def update(carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
-            key = random.fold_in(key_adapt, carry[1].updates)
-            aim, preferred = numbers.target_accept_prob, numbers.preferred
-            return adapt(key, *carry, target, settings, aim, preferred)
-
-        ensemble, adaptation = lax.while_loop(
-            lambda carry: ~is_finished(carry[1], settings),
-            update,
-            (ensemble, adaptation),
-        )
+        ensemble, adaptation, centering = _adapted(key_adapt, placed, target, settings, numbers)
+    target = target._replace(centering=centering)
     num_steps = adaptation.num_steps
     return WarmUp(
         ensemble=ensemble,
         potential=potential(ensemble, target),
+        centering=centering,
         adaptation=adaptation,
         moves=tuple(
             make_move(name, number, adaptation, target)
@@ -273,3 +268,50 @@ def warm_up(
             num_rows=placement.num_rows + num_steps,
         ),
     )
+
+
+def _adapted(
+    rng_key: jax.Array, placed: Placed, target: Target, settings: Settings, numbers: Numbers
+) -> tuple[Ensemble, Adaptation, jax.Array]:
+    """The ensemble when its moves are steady, what was learned, and the centering."""
+
+    def update(carry: tuple[Ensemble, Adaptation], target: Target) -> tuple[Ensemble, Adaptation]:
+        key = random.fold_in(rng_key, carry[1].total_updates)
+        aim, preferred = numbers.target_accept_prob, numbers.preferred
+        return adapt(key, *carry, target, settings, aim, preferred)
+
+    def until(limit: jax.Array, carry: tuple[Ensemble, Adaptation], target: Target) -> Any:
+        return lax.while_loop(
+            lambda carry: ~is_finished(carry[1], settings) & (carry[1].updates < limit),
+            lambda carry: update(carry, target),
+            carry,
+        )
+
+    Carry = tuple[Ensemble, Adaptation, jax.Array]
+
+    def segment(number: jax.Array, carry: Carry) -> Carry:
+        ensemble, adaptation, centering = carry
+        here = target._replace(centering=centering)
+        particles, centering, is_new = recentered(ensemble.particles, here, settings.dense)
+        here = target._replace(centering=centering)
+        anew = _placed(particles, here, settings)
+        # What was learned in other coordinates is of no use; what was spent is spent.
+        again = anew.adaptation._replace(
+            total_updates=adaptation.total_updates, num_steps=adaptation.num_steps + 1
+        )
+        ensemble, adaptation = jax.tree.map(
+            lambda new, old: jnp.where(is_new, new, old),
+            (anew.ensemble, again),
+            (ensemble, adaptation),
+        )
+        is_last = number == NUM_SEGMENTS - 1
+        limit = jnp.where(is_last, settings.num_warmup, SEGMENT)
+        return *until(limit, (ensemble, adaptation), here), centering
+
+    start = placed.ensemble, placed.adaptation, placed.centering
+    if target.recenter is None or target.proposal is not None:
+        limit = jnp.asarray(settings.num_warmup)
+        return *until(
+            limit, start[:2], target._replace(centering=placed.centering)
+        ), placed.centering
+    return lax.fori_loop(0, NUM_SEGMENTS, segment, start)

@@ -130,7 +130,7 @@ class NeuralODEFlow(eqx.Module):
         """
         particles = checked_particles("particles", particles, self.dim, self._location.dtype)
         end = self._solve(lambda t, z, _: velocity(self.potential, z, t), particles, 0.0, 1.0)
-        return self.location + self.scale * end
+        return self._from_standard(end)
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """Independent draws, (num_samples, dim)."""
@@ -165,7 +165,9 @@ class NeuralODEFlow(eqx.Module):
             rng_key: A random key; may be ``None`` with the exact trace.
             x: Data.
         """
-        z, gain, costs = self._follow(rng_key, (x - self.location) / self.scale, 1.0, 0.0)
+        z, gain, costs = self._follow(
+            rng_key, (x - self.location[None]) / self.scale[None], 1.0, 0.0
+        )
         return self._base_log_prob(z) + gain, jax.tree.map(jnp.negative, costs)
 
     def sample_and_costs(
@@ -183,10 +185,13 @@ class NeuralODEFlow(eqx.Module):
         key_noise, key_probe = jax.random.split(rng_key)
         noise = jax.random.normal(key_noise, (num_samples, self.dim), self._location.dtype)
         z, gain, costs = self._follow(key_probe, noise, 0.0, 1.0)
-        return self.location + self.scale * z, self._base_log_prob(noise) - gain, costs
+        return self._from_standard(z), self._base_log_prob(noise) - gain, costs
+
+    def _from_standard(self, z: jax.Array) -> jax.Array:
+        return self.location[None] + self.scale[None] * z
 
     def _base_log_prob(self, z: jax.Array) -> jax.Array:
-        log_prob = jax.scipy.stats.norm.logpdf(z) - jnp.log(self.scale)
+        log_prob = jax.scipy.stats.norm.logpdf(z) - jnp.log(self.scale)[None]
         return jnp.sum(log_prob, -1)
 
     def _follow(

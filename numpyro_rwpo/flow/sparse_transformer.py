@@ -326,4 +326,5 @@ class SparseTransformerFlow(eqx.Module):
     def _rwpo_layer(self, y: jax.Array, prox_time: jax.Array) -> jax.Array:
         density = BUILT_IN_HEADS[self.attention].fit(y, self.prior, prox_time)
         shrinkage = 0.5 * self.prior.moreau_gradient(y, prox_time)
-        return y - prox_time * (shrinkage + density.heat_score(y))
+        y, time = same_rank(y, prox_time)
+        return y - time * (shrinkage + density.heat_score(y))

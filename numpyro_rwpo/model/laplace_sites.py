@@ -3,12 +3,14 @@
 A site is split off into the nonsmooth part of the target when its distribution is ``Laplace`` or
 ``AsymmetricLaplace`` (through ``expand``, ``to_event``, plates, ``sample_shape``) and its location
 and scale depend on no other latent site. Where they do depend on one, as in a hierarchical lasso,
-the site is first rewritten as location + scale * standard Laplace.
+the site is first rewritten as location + scale * standard Laplace. So are normal sites, and those
+of other location-scale families, whose scale is latent, as in a hierarchical model; their density
+is not split off.
 
-Informative data make that parameterization a funnel, and the user's own one nearly normal. So the
-*centering* c stays an argument of the rewritten model: at 0 the site is a standard Laplace and its
-density is split off; at 1 it is the user's own site and its density stays with the rest. Which of
-the two an ensemble uses is decided by evidence when it starts.
+Informative data make that parameterization a funnel, and the user's own one nearly normal. The
+*centering* c is therefore an argument of the rewritten model: at 0 the site is a standard one, and
+the density of a Laplace site is split off; at 1 it is the user's own site, and its density stays
+with the rest. Which of the two an ensemble uses is decided by evidence when it starts.
 
 Sites of other kinds (:mod:`numpyro_rwpo.model.prior_registry`) are split off where all their
 parameters are fixed, and left alone otherwise.
@@ -50,6 +52,10 @@ from numpyro_rwpo.model.tracing import (
 )
 from numpyro_rwpo.priors.protocol import Prior
 
+# Families that are rewritten without being split off: smooth, on the whole real line. As a standard
+# site they have fewer funnels, as sites with little data do in any hierarchical model.
+SMOOTH_FAMILIES = (dist.Normal, dist.StudentT, dist.Cauchy, dist.Logistic, dist.Gumbel)
+
 
 class keep_density(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
     """Keep the densities of the named sites in the joint density where the mask says so."""
@@ -86,7 +92,7 @@ class LocationScale(NamedTuple):
 
 
 class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
-    """Rewrite the named Laplace sites as location + scale * standard Laplace at centering 0.
+    """Rewrite the named sites as location + scale * a standard site at centering 0.
 
     NumPyro's ``LocScaleReparam`` samples another site for that, under another name, which can
     collide with one of the user's and passes inner handlers such as ``scope`` twice. Here the site
@@ -115,22 +121,37 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
         if msg["type"] != "sample" or msg["name"] not in self._originals:
             return
         msg["fn"] = self._originals.pop(msg["name"])
-        laplace, base = unwrapped(msg["fn"]), msg["value"]
-        location, scale = (jnp.broadcast_to(x, base.shape) for x in (laplace.loc, laplace.scale))
+        family, base = unwrapped(msg["fn"]), msg["value"]
+        location, scale = (jnp.broadcast_to(x, base.shape) for x in (family.loc, family.scale))
         shift = jnp.where(self.is_centered, 0, location)
         factor = jnp.where(self.is_centered, 1, scale)
         msg["value"] = shift + factor * base
         self.sites[msg["name"]] = LocationScale(msg["value"], location, scale)
 
     def _base(self, fn: Any) -> Any:
-        laplace = unwrapped(fn)
-        location = jnp.where(self.is_centered, laplace.loc, 0)
-        scale = jnp.where(self.is_centered, laplace.scale, 1)
-        if isinstance(laplace, dist.AsymmetricLaplace):
-            base = dist.AsymmetricLaplace(location, scale, laplace.asymmetry)
-        else:
-            base = dist.Laplace(location, scale)
+        family = unwrapped(fn)
+        location = jnp.where(self.is_centered, family.loc, 0)
+        scale = jnp.where(self.is_centered, family.scale, 1)
+        base = _family_class(family)(**_shape_parameters(family), loc=location, scale=scale)
         return base.expand(fn.shape()).to_event(fn.event_dim)
+
+
+def _family_class(family: Any) -> Any:
+    """The class of a distribution or, where it only inherits its density, its parent's."""
+    return find_kind(family, BUILT_IN_PRIORS) or type(family)
+
+
+def _shape_parameters(family: Any) -> dict[str, Any]:
+    """Parameters other than location and scale, by name."""
+    names = set(_family_class(family).arg_constraints) - {"loc", "scale"}
+    # An asymmetric Laplace site has two scales, which its asymmetry makes of one.
+    names -= {"left_scale", "right_scale"}
+    return {name: getattr(family, name) for name in names}
+
+
+def is_location_scale(fn: Any) -> bool:
+    """Whether a distribution is location + scale * a standard one, expanded or not."""
+    return is_laplace(fn) or type(unwrapped(fn)) in SMOOTH_FAMILIES
 
 
 def is_laplace(fn: Any) -> bool:
@@ -142,11 +163,13 @@ class _Parents(NamedTuple):
     """The latent sites, discrete ones too, on which the parameters of a site's prior depend.
 
     Attributes:
-        location_scale: of location and scale of a Laplace site, which can be standardized.
+        location: of the location of a site of a location-scale family.
+        scale: of its scale.
         other: of all other parameters.
     """
 
-    location_scale: frozenset[str]
+    location: frozenset[str]
+    scale: frozenset[str]
     other: frozenset[str]
 
 
@@ -158,22 +181,24 @@ def _latent_parents(
     args: Any,
     kwargs: Any,
 ) -> dict[str, _Parents]:
-    def parameters(**values: Any) -> dict[str, tuple[Any, Any]]:
+    def parameters(**values: Any) -> dict[str, tuple[Any, Any, Any]]:
         substituted = handlers.substitute(handlers.seed(default_key(model), 0), data=values)
         trace = handlers.trace(substituted).get_trace(*args, **kwargs)
         return {name: split_parameters(trace[name]["fn"]) for name in names}
 
-    def split_parameters(fn: Any) -> tuple[list[Any], list[Any]]:
-        if not is_laplace(fn):
-            return [], jax.tree.leaves(site_prior(fn, registry))
-        base = unwrapped(fn)
-        return [base.loc, base.scale], [getattr(base, "asymmetry", 1.0)]
+    def split_parameters(fn: Any) -> tuple[Any, Any, Any]:
+        if not is_location_scale(fn):
+            return [], [], jax.tree.leaves(site_prior(fn, registry))
+        family = unwrapped(fn)
+        return family.loc, family.scale, _shape_parameters(family)
 
     provenance = eval_provenance(parameters, **values)
-    return {
-        name: _Parents(*(frozenset().union(*parents) for parents in provenance[name]))
-        for name in names
-    }
+
+    def union(parents: Any) -> frozenset[str]:
+        is_set = lambda x: isinstance(x, frozenset)  # noqa: E731
+        return frozenset().union(*jax.tree.leaves(parents, is_leaf=is_set))
+
+    return {name: _Parents(*(union(x) for x in provenance[name])) for name in names}
 
 
 class LaplaceSplit(NamedTuple):
@@ -182,10 +207,12 @@ class LaplaceSplit(NamedTuple):
     Attributes:
         user_model: the model as it came.
         fixed: names of its Laplace sites with fixed parameters.
-        rewritten: names of those with latent location or scale.
+        rewritten: names of those with latent location or scale, and of sites of other
+            location-scale families with a latent scale.
         enumeration_dim: where discrete sites are summed out, ``None`` without any, see
             :mod:`numpyro_rwpo.model.enumeration`.
         registry: what makes priors of the sites.
+        smooth: those among `rewritten` that are not split off.
     """
 
     user_model: Model
@@ -193,11 +220,12 @@ class LaplaceSplit(NamedTuple):
     rewritten: tuple[str, ...]
     enumeration_dim: int | None
     registry: PriorRegistry
+    smooth: frozenset[str] = frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all sites that are split off at centering 0."""
-        return self.fixed + self.rewritten
+        return self.fixed + tuple(name for name in self.rewritten if name not in self.smooth)
 
     def without(self, names: Collection[str]) -> "LaplaceSplit":
         """The split that leaves the named sites alone."""
@@ -207,7 +235,7 @@ class LaplaceSplit(NamedTuple):
         )
 
     def model(self, centering: Any = 0) -> Model:
-        """The model with its latent-scale Laplace sites rewritten."""
+        """The model with its sites of latent scale rewritten."""
         if not self.rewritten:
             return self.user_model
         return standardize(self.user_model, self.rewritten, centering)
@@ -215,7 +243,8 @@ class LaplaceSplit(NamedTuple):
     def smooth_model(self, *args: Any, _centering: Any = 0, **kwargs: Any) -> Any:
         """Run the rewritten model without the densities that the prior's closed forms cover."""
         masks: dict[str, Any] = dict.fromkeys(self.fixed, False)
-        masks.update(dict.fromkeys(self.rewritten, jnp.asarray(_centering) > 0))
+        moved = set(self.rewritten) - self.smooth
+        masks.update(dict.fromkeys(sorted(moved), jnp.asarray(_centering) > 0))
         return keep_density(self.model(_centering), masks)(*args, **kwargs)
 
     def potential(
@@ -280,8 +309,21 @@ class LaplaceSplit(NamedTuple):
         log_jacobian = jnp.zeros(())
         for site in sites.values():
             log_jacobian -= (1 - centering) * jnp.log(site.scale).sum()
-        # Laplace sites are real: their constrained values are the unconstrained ones.
+        # These sites are real: their constrained values are the unconstrained ones.
         return {**values, **{name: site.value for name, site in sites.items()}}, log_jacobian
+
+    def recentered(
+        self, values: dict[str, Any], centering: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], jax.Array]:
+        """Values of the model rewritten at the other centering, and the sum of its log scales."""
+        sites = self.rewritten_sites(values, centering, args, kwargs)
+        log_scale = jnp.zeros(())
+        there = dict(values)
+        for name, site in sites.items():
+            log_scale += jnp.log(site.scale).sum()
+            base = (site.value - site.location) / site.scale
+            there[name] = jnp.where(centering > 0, base, site.value)
+        return there, log_scale
 
     def from_user_values(
         self, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -314,37 +356,75 @@ def split_laplace_sites(
     Raises:
         ValueError: a name in ``laplace_sites`` is not a site that can be split.
     """
+    sites = _find_sites(model, args, kwargs, registry)
+    laplace, smooth = sites.split_off, sites.standardized
+    if laplace_sites is None:
+        laplace = {}
+    elif laplace_sites != "auto":
+        unknown = sorted(set(laplace_sites) - set(laplace))
+        if unknown:
+            raise ValueError(
+                f"`laplace_sites` names {unknown}, which are not latent {kind_names(registry)} "
+                f"sites of the model; those that can be split are {sorted(laplace)}."
+            )
+        laplace = {name: is_latent for name, is_latent in laplace.items() if name in laplace_sites}
+    return LaplaceSplit(
+        user_model=model,
+        fixed=tuple(name for name, is_latent in laplace.items() if not is_latent),
+        rewritten=tuple(name for name, is_latent in laplace.items() if is_latent) + smooth,
+        enumeration_dim=sites.enumeration_dim,
+        registry=registry,
+        smooth=frozenset(smooth),
+    )
 
-    def read(trace: dict[str, Any]) -> tuple[list[str], dict[str, Any], set[str], int | None]:
+
+class _Sites(NamedTuple):
+    """What can be done with the sites of a model.
+
+    Attributes:
+        split_off: sites that can be split off, and whether their location or scale is latent.
+        standardized: further sites that gain from being standardized.
+        enumeration_dim: see :class:`LaplaceSplit`.
+    """
+
+    split_off: dict[str, bool]
+    standardized: tuple[str, ...]
+    enumeration_dim: int | None
+
+
+def _find_sites(
+    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], registry: PriorRegistry
+) -> _Sites:
+    def read(trace: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], set[str], int | None]:
         sampled = {name: x for name, x in trace.items() if is_latent(x) or is_discrete(x)}
         values = {
             name: jax.ShapeDtypeStruct(jnp.shape(site["value"]), jnp.result_type(site["value"]))
             for name, site in sampled.items()
         }
-        names = [
-            name
+        kinds = {
+            name: (is_laplace(site["fn"]), find_kind(site["fn"], registry) is not None)
             for name, site in sampled.items()
-            if find_kind(site["fn"], registry) is not None
-            and site["scale"] is None
-            and is_direct(name, site)
-        ]
+            if site["scale"] is None and is_direct(name, site)
+        }
+        kinds = {
+            name: kind
+            for name, kind in kinds.items()
+            if any(kind) or is_location_scale(sampled[name]["fn"])
+        }
         discrete = {name for name, site in sampled.items() if is_discrete(site)}
-        return names, values, discrete, enumeration_dim(trace)
+        return kinds, values, discrete, enumeration_dim(trace)
 
-    names, values, discrete, dim = inspect_trace(model, args, kwargs, read)
-    if laplace_sites is None:
-        return LaplaceSplit(model, (), (), dim, registry)
-    parents = _latent_parents(model, names, values, registry, args, kwargs) if names else {}
-    # Only fixed asymmetries: a latent one would stay latent in the base site. And a site whose
-    # parameters depend on a discrete one has a mixture for its density once that is summed out.
-    able = [n for n in names if not (parents[n].other or parents[n].location_scale & discrete)]
-    if laplace_sites != "auto":
-        unknown = sorted(set(laplace_sites) - set(able))
-        if unknown:
-            raise ValueError(
-                f"`laplace_sites` names {unknown}, which are not latent {kind_names(registry)} "
-                f"sites of the model; those that can be split are {sorted(able)}."
-            )
-        able = [name for name in able if name in laplace_sites]
-    fixed = tuple(name for name in able if not parents[name].location_scale)
-    return LaplaceSplit(model, fixed, tuple(n for n in able if n not in fixed), dim, registry)
+    kinds, values, discrete, dim = inspect_trace(model, args, kwargs, read)
+    parents = _latent_parents(model, list(kinds), values, registry, args, kwargs) if kinds else {}
+    split_off, standardized = {}, []
+    for name, (is_laplace_site, is_registered) in kinds.items():
+        movable = parents[name].location | parents[name].scale
+        # Only fixed asymmetries: a latent one would stay latent in the base site. And a site whose
+        # parameters depend on a discrete one has a mixture for its density once that is summed out.
+        if parents[name].other or movable & discrete:
+            continue
+        if is_laplace_site or (is_registered and not movable):
+            split_off[name] = bool(movable)
+        elif parents[name].scale:
+            standardized.append(name)
+    return _Sites(split_off, tuple(standardized), dim)

@@ -77,16 +77,17 @@ class ModelSource:
         self.prototype = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         flat, self._unravel = ravel_pytree(self.prototype)
         self.is_idle = flat.size == 0
-        self.split = split.without(split.names if self.is_idle else refused)
+        self.split = split.without(split.names + split.rewritten if self.is_idle else refused)
         self.is_rewritten: np.ndarray | None = None
         if self.split.rewritten:
-            masks = [
-                np.full(np.size(x), name in self.split.rewritten)
-                for name, x in sorted(self.prototype.items())
-            ]
-            self.is_rewritten = np.concatenate(masks)
+            self.is_rewritten = self.coordinates_of(self.split.rewritten)
         names = self.split.fixed, self.split.rewritten
         self.layout: Hashable = (layout(self.prototype), names)
+
+    def coordinates_of(self, names: Collection[str]) -> np.ndarray:
+        """Which coordinates of a position belong to the named sites, (dim,)."""
+        masks = [np.full(np.size(x), name in names) for name, x in sorted(self.prototype.items())]
+        return np.concatenate(masks)
 
     def values(self, position: jax.Array) -> dict[str, jax.Array]:
         """A flat position (dim,) as values of the rewritten model's sites."""
@@ -138,6 +139,7 @@ class BoundModel:
         priors, errors = {}, {}
         if self.has_prior:
             priors = split.site_priors(self.args, self.kwargs)
+        if self.has_prior or split.rewritten:
             errors = split_errors(split, self.args, self.kwargs)
         return Preparation(start, values, potential, gradient, priors, errors)
 
@@ -176,20 +178,29 @@ class BoundModel:
             )
             return potential + _idle_potential(position) if source.is_idle else potential
 
-        if not self.has_prior:
-            return source.differentiation.target(smooth, None)
-        prior = flat_prior(split.site_priors(self.args, self.kwargs), source.prototype)
+        prior = None
+        if self.has_prior:
+            prior = flat_prior(split.site_priors(self.args, self.kwargs), source.prototype)
         if not split.rewritten:
             return source.differentiation.target(smooth, prior)
         is_rewritten = jnp.asarray(source.is_rewritten)
+        if prior is None:
+            return source.differentiation.target(smooth, None, is_rewritten, self._recenter)
         # The potentials of the two centerings must not differ by a constant, so that f contains the
         # normalizing constants that g leaves out.
-        log_normalizer = jnp.where(is_rewritten, prior.log_mass(), 0.0).sum()
+        is_moved = jnp.asarray(source.coordinates_of(set(split.rewritten) - split.smooth))
+        log_normalizer = jnp.where(is_moved, prior.log_mass(), 0.0).sum()
 
         def comparable(position: jax.Array, centering: jax.Array) -> jax.Array:
             return smooth(position, centering) + jnp.where(centering > 0, 0.0, log_normalizer)
 
-        return source.differentiation.target(comparable, prior, is_rewritten)
+        return source.differentiation.target(comparable, prior, is_rewritten, self._recenter)
+
+    def _recenter(self, position: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A position (dim,) in the other centering, and the sum of the log scales."""
+        values, split = self.source.values(position), self.source.split
+        there, log_scale = split.recentered(values, centering, self.args, self.kwargs)
+        return self.source.position(there), log_scale
 
     def emit(self, position: jax.Array, centering: jax.Array) -> tuple[Any, jax.Array]:
         """A flat position (dim,) as unconstrained values, and the log Jacobian of the map back."""

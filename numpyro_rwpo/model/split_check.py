@@ -63,10 +63,10 @@ def split_errors(
     Traceable, and the same for all chains, so that it can be part of a larger program.
 
     Returns:
-        The largest relative error of each site in ``split.names`` at both centerings, () each: 0 up
-        to rounding.
+        The largest relative error of each site that is split off or rewritten, at both centerings,
+        () each: 0 up to rounding.
     """
-    if not split.names:
+    if not (split.names or split.rewritten):
         return {}
     values = _irregular_values(split.unconstrained_shapes(args, kwargs))
     priors = split.site_priors(args, kwargs)
@@ -117,13 +117,21 @@ def _errors_at(
         name: _site_error(original.pop(name), smooth.pop(name), closed[name], is_split[name])
         for name in priors
     }
+    for name in sorted(split.smooth):
+        errors[name] = _standardized_error(
+            original.pop(name), smooth.pop(name), sites[name], centering == 0
+        )
     rest = _rest_error(original, smooth)
     if split.enumeration_dim is not None:
         # The discrete sites had one value each. What is sampled is the sum over all of them.
-        user_split = split.without(split.names)
+        user_split = split.without(split.names + split.rewritten)
         whole = -user_split.potential(users, 0, args, kwargs)
         parts = [-split.potential(values, centering, args, kwargs, is_smooth_part=True)]
         parts += [jnp.where(is_split[name], closed[name].log_prob.sum(), 0.0) for name in priors]
+        parts += [
+            jnp.where(centering == 0, -jnp.log(sites[name].scale).sum(), 0.0)
+            for name in sorted(split.smooth)
+        ]
         terms = jnp.stack(parts)
         rest = jnp.maximum(rest, _gap(whole, terms.sum(), jnp.abs(terms).sum()))
     for name in split.rewritten or split.fixed:  # only a rewritten site can change others
@@ -177,6 +185,19 @@ def _site_error(
     )
     written = _gap(original.log_prob, smooth.log_prob, jnp.abs(original.log_prob))
     return jnp.where(is_split, split, written)
+
+
+def _standardized_error(
+    original: _Term, smooth: _Term, site: LocationScale, is_standardized: bool | jax.Array
+) -> jax.Array:
+    """Of one site that is rewritten at centering 0 without being split off."""
+    if not original.shape == original.expected_shape == smooth.shape:
+        return jnp.asarray(jnp.inf)
+    event = tuple(range(len(original.shape) - original.event_dim, len(original.shape)))
+    log_scale = jnp.where(is_standardized, jnp.log(site.scale), 0.0)
+    expected = smooth.log_prob - log_scale.sum(event)
+    magnitude = jnp.abs(original.log_prob) + jnp.abs(log_scale).sum(event)
+    return _gap(original.log_prob, expected, magnitude)
 
 
 def _rest_error(original: dict[str, _Term], smooth: dict[str, _Term]) -> jax.Array:
@@ -282,7 +303,8 @@ def describe_laplace_sites(
         lambda trace: [
             name
             for name, site in trace.items()
-            if is_latent(site) and isinstance(unwrapped(site["fn"]), kinds)
+            if is_latent(site)
+            and (isinstance(unwrapped(site["fn"]), kinds) or name in split.rewritten)
         ],
     )
     as_written = sum(int(c > 0) for c in centering)
@@ -291,6 +313,8 @@ def describe_laplace_sites(
     def describe(name: str) -> str:
         if name in split.fixed:
             return "known location and scale: split off, closed forms"
+        if name in split.smooth:
+            return f"latent scale: standardized in {standardized} of {len(centering)} chains"
         if name in split.rewritten:
             return (
                 f"latent location or scale: standardized and split off in {standardized} of "

@@ -40,11 +40,13 @@ class Target(NamedTuple):
             (n,), (n, dim).
         full_prior: ``beta g`` at centering 0, fields (dim,); ``None`` when no coordinate has a
             Laplace prior.
-        is_rewritten: which coordinates belong to Laplace sites with a latent scale, (dim,);
-            ``None`` if there are no such sites.
+        is_rewritten: which coordinates belong to sites with a latent scale, (dim,); ``None`` if
+            there are no such sites.
         centering: parameterization of these sites, 0 or 1, see
             :mod:`numpyro_rwpo.model.laplace_sites`: scalar, or one for each position that will be
             given, (n,).
+        recenter: maps positions (n, dim) and their centerings (n,) to the positions in the other
+            centering and the sum of the log scales (n,); ``None`` if there are no such sites.
         placement: devices that share the particles.
         proposal: a density near the posterior, ``None`` if the user gave none.
     """
@@ -53,6 +55,7 @@ class Target(NamedTuple):
     full_prior: Prior | None
     is_rewritten: jax.Array | None
     centering: jax.Array
+    recenter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
     placement: Placement = ONE_PLACE
     proposal: Proposal | None = None
 
@@ -140,6 +143,7 @@ class Differentiation(NamedTuple):
         smooth: Callable[[jax.Array, jax.Array], jax.Array],
         prior: Prior | None,
         is_rewritten: jax.Array | None = None,
+        recenter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
     ) -> Target:
         """Temper both parts of the potential and batch the gradient of the smooth part.
 
@@ -147,6 +151,7 @@ class Differentiation(NamedTuple):
             smooth: f at a position (dim,) and a centering (), scalar.
             prior: g, ``None`` if no coordinate has a prior with closed forms.
             is_rewritten: see :class:`Target`.
+            recenter: see :class:`Target`.
         """
         beta = self.inverse_temperature
 
@@ -158,7 +163,8 @@ class Differentiation(NamedTuple):
 
         one = forward if self.forward_mode else jax.value_and_grad(tempered)
         prior = None if prior is None else prior.tempered(beta)
-        return Target(_batched(one), prior, is_rewritten, jnp.zeros(()))
+        recenter = None if recenter is None else _batched(recenter)
+        return Target(_batched(one), prior, is_rewritten, jnp.zeros(()), recenter)
 
 
 def _batched(one: Callable[..., Any]) -> Callable[..., Any]:

@@ -43,6 +43,15 @@ class Placement(NamedTuple):
         """Number of devices over which the particles are sharded."""
         return 1 if self.mesh is None else self.mesh.shape[self.axis]
 
+    @property
+    def num_chains(self) -> int:
+        """Number of chains that run side by side."""
+        return 1 if self.chain_axis is None else lax.axis_size(self.chain_axis)
+
+    def chain_mean(self, x: jax.Array) -> jax.Array:
+        """The mean over the chains that run side by side."""
+        return x if self.chain_axis is None else lax.pmean(x, self.chain_axis)
+
     def rows(self, tree: Tree) -> Tree:
         """Shard the rows of arrays that have a row for each particle."""
         return self._constrain(tree, PartitionSpec(self.axis))

@@ -13,6 +13,7 @@ from jax import random
 
 from numpyro_rwpo.dynamics.adaptation import (
     AFFORDABLE_STEPS,
+    CAUTION,
     MAX_AFFORDABLE,
     MAX_JUMPS,
     MAX_STEPS,
@@ -158,21 +159,43 @@ def test_the_step_size_follows_every_update(wall: bool, grows: bool) -> None:
     assert max(steps) <= longest + 1e-6
 
 
-def test_divergences_shorten_the_step() -> None:
-    """Trajectories that leave for good count for more than a rejection."""
+def test_a_step_size_that_diverged_is_not_used_again() -> None:
+    """A wall that one particle in a hundred meets lowers the ceiling, not the acceptance."""
 
     def smooth(x: jax.Array, centering: jax.Array) -> jax.Array:
-        return jnp.where(x[0] > 2.2, jnp.inf, 0.0) + 1e-6 * x @ x
+        return 0.5 * x @ x + jnp.where(x[0] > 2.5, 1e6 * (x[0] - 2.5), 0.0)
 
-    def learned(target: Target) -> jax.Array:
+    def learned(target: Target, updates: int) -> Adaptation:
         ensemble = evaluate(jnp.minimum(normal_ensemble().particles, 2.0), target)
-        settings = make_settings("exact")
-        start = initial_adaptation(DIM, jnp.float32, settings)
-        return adapt(random.key(0), ensemble, start, target, settings, 0.8)[1].log_step[0]
+        return adapted(target, make_settings("exact"), ensemble, updates)[1]
 
-    flat = Differentiation(1.0, False).target(lambda x, centering: 1e-6 * x @ x, None)
-    first = initial_adaptation(DIM, jnp.float32, make_settings("exact")).log_step[0]
-    assert learned(Differentiation(1.0, False).target(smooth, None)) < first < learned(flat)
+    wall = learned(Differentiation(1.0, False).target(smooth, None), 12)
+    assert wall.log_ceiling[0] < math.log(TRAJECTORY_LENGTH) - CAUTION / 2
+    assert wall.log_step[0] <= wall.log_ceiling[0]
+    assert wall.log_step_mean[0] <= wall.log_ceiling[0]
+    # Negative control: without the wall nothing is lowered.
+    free = learned(NORMAL, 12)
+    np.testing.assert_allclose(free.log_ceiling[0], math.log(TRAJECTORY_LENGTH))
+
+
+def test_a_lost_particle_is_moved_before_the_others_are_judged_by_it() -> None:
+    """Its potential is out of reach for all others, and it rarely moves."""
+    ensemble = normal_ensemble()
+    start = initial_adaptation(DIM, jnp.float32, make_settings("exact"))
+
+    def smooth(x: jax.Array, centering: jax.Array) -> jax.Array:
+        return 0.5 * x @ x + jnp.where(x[0] > 100, 1e4 * (1 + jnp.sin(1e4 * x[0])), 0.0)
+
+    target = Differentiation(1.0, False).target(smooth, None)
+    far = evaluate(ensemble.particles.at[5, 0].set(200.0), target)
+    assert potential(far, target)[5] > 1e3
+    after, _ = adapted(target, make_settings("exact"), far, 4)
+    assert jnp.all(jnp.abs(after.particles) < 10)
+    # A particle that is as far, but moves, is in a mode of its own and stays.
+    accept = start._replace(accept_prob=jnp.ones(NUM_PARTICLES), updates=jnp.asarray(9))
+    lonely = evaluate(ensemble.particles.at[5, 0].set(30.0), NORMAL)
+    kept, _ = adapt(random.key(0), lonely, accept, NORMAL, make_settings("exact"), 0.8)
+    assert jnp.abs(kept.particles[5]).max() > 10
 
 
 # -------------------------------------------------------------------------- when it is enough
@@ -330,7 +353,9 @@ def test_chains_choose_one_flow_together_and_share_nothing_else() -> None:
     np.testing.assert_array_equal(together[1].chosen, [1, 1])
     for k, expected in enumerate(alone):
         found = jax.tree.map(lambda x, k=k: x[k], together)
-        found = found[0], found[1]._replace(chosen=expected[1].chosen)
+        # They also compare where they are, which decides when warm-up ends.
+        of_both = {name: getattr(expected[1], name) for name in ("chosen", "disagreement")}
+        found = found[0], found[1]._replace(**of_both)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4), found, expected)
 
 

@@ -86,7 +86,7 @@ def test_low_rank_factor_is_the_matrix_it_stands_for():
         (to_whitened(inverse, x), x @ np.linalg.inv(dense).T),
         (to_whitened_gradient(factor, x), x @ dense),
         (times_squared(squared(factor), x), x @ dense @ dense.T),
-        (to_position(diagonal_like(factor, factor.scale), x), x * factor.scale),
+        (to_position(diagonal_like(factor, factor.scale), x), x * factor.scale[None]),
     ):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
 

@@ -180,8 +180,13 @@ def draws() -> tuple[jax.Array, jax.Array]:
 
 
 def student_proposal() -> Proposal:
+    """Draws and densities point by point: NumPyro's distributions broadcast batches silently."""
     student = StudentT(5.0, jnp.asarray(MEAN), jnp.asarray(SCALE)).to_event(1)
-    return Proposal(lambda key, n: student.sample(key, (n,)), student.log_prob)
+
+    def sample(rng_key: jax.Array, num_samples: int) -> jax.Array:
+        return jax.vmap(student.sample)(random.split(rng_key, num_samples))
+
+    return Proposal(sample, jax.vmap(student.log_prob))
 
 
 @pytest.mark.parametrize("form", FLOWS)

@@ -11,7 +11,11 @@ from jax import lax, random
 from numpyro_rwpo import RWPO
 from numpyro_rwpo.dynamics.ensemble import evaluate, gradient
 from numpyro_rwpo.dynamics.metric import ensemble_moments, fisher_preconditioner, without_outliers
-from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
+from numpyro_rwpo.dynamics.pathfinder import (
+    EVALUATIONS_PER_ROUND,
+    NUM_ROUNDS,
+    quasi_newton_start,
+)
 from numpyro_rwpo.dynamics.transport import initial_progress, transport_step
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, find_head
 from numpyro_rwpo.model.target import Differentiation
@@ -49,11 +53,14 @@ def errors(particles, mean, covariance):
 def test_start_finds_a_gaussian(units):
     smooth, mean, covariance = gaussian(units)
     target = Differentiation(1.0, False).target(smooth, None)
-    particles, centering = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
-        starting_positions()
-    )
+    particles, centering, cost = jax.jit(
+        lambda x: quasi_newton_start(jax.random.key(1), x, target)
+    )(starting_positions())
     mean_error, sd_ratio = errors(particles, mean, covariance)
     assert mean_error < 0.5 and centering == 0
+    if units[0] == 1:  # the paths then end before their last round
+        assert 0 < cost.num_rows < NUM_ROUNDS * EVALUATIONS_PER_ROUND
+    assert cost.num_gradients > cost.num_rows
     assert np.all((sd_ratio > 0.5) & (sd_ratio < 2.0)), sd_ratio
 
 
@@ -64,7 +71,7 @@ def test_start_prefers_the_typical_set_to_an_infinite_density():
         return 0.5 * (x[0] / 3) ** 2 + 0.5 * jnp.exp(-x[0]) * (x[1:] @ x[1:]) + (DIM - 1) / 2 * x[0]
 
     target = Differentiation(1.0, False).target(smooth, None)
-    particles, _ = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
+    particles, _, _ = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
         starting_positions()
     )
     assert -6 < float(particles[:, 0].mean()) < 3
@@ -77,7 +84,7 @@ def test_start_survives_a_space_that_is_mostly_forbidden():
 
     target = Differentiation(1.0, False).target(smooth, None)
     start = starting_positions().at[0].set(0.5)
-    particles, _ = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(start)
+    particles, _, _ = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(start)
     assert np.all(np.isfinite(particles))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import arviz as az
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +14,13 @@ from jax import random
 from test_moves import SCALE, exact_draws, largest_z, make_target
 
 from numpyro_rwpo import RWPO
+from numpyro_rwpo.dynamics.adaptation import MAX_DISAGREEMENT, disagreement
 from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import ExactFlow
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
-from numpyro_rwpo.dynamics.state import MAX_CORRELATION, agree
+from numpyro_rwpo.dynamics.state import MAX_CORRELATION, has_converged
 from numpyro_rwpo.dynamics.trees import NUM_PARTICLES, TreeMove, tree_sweep, warm_up_trees
-from numpyro_rwpo.model.target import Differentiation, Target
+from numpyro_rwpo.model.target import Differentiation, Target, pool_chains
 
 
 def test_trees_leave_the_target_invariant() -> None:
@@ -54,44 +56,46 @@ def test_trees_learn_scales_and_step_size() -> None:
     assert warm.num_gradients >= warm.num_rows > 0
 
 
-def do_agree(
-    particles: np.ndarray,
-    is_settled: bool = True,
-    correlation: float = 0.5,
-    centering: tuple[float, ...] | None = None,
-) -> bool:
-    """Whether ensembles (chains, particles, dim) agree, with what warm-up says of them.
+def disagreements(particles: np.ndarray) -> np.ndarray:
+    """Of standard normal ensembles (chains, particles, dim), one for each chain."""
+    target = Differentiation(1.0, False).target(lambda x, centering: 0.5 * x @ x, None)
 
-    With a centering for each chain, coordinate 7 has another meaning at each.
-    """
-    chains = len(particles)
-    ready = SimpleNamespace(
-        ensemble=SimpleNamespace(particles=particles),
-        potential=0.5 * (particles**2).sum(-1),
-        centering=np.zeros(chains) if centering is None else np.array(centering),
-        warm_up=SimpleNamespace(
-            is_settled=np.full(chains, is_settled), correlation=np.full(chains, correlation)
-        ),
-    )
-    is_rewritten = None if centering is None else np.arange(particles.shape[2]) == 7
-    return agree(ready, is_rewritten)
+    def one_chain(x: jax.Array) -> jax.Array:
+        pooled = pool_chains(target, "chain")
+        return disagreement(evaluate(x, pooled), x.mean(0), pooled)
+
+    return np.asarray(jax.jit(jax.vmap(one_chain, axis_name="chain"))(jnp.float32(particles)))
 
 
-def test_ensembles_that_disagree_or_have_not_settled_start_anew() -> None:
+def test_ensembles_that_differ_in_location_or_scale_disagree() -> None:
     normal = np.random.default_rng(0).normal(size=(4, 64, 30))
-    assert do_agree(normal)
-    assert not do_agree(normal, is_settled=False)
     shifted, wide = normal.copy(), normal.copy()
     shifted[0, :, 7] += 2
     wide[0, :, 7] *= 6
-    assert not do_agree(shifted)
-    assert not do_agree(wide)
-    # What cannot be compared says nothing.
-    assert do_agree(shifted, centering=(1, 0, 0, 0))
-    assert not do_agree(shifted, centering=(0, 0, 0, 0))
+    assert np.all(disagreements(normal) < MAX_DISAGREEMENT / 2)
+    assert np.all(disagreements(shifted) > MAX_DISAGREEMENT)
+    assert np.all(disagreements(wide) > MAX_DISAGREEMENT)
     # A single chain has no other to disagree with.
-    assert do_agree(shifted[:1])
-    assert not do_agree(normal[:1], correlation=MAX_CORRELATION + 0.01)
+    assert disagreements(shifted[:1]) == 0
+
+
+def test_disagreement_is_the_square_of_r_hat() -> None:
+    """But for one: R-hat squared is (n - 1) / n plus variance between over variance within."""
+    positions = np.random.default_rng(1).normal(size=(4, 64, 1)) + np.arange(4)[:, None, None]
+    found = disagreements(positions)
+    r_hat = az.rhat(positions[..., 0], method="identity")
+    np.testing.assert_allclose(found, r_hat**2 - 63 / 64, rtol=1e-4)
+
+
+def test_what_has_not_converged_starts_anew() -> None:
+    def report(*is_settled: bool, correlation: float = 0.5) -> SimpleNamespace:
+        settled = np.array(is_settled)
+        return SimpleNamespace(is_settled=settled, correlation=np.full(settled.shape, correlation))
+
+    assert has_converged(report(True, True))
+    assert not has_converged(report(True, False))
+    assert has_converged(report(True))
+    assert not has_converged(report(True, correlation=MAX_CORRELATION + 0.01))
 
 
 @pytest.mark.parametrize(("starts", "move"), [((20, 20), HamiltonianMove), ((20, -20), TreeMove)])

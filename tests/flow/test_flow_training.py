@@ -142,7 +142,7 @@ def test_early_stopping_keeps_the_best_flow() -> None:
 def test_flows_learn_a_correlated_normal_from_its_density(kind: str) -> None:
     """Reverse KL of a normal density ends near its constant, 0, from a start that is far off."""
     covariance = jnp.array([[1.0, 0.8], [0.8, 1.0]])
-    log_density = dist.MultivariateNormal(jnp.array([1.0, -1.0]), covariance).log_prob
+    log_density = jax.vmap(dist.MultivariateNormal(jnp.array([1.0, -1.0]), covariance).log_prob)
     key = jax.random.key(0)
     flow: Any = (
         SparseTransformerFlow(2, 4, 16, 0.0, attention="copula", rng_key=key)
@@ -163,7 +163,7 @@ def test_forward_kl_covers_what_a_flow_cannot_be(kind: str) -> None:
     means = jnp.array([-1.0, 1.0])
 
     def log_density(x: jax.Array) -> jax.Array:
-        return jax.nn.logsumexp(-0.5 * ((x - means) / 0.5) ** 2, axis=1)
+        return jax.nn.logsumexp(-0.5 * ((x - means[None]) / 0.5) ** 2, axis=1)
 
     key = jax.random.key(0)
     options = {"location": 0.3, "rng_key": key}
@@ -341,4 +341,6 @@ def test_a_trained_guide_is_a_proposal() -> None:
     variance = 1 / (1 / 4 + 1)
     moments = Moments(variance * np.asarray(y), np.full(3, variance))
     assert_moments(mcmc.get_samples(group_by_chain=True), {"mu": moments})
-    assert mcmc.last_state.adaptation.uses[:, -2].min() >= 1
+    # Nine in ten particles jump at least once between two draws: with so few jumps only if more
+    # than a fifth of these are accepted.
+    assert mcmc.last_state.move.num_jumps.max() <= 10

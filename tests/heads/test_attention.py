@@ -143,7 +143,7 @@ def test_units_do_not_matter(head: str) -> None:
     scaled = evaluate(fit(head, particles / unit, PRIOR.scaled(unit)), particles / unit)
     expected = values["log_prob"] + np.sum(np.log(unit))
     np.testing.assert_allclose(scaled["log_prob"], expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(scaled["score"] / unit, values["score"], atol=2e-3)
+    np.testing.assert_allclose(scaled["score"] / unit[None], values["score"], atol=2e-3)
 
 
 @HEAD_NAMES
@@ -276,7 +276,7 @@ def product_attention(
     queries: jax.Array, keys: jax.Array, scale: float, dtype: jnp.dtype
 ) -> jax.Array:
     """Displacements by matrix products: queries [x, 1], keys [x/s^2, -|x|^2/(2 s^2)], values x."""
-    center = jnp.mean(keys, 0)
+    center = jnp.mean(keys, 0, keepdims=True)
     queries, keys = queries - center, keys - center
     bias = -jnp.sum(keys**2, 1, keepdims=True) / (2 * scale**2)
     parts = (

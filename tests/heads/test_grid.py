@@ -148,7 +148,8 @@ def test_density_is_the_mixture() -> None:
     assert np.all(error(wrong)[1:] > 0.02), error(wrong)
 
 
-@pytest.mark.usefixtures("x64")
+# The guide's prior is written as users write, without a thought for rank promotion.
+@pytest.mark.usefixtures("x64", "silent_broadcasting")
 def test_density_is_the_mixture_for_other_kinds_of_prior() -> None:
     """A normal prior around the particles, beyond the grid, weak and flat, and a Laplace prior.
 

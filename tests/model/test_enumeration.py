@@ -32,6 +32,9 @@ from numpyro_rwpo.model.split_check import refused_sites, split_errors
 from numpyro_rwpo.model.target import Differentiation
 
 Y = np.array([0.3, 1.0, 2.0, -1.0, -1.4, -0.5], np.float32)
+# NumPyro and funsor broadcast the values of enumerated sites, each on an axis of its own, silently.
+pytestmark = pytest.mark.usefixtures("silent_broadcasting")
+
 CAPTURES = (np.random.default_rng(0).random((8, 5)) < 0.5).astype(np.int32)
 
 

@@ -34,6 +34,9 @@ from numpyro_rwpo.priors.laplace import LaplacePrior
 GUIDE = runpy.run_path(
     str(Path(__file__).parents[2] / "examples" / "developer" / "normal_prior.py")
 )
+# The guide's prior is written as users write, without a thought for rank promotion.
+pytestmark = pytest.mark.usefixtures("silent_broadcasting")
+
 NORMAL = {dist.Normal: GUIDE["normal_prior"]}
 Y = np.array([2.0, 0.1, -0.7], np.float32)
 

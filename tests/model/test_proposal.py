@@ -96,7 +96,8 @@ def test_density_in_standardized_coordinates() -> None:
     expected = jax.vmap(users.log_prob)(jax.vmap(flat)(positions))
     expected += jnp.linalg.slogdet(jax.vmap(jax.jacfwd(flat))(positions))[1]
     np.testing.assert_allclose(proposal.log_prob(positions), expected, rtol=1e-5, atol=1e-5)
-    drawn = users.sample(jax.random.key(0), (20,))
+    with jax.numpy_rank_promotion("allow"):  # NumPyro's distributions need it for batches.
+        drawn = users.sample(jax.random.key(0), (20,))
     np.testing.assert_allclose(jax.vmap(flat)(positions), drawn, rtol=1e-5, atol=1e-5)
 
 

@@ -180,11 +180,41 @@ def chain_of_sites() -> None:
     observe(a + b + numpyro.sample("u", dist.Uniform(0.0, jnp.exp(b))))  # a support that moves
 
 
+def normal_hierarchy() -> None:
+    """The eight schools, and beside them sites whose scale is known."""
+    mu, tau = numpyro.sample("mu", dist.Normal(0.0, 5.0)), latent_scale()
+    with numpyro.plate("schools", 4):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        observe(theta + numpyro.sample("u", dist.Normal(mu, 1.0)))
+
+
+def other_families() -> None:
+    scale = latent_scale()
+    a = numpyro.sample("a", dist.StudentT(4.0, 0.5, scale).expand([4]).to_event(1))
+    b = numpyro.sample("b", dist.Cauchy(a, scale).to_event(1))
+    c = numpyro.sample("c", dist.Logistic(0.0, scale), sample_shape=(4,))
+    d = laplace("d", 0.0, scale, 4)
+    observe(a + b + c + d + numpyro.sample("e", dist.Gumbel(0.0, scale)))
+
+
+def degrees_of_freedom_are_latent() -> None:
+    df = numpyro.sample("df", dist.Gamma(5.0, 1.0))
+    observe(numpyro.sample("b", dist.StudentT(df, 0.0, latent_scale())))
+
+
 class OwnDensity(dist.Laplace):
     """A Laplace distribution by name, twice as narrow by density."""
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Any:
         return super().log_prob(2 * value)
+
+
+class OwnNormal(dist.Normal):
+    """Not known to be a location-scale family: a subclass may have any density."""
+
+
+def subclass_of_normal() -> None:
+    observe(numpyro.sample("b", OwnNormal(0.0, latent_scale())))
 
 
 class OwnConstructor(dist.Laplace):
@@ -202,6 +232,10 @@ def subclass_with_its_own_density() -> None:
 def subclass_with_its_own_constructor() -> None:
     b = numpyro.sample("b", OwnConstructor(latent_scale()))
     observe(b + numpyro.sample("c", OwnConstructor(2.0)))
+
+
+# NumPyro's own `log_prob` broadcasts parameters against values of more axes silently.
+BATCHED_PARAMETERS = (sample_shape_of_events, expanded_twice)
 
 
 @pytest.mark.parametrize(
@@ -228,15 +262,25 @@ def subclass_with_its_own_constructor() -> None:
         (partly_observed, "", ""),
         (latent_asymmetry, "", ""),
         (chain_of_sites, "", "a b"),
+        (normal_hierarchy, "", "theta"),
+        (other_families, "", "a b c d e"),
+        (degrees_of_freedom_are_latent, "", ""),
         (subclass_with_its_own_density, "", ""),
         (subclass_with_its_own_constructor, "c", "b"),
+        (subclass_of_normal, "", ""),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_density_and_shapes_of_the_split_model(
-    model: Callable[..., None], fixed: str, rewritten: str, x64: None
+    model: Callable[..., None],
+    fixed: str,
+    rewritten: str,
+    x64: None,
+    request: pytest.FixtureRequest,
 ) -> None:
     """At both centerings, with the constants that the closed forms leave out, and the Jacobians."""
+    if model in BATCHED_PARAMETERS:
+        request.getfixturevalue("silent_broadcasting")
     source = make_source(model)
     split, bound = source.split, source.bind((), {})
     assert (set(split.fixed), set(split.rewritten)) == (set(fixed.split()), set(rewritten.split()))
@@ -300,6 +344,11 @@ def with_a_latent_location() -> None:
     observe(laplace("b", numpyro.sample("mu", dist.Normal(0.0, 1.0)), 0.5, 4))
 
 
+def normal_with_a_latent_scale() -> None:
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    observe(numpyro.sample("b", dist.Normal(mu, latent_scale()), sample_shape=(4,)))
+
+
 def mixture() -> None:
     switch = numpyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
     observe(numpyro.sample("b", dist.Laplace(2.0 * switch, 1.0)))
@@ -324,7 +373,7 @@ class ForgetsTheLocation(standardize):
 
 class WrongBase(standardize):
     def _base(self, fn: Any) -> Any:
-        return dist.Normal(0.0, 1.0).expand(fn.shape()).to_event(fn.event_dim)
+        return dist.StudentT(3.0, 0.0, 1.0).expand(fn.shape()).to_event(fn.event_dim)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +382,9 @@ class WrongBase(standardize):
         (sample_shape_with_a_latent_location, ForgetsSampleShape),
         (with_a_latent_location, ForgetsTheLocation),
         (with_a_latent_location, WrongBase),
+        (normal_with_a_latent_scale, ForgetsSampleShape),
+        (normal_with_a_latent_scale, ForgetsTheLocation),
+        (normal_with_a_latent_scale, WrongBase),
     ],
 )
 def test_check_finds_a_wrong_rewriting(
@@ -349,6 +401,14 @@ def test_check_finds_a_site_that_a_discrete_one_makes_a_mixture() -> None:
     assert right.names == ()
     wrong = right._replace(fixed=("b",))
     assert refused_sites(jax.jit(lambda: split_errors(wrong, (), {}))()) == {"b"}
+
+
+def test_normal_sites_that_a_discrete_one_mixes_are_left_alone() -> None:
+    def model() -> None:
+        switch = numpyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        observe(numpyro.sample("b", dist.Normal(2.0 * switch, latent_scale())))
+
+    assert split_laplace_sites(model, (), {}).rewritten == ()
 
 
 def test_check_finds_a_density_of_its_own() -> None:
