@@ -9,7 +9,7 @@ Four noise-free samplers run until they come to rest on two targets whose margin
 exactly:
 
 - ``joint``, ``marginal``, ``copula``: the package's transport with each attention head, as
-  ``RWPO(model, correction=None)`` runs it after its start, with a relative prox time of 0.1;
+  ``RWPO(model, corrected=False)`` runs it after its start, with a relative prox time of 0.1;
 - ``paper``: BRWP-splitting as published (``splitting_step``, one softmax over d-dimensional
   distances, prox time = step size = 0.1 posterior variances), for 200 steps.
 

@@ -100,9 +100,9 @@ class Transport(NamedTuple):
 def transport_of(problem: Problem, num_particles: int) -> Transport:
     """Bind the steps to a problem."""
     kwargs = device_kwargs(problem)
-    kernel = RWPO(problem.model, num_particles=num_particles, correction=None)
+    kernel = RWPO(problem.model, num_particles=num_particles, corrected=False)
     state = kernel.init(jax.random.key(0), 0, None, (), kwargs)
-    source, settings = kernel._programs.source, kernel.settings
+    source, settings = kernel._programs.source, kernel._settings
     assert source is not None and settings is not None
     bound = source.bind((), kwargs)
 

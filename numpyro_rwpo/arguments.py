@@ -32,7 +32,7 @@ class Arguments(NamedTuple):
         attention: the attention head that the user's name or function stands for.
         relative_prox_time: bandwidth of the attention.
         corrected: whether exact moves follow transport.
-        nonsmooth: which Laplace sites are split off.
+        laplace_sites: which Laplace sites are split off.
         priors: the built-in kinds of distributions with closed forms and the user's.
         dense_mass: whether the metric is dense.
         target_accept_prob: acceptance probability at which the step size aims.
@@ -48,7 +48,7 @@ class Arguments(NamedTuple):
     attention: Head
     relative_prox_time: float
     corrected: bool
-    nonsmooth: Any
+    laplace_sites: Any
     priors: PriorRegistry
     dense_mass: bool | str
     target_accept_prob: float
@@ -59,18 +59,18 @@ class Arguments(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """The arguments that decide how a run continues, as plain values for JSON."""
-        nonsmooth = self.nonsmooth
+        sites = self.laplace_sites
         if self.model is None:
-            nonsmooth = str(nonsmooth)  # a pytree of distributions
-        elif not (nonsmooth is None or isinstance(nonsmooth, str)):
-            nonsmooth = sorted(nonsmooth)
+            sites = str(sites)  # a pytree of distributions
+        elif not (sites is None or isinstance(sites, str)):
+            sites = sorted(sites)
         return {
             "num_particles": None if self.num_particles is None else int(self.num_particles),
             "attention": self.attention.name,
             "relative_prox_time": float(self.relative_prox_time),
             "inverse_temperature": self.differentiation.inverse_temperature,
-            "correction": "metropolis" if self.corrected else None,
-            "nonsmooth": nonsmooth,
+            "corrected": self.corrected,
+            "laplace_sites": sites,
             "priors": entry_names(self.priors),
             "dense_mass": self.dense_mass,
             "target_accept_prob": float(self.target_accept_prob),
@@ -89,8 +89,9 @@ def checked_arguments(arguments: Arguments) -> Arguments:
     """
     check_target(arguments.model, arguments.potential_fn)
     if arguments.model is not None:
-        check_site_names(arguments.nonsmooth)
+        check_site_names(arguments.laplace_sites)
     check_num_particles(arguments.num_particles)
+    check_choice("corrected", arguments.corrected, (True, False))
     check_choice("dense_mass", arguments.dense_mass, (True, False, "auto"))
     check_init_strategy(arguments.init_strategy)
     check_proposal(arguments.proposal)

@@ -37,9 +37,10 @@ from numpyro_rwpo.heads.registry import Fit, find_head
 from numpyro_rwpo.model.prior_registry import PriorRegistry, registry_with
 from numpyro_rwpo.model.source import different_model, fits, layout, start_radius
 from numpyro_rwpo.model.target import Differentiation
-from numpyro_rwpo.support.checks import check_choice, check_rng_key
+from numpyro_rwpo.support.checks import check_rng_key
 from numpyro_rwpo.support.memory import check_memory_maps
 from numpyro_rwpo.support.precision import in_full_precision
+from numpyro_rwpo.support.renaming import Renamed, deprecated_property, renamed_arguments
 from numpyro_rwpo.support.sharding import check_mesh
 from numpyro_rwpo.support.threads import one_at_a_time
 
@@ -70,11 +71,11 @@ class RWPO(MCMCKernel):
             :class:`numpyro_rwpo.heads.density.ProximalDensity`.
         relative_prox_time: Bandwidth of the attention, in units of each coordinate's variance.
         inverse_temperature: Power of the posterior that is sampled.
-        correction: ``"metropolis"`` for exact draws; ``None`` for the noise-free particles as
-            transport leaves them. These are biased, do not change after warm-up, and repeat once
-            all have been emitted.
-        nonsmooth: ``"auto"`` splits off every Laplace site, ``None`` none, and a list of site names
-            only those. With ``potential_fn``, a pytree like ``init_params`` of ``Laplace`` or
+        corrected: ``True`` for exact draws, by Metropolis-adjusted moves; ``False`` for the
+            noise-free particles as transport leaves them. These are biased, do not change after
+            warm-up, and repeat once all have been emitted.
+        laplace_sites: ``"auto"`` splits off every Laplace site, ``None`` none, and a list of site
+            names only those. With ``potential_fn``, a pytree like ``init_params`` of ``Laplace`` or
             ``AsymmetricLaplace`` distributions or ``None``, which says what part of the potential
             is a Laplace prior; the potential itself still includes this part.
         priors: Further kinds of distributions with closed forms: a mapping from classes of NumPyro
@@ -112,6 +113,10 @@ class RWPO(MCMCKernel):
         >>> mcmc.run(jax.random.key(0), X, y)  # doctest: +SKIP
     """
 
+    @renamed_arguments(
+        nonsmooth=Renamed("laplace_sites"),
+        correction=Renamed("corrected", {"metropolis": True, None: False}),
+    )
     def __init__(
         self,
         model: Callable[..., Any] | None = None,
@@ -121,8 +126,8 @@ class RWPO(MCMCKernel):
         attention: str | Fit = "copula",
         relative_prox_time: float = 0.1,
         inverse_temperature: float = 1.0,
-        correction: str | None = "metropolis",
-        nonsmooth: Any = "auto",
+        corrected: bool = True,
+        laplace_sites: Any = "auto",
         priors: PriorRegistry | None = None,
         dense_mass: bool | str = "auto",
         target_accept_prob: float = 0.8,
@@ -132,7 +137,6 @@ class RWPO(MCMCKernel):
         mesh: Mesh | None = None,
         particle_axis: str | None = None,
     ) -> None:
-        check_choice("correction", correction, ("metropolis", None))
         self._arguments = checked_arguments(
             Arguments(
                 model=model,
@@ -140,8 +144,8 @@ class RWPO(MCMCKernel):
                 num_particles=num_particles,
                 attention=find_head(attention),
                 relative_prox_time=relative_prox_time,
-                corrected=correction is not None,
-                nonsmooth=nonsmooth,
+                corrected=corrected,
+                laplace_sites=laplace_sites,
                 priors=registry_with(priors),
                 dense_mass=dense_mass,
                 target_accept_prob=target_accept_prob,
@@ -154,15 +158,11 @@ class RWPO(MCMCKernel):
         self._programs = Programs(self._arguments)
         # Set by init. NumPyro looks at `_sample_fn` to see whether init has run in this process.
         self._sample_fn: Callable[..., RWPOState] | None = None
+        # Of the last init; also kept by pickling.
         self._settings: Settings | None = None
         self._layout: Any = None  # structure, shapes and types of the draws
         # Number of the flow that the last run chose, for its layout and settings.
         self._preferred: dict[Any, int] = {}
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values, which a resumed run must share."""
-        return self._arguments.record()
 
     @property
     def model(self) -> Callable[..., Any] | None:
@@ -175,19 +175,27 @@ class RWPO(MCMCKernel):
         return self._arguments.potential_fn
 
     @property
-    def nonsmooth(self) -> Any:
-        """The argument ``nonsmooth``: which Laplace priors are split off."""
-        return self._arguments.nonsmooth
+    def laplace_sites(self) -> Any:
+        """The argument ``laplace_sites``: which Laplace priors are split off."""
+        return self._arguments.laplace_sites
 
     @property
     def priors(self) -> PriorRegistry:
         """The kinds of distributions with closed forms: the built-in ones and the user's."""
         return self._arguments.priors
 
-    @property
-    def settings(self) -> Settings | None:
-        """The settings of the last :meth:`init`, kept by pickling; ``None`` before the first."""
-        return self._settings
+    nonsmooth = deprecated_property(
+        lambda self: self.laplace_sites,
+        "`RWPO.nonsmooth` has been renamed to `RWPO.laplace_sites`",
+    )
+    arguments = deprecated_property(
+        lambda self: self._arguments.record(),
+        "`RWPO.arguments` is private now: keep the arguments that you pass to `RWPO`",
+    )
+    settings = deprecated_property(
+        lambda self: self._settings,
+        "`RWPO.settings` is private now: see `diagnose(mcmc).measurements.settings`",
+    )
 
     @property
     def sample_field(self) -> str:

@@ -377,8 +377,8 @@ def test_draws_are_successive_states_of_one_particle_after_another() -> None:
         step_size=jnp.full_like(start.step_size, 1e-3), num_steps=one, num_sweeps=one
     )
     start = start._replace(move=tiny, iteration=jnp.zeros_like(start.iteration))
-    num_states = kernel.settings.num_states
-    total = 2 * kernel.settings.draws_per_refresh
+    num_states = kernel._settings.num_states
+    total = 2 * kernel._settings.draws_per_refresh
 
     def step(state: Any, _: None) -> tuple[Any, Any]:
         state = kernel.sample(state, MEANS, {})
@@ -413,7 +413,7 @@ def test_refreshes_are_nearly_uncorrelated() -> None:
     kernel = RWPO(shrunken_means, num_particles=64)
     sizes = {"num_warmup": 100, "num_samples": 6 * 64 * 16, "num_chains": 4}
     mcmc = run_mcmc(kernel, *MEANS, **sizes)
-    assert mcmc.sampler.settings.draws_per_refresh == 64 * 16
+    assert mcmc.sampler._settings.draws_per_refresh == 64 * 16
     draws = theta(mcmc)
     assert_moments({"theta": draws}, shrunken_means_moments(MEANS_DATA, 0.5))
     passes = draws.reshape(4, 6, 64, 16, 3)
@@ -440,7 +440,7 @@ def test_resuming_continues_the_same_chain(num_chains: int) -> None:
         return run_mcmc(small(shrunken_means, num_particles=4), *MEANS, **sizes)
 
     whole = few(num_samples=200)
-    assert whole.sampler.settings.draws_per_refresh == 128
+    assert whole.sampler._settings.draws_per_refresh == 128
     expected = theta(whole)
     mcmc = few()
     np.testing.assert_allclose(theta(mcmc), expected[:, :100], atol=1e-4)
@@ -787,8 +787,8 @@ def test_potential_fn_with_its_nonsmooth_part() -> None:
         misfit = 0.5 * jnp.sum((z["theta"] - y) ** 2) + 0.5 * z["other"] ** 2
         return misfit + jnp.sum(jnp.abs(z["theta"])) / scale
 
-    nonsmooth = {"theta": dist.Laplace(0.0, scale), "other": None}
-    kernel = RWPO(potential_fn=potential, nonsmooth=nonsmooth)
+    laplace_sites = {"theta": dist.Laplace(0.0, scale), "other": None}
+    kernel = RWPO(potential_fn=potential, laplace_sites=laplace_sites)
     init_params = {"theta": np.zeros((4, 3), np.float32), "other": np.zeros(4, np.float32)}
     fields = ("potential_energy",)
     mcmc = run_mcmc(kernel, init_params=init_params, extra_fields=fields, **STATISTICAL)
@@ -921,12 +921,14 @@ def test_latent_scale_takes_the_users_init_params() -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsmooth",
+    "laplace_sites",
     [pytest.param(choice, marks=pytest.mark.slow) for choice in (None, ["theta"])],
     ids=str,
 )
-def test_choice_of_the_nonsmooth_part_leaves_the_posterior(nonsmooth: list[str] | None) -> None:
-    kernel = RWPO(shrunken_means, nonsmooth=nonsmooth)
+def test_choice_of_the_laplace_sites_leaves_the_posterior(
+    laplace_sites: list[str] | None,
+) -> None:
+    kernel = RWPO(shrunken_means, laplace_sites=laplace_sites)
     check_posterior(kernel, shrunken_means_moments(MEANS_DATA, 0.5), *MEANS)
 
 
@@ -965,7 +967,7 @@ def test_uncorrected_particles() -> None:
     The bounds are those of the transport on easy targets, means within a quarter and sds
     within a quarter of the posterior sd; no Monte Carlo error applies to noise-free particles.
     """
-    kernel = RWPO(potential_fn=gaussian_potential, correction=None, num_particles=128)
+    kernel = RWPO(potential_fn=gaussian_potential, corrected=False, num_particles=128)
     init_params = np.zeros((2, 2), np.float32)
     sizes = {"num_warmup": 200, "num_samples": 128, "num_chains": 2}
     draws = np.asarray(

@@ -39,8 +39,9 @@ SCALE = np.float32(0.5)
         ({"num_particles": "64"}, TypeError, "`num_particles` must be an integer.*got '64'"),
         ({"attention": "full"}, ValueError, "`attention`.*'copula'.*got 'full'"),
         ({"attention": None}, ValueError, "`attention`.*'copula'.*got None"),
-        ({"correction": "mala"}, ValueError, "`correction`.*'metropolis'.*None.*got 'mala'"),
-        ({"correction": True}, ValueError, "`correction`.*'metropolis'.*got True"),
+        ({"corrected": "mala"}, ValueError, "`corrected`.*True, False; got 'mala'"),
+        ({"corrected": None}, ValueError, "`corrected`.*True, False; got None"),
+        ({"corrected": 1}, ValueError, "`corrected`.*True, False; got 1"),
         ({"dense_mass": "full"}, ValueError, "`dense_mass`.*'auto'.*got 'full'"),
         ({"dense_mass": [("weights",)]}, ValueError, "`dense_mass`.*'auto'.*got"),
         ({"dense_mass": None}, ValueError, "`dense_mass`.*'auto'.*got None"),
@@ -55,8 +56,8 @@ SCALE = np.float32(0.5)
         ({"target_accept_prob": 0.0}, ValueError, "`target_accept_prob`.*got 0.0"),
         ({"target_accept_prob": 1.0}, ValueError, "`target_accept_prob`.*got 1.0"),
         ({"target_accept_prob": 80}, ValueError, "`target_accept_prob`.*got 80"),
-        ({"nonsmooth": "l1"}, (TypeError, ValueError), "`nonsmooth`.*'auto'.*'l1'"),
-        ({"nonsmooth": 1.0}, (TypeError, ValueError), "`nonsmooth`.*'auto'.*1.0"),
+        ({"laplace_sites": "l1"}, (TypeError, ValueError), "`laplace_sites`.*'auto'.*'l1'"),
+        ({"laplace_sites": 1.0}, (TypeError, ValueError), "`laplace_sites`.*'auto'.*1.0"),
         ({"model": "lasso"}, TypeError, "`model`.*callable.*'lasso'"),
         ({"model": None, "potential_fn": 3.0}, TypeError, "`potential_fn`.*callable.*3.0"),
     ],
@@ -179,13 +180,16 @@ def test_models(
 
 
 @pytest.mark.parametrize(
-    ("nonsmooth", "match"),
-    [(["thta"], "`nonsmooth`.*thta.*theta"), (["theta", "y"], r"`nonsmooth`.*\['y'\].*theta")],
+    ("laplace_sites", "match"),
+    [
+        (["thta"], "`laplace_sites`.*thta.*theta"),
+        (["theta", "y"], r"`laplace_sites`.*\['y'\].*theta"),
+    ],
 )
-def test_nonsmooth_names_no_laplace_site(nonsmooth: list[str], match: str) -> None:
+def test_names_of_no_laplace_site(laplace_sites: list[str], match: str) -> None:
     """An observed Laplace or Normal site is no prior, and a typing error is none either."""
     with pytest.raises(ValueError, match=match):
-        run_mcmc(RWPO(shrunken_means, nonsmooth=nonsmooth), DATA, SCALE)
+        run_mcmc(RWPO(shrunken_means, laplace_sites=laplace_sites), DATA, SCALE)
 
 
 # ---------------------------------------------------------------------- starting points
@@ -235,7 +239,7 @@ def test_potential_fn(
 
 
 @pytest.mark.parametrize(
-    "nonsmooth",
+    "laplace_sites",
     [
         {"a": dist.Laplace(0.0, 1.0)},
         {"a": dist.Laplace(0.0, 1.0), "b": dist.Normal(0.0, 1.0)},
@@ -245,15 +249,15 @@ def test_potential_fn(
     ],
     ids=["missing leaf", "not Laplace", "negative scale", "odd shape", "names"],
 )
-def test_nonsmooth_of_a_potential_fn(nonsmooth: Any) -> None:
+def test_laplace_sites_of_a_potential_fn(laplace_sites: Any) -> None:
     """It must mirror `init_params` with Laplace distributions or None as leaves."""
 
     def potential(z: dict[str, jax.Array]) -> jax.Array:
         return jnp.sum(jnp.abs(z["a"])) + 0.5 * z["b"] ** 2
 
     init_params = {"a": np.zeros(2, np.float32), "b": np.float32(0.0)}
-    with pytest.raises(ValueError, match="`nonsmooth`"):
-        run_mcmc(RWPO(potential_fn=potential, nonsmooth=nonsmooth), init_params=init_params)
+    with pytest.raises(ValueError, match="`laplace_sites`"):
+        run_mcmc(RWPO(potential_fn=potential, laplace_sites=laplace_sites), init_params=init_params)
 
 
 def test_sample_before_init() -> None:

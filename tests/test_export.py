@@ -17,13 +17,11 @@ X, Y = regression_data()
 PLATFORMS = ["cuda", "tpu"]
 
 
-def whole_run(attention: str, correction: str | None = "metropolis") -> Callable[..., Any]:
+def whole_run(attention: str, corrected: bool = True) -> Callable[..., Any]:
     """Warm-up and sampling of two chains as one function of seed and data."""
 
     def run(seed: jax.Array, X: jax.Array, y: jax.Array) -> Any:
-        kernel = RWPO(
-            lasso_regression, num_particles=16, attention=attention, correction=correction
-        )
+        kernel = RWPO(lasso_regression, num_particles=16, attention=attention, corrected=corrected)
         mcmc = MCMC(kernel, num_warmup=40, num_samples=32, num_chains=2, chain_method="vectorized")
         mcmc.progress_bar = False
         mcmc.run(jax.random.key(seed), X, y=y, extra_fields=("potential_energy", "num_steps"))
@@ -45,15 +43,15 @@ def primitives(jaxpr: Any) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("attention", "correction"),
+    ("attention", "corrected"),
     [
-        ("copula", "metropolis"),
-        pytest.param("marginal", "metropolis", marks=pytest.mark.slow),
-        pytest.param("joint", None, marks=pytest.mark.slow),
+        ("copula", True),
+        pytest.param("marginal", True, marks=pytest.mark.slow),
+        pytest.param("joint", False, marks=pytest.mark.slow),
     ],
 )
-def test_whole_run_exports_for_cuda_and_tpu(attention: str, correction: str | None) -> None:
-    run = jax.jit(whole_run(attention, correction))
+def test_whole_run_exports_for_cuda_and_tpu(attention: str, corrected: bool) -> None:
+    run = jax.jit(whole_run(attention, corrected))
     exported = export.export(run, platforms=PLATFORMS)(0, X, Y)
     assert exported.platforms == ("cuda", "tpu")
     module = exported.mlir_module()

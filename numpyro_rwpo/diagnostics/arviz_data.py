@@ -41,7 +41,7 @@ def to_arviz(
       unconstrained coordinates.
     * Each array of a deterministic site that is a dictionary, tuple or list is a variable, such as
       ``effect.x`` for ``samples["effect"]["x"]``.
-    * With ``correction=None`` every noise-free particle is there once.
+    * With ``corrected=False`` every noise-free particle is there once.
 
     Args:
         mcmc: a NumPyro ``MCMC`` with an ``RWPO`` kernel, after ``run``, or after ``warmup`` with

@@ -114,7 +114,7 @@ def _noise_free_bias(measurements: Measurements) -> Finding | None:
         f"Stein's identity E[(x - mean) dU/dx] = 1 is off by more than a tenth in {narrow} "
         f"coordinates that are too narrow and {wide} that are too wide (worst: "
         f"{fixed(stein.worst_virial, 2)} for {stein.worst_virial_name}); this is the bias of the "
-        "noise-free flow, which no number of draws removes; use `correction='metropolis'` for "
+        "noise-free flow, which no number of draws removes; use `corrected=True` for "
         "inference, or change `relative_prox_time`.",
     )
 
@@ -129,7 +129,7 @@ def _coverage(measurements: Measurements) -> Finding | None:
         "`num_particles`"
         if measurements.settings.is_corrected
         else "the particles cannot replace draws, and importance weights cannot correct them; use "
-        "`correction='metropolis'`, or raise `num_particles`"
+        "`corrected=True`, or raise `num_particles`"
     )
     return Finding(
         "k-hat",
@@ -147,7 +147,7 @@ def _evidence(measurements: Measurements) -> Finding | None:
     change = (
         "raise `num_samples`, or use nested sampling for the evidence"
         if measurements.settings.is_corrected
-        else "use `correction='metropolis'`, which allows bridge sampling"
+        else "use `corrected=True`, which allows bridge sampling"
     )
     seen = f"a standard error of {error:.2g} nats" if math.isfinite(error) else "no standard error"
     return Finding(

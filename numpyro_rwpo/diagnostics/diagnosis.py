@@ -157,11 +157,11 @@ def _laplace_sites(run: Run) -> dict[str, str]:
     if run.model is not None:
         centering = np.asarray(run.state.centering)
         return describe_laplace_sites(
-            run.model, run.model_args, run.model_kwargs, run.nonsmooth, centering, run.priors
+            run.model, run.model_args, run.model_kwargs, run.laplace_sites, centering, run.priors
         )
-    if run.nonsmooth is None or isinstance(run.nonsmooth, str):
+    if run.laplace_sites is None or isinstance(run.laplace_sites, str):
         return {}
-    return {"potential_fn": "the Laplace distributions in `nonsmooth`: split off, closed forms"}
+    return {"potential_fn": "the Laplace distributions in `laplace_sites`: split off, closed forms"}
 
 
 def _coordinates(draws: np.ndarray, names: list[str]) -> list[Coordinate]:

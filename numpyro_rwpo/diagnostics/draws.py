@@ -135,7 +135,7 @@ def _mcmc_samples(mcmc: Any) -> Mapping[str, Any]:
 
 
 def is_noise_free(run: Any) -> bool:
-    """Whether a run is one of ``RWPO(..., correction=None)``."""
+    """Whether a run is one of ``RWPO(..., corrected=False)``."""
     return is_rwpo(run) and not read_finished_run(run).settings.corrected
 
 

@@ -107,7 +107,7 @@ def model_posterior(
     kwargs: dict[str, Any],
     samples: dict[str, Any],
     *,
-    nonsmooth: Any = "auto",
+    laplace_sites: Any = "auto",
     centering: int = 0,
     inverse_temperature: float = 1.0,
     registry: PriorRegistry = BUILT_IN_PRIORS,
@@ -119,7 +119,7 @@ def model_posterior(
         args: its positional arguments.
         kwargs: its keyword arguments.
         samples: constrained draws by site, (chains, draws, ...).
-        nonsmooth: as for ``RWPO``.
+        laplace_sites: as for ``RWPO``.
         centering: parameterization of Laplace sites with latent scales, 0 or 1.
         inverse_temperature: power of the posterior.
         registry: the kinds of distributions with closed forms.
@@ -127,7 +127,7 @@ def model_posterior(
     Raises:
         ValueError: a latent site is missing among the draws, or none has a free coordinate.
     """
-    split, _ = checked_split(model, args, kwargs, nonsmooth, registry)
+    split, _ = checked_split(model, args, kwargs, laplace_sites, registry)
     sites, is_proper = _latent_sites(model, args, kwargs)
     missing = sorted(set(sites) - set(samples))
     if missing:
@@ -204,14 +204,14 @@ def potential_posterior(
     potential_fn: Callable[[Any], jax.Array],
     samples: Any,
     *,
-    nonsmooth: Any = None,
+    laplace_sites: Any = None,
     inverse_temperature: float = 1.0,
     registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> Posterior:
     """The posterior of a potential function and its draws, leaves (chains, draws, ...)."""
     prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), samples)
     flat, unravel = ravel_pytree(prototype)
-    prior = prior_from_leaves(nonsmooth, prototype, registry) or no_prior(flat.size, flat.dtype)
+    prior = prior_from_leaves(laplace_sites, prototype, registry) or no_prior(flat.size, flat.dtype)
     names = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(prototype):
         label = jax.tree_util.keystr(path, simple=True, separator=".") or "x"
@@ -244,7 +244,7 @@ def posterior_of(run: Run, *, centering: int = 0) -> Posterior:
         return potential_posterior(
             run.potential_fn,
             run.samples,
-            nonsmooth=run.nonsmooth,
+            laplace_sites=run.laplace_sites,
             inverse_temperature=run.settings.inverse_temperature,
             registry=run.priors,
         )
@@ -253,7 +253,7 @@ def posterior_of(run: Run, *, centering: int = 0) -> Posterior:
         run.model_args,
         run.model_kwargs,
         run.samples,
-        nonsmooth=run.nonsmooth,
+        laplace_sites=run.laplace_sites,
         centering=centering,
         inverse_temperature=run.settings.inverse_temperature,
         registry=run.priors,

@@ -128,7 +128,7 @@ def _make_source(
             args,
             kwargs,
             init_strategy=arguments.init_strategy,
-            nonsmooth=arguments.nonsmooth,
+            laplace_sites=arguments.laplace_sites,
             differentiation=arguments.differentiation,
             refused=refused,
             registry=arguments.priors,
@@ -142,7 +142,7 @@ def _make_source(
     return PotentialSource(
         arguments.potential_fn,
         jax.tree.map(lambda x: x[0], init_params),
-        nonsmooth=arguments.nonsmooth,
+        laplace_sites=arguments.laplace_sites,
         differentiation=arguments.differentiation,
         registry=arguments.priors,
     )

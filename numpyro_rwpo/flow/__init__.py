@@ -4,6 +4,8 @@ This is the only part of the package that needs the extra ``flow``:
 ``pip install "numpyro-rwpo[flow]"``.
 """
 
+from typing import TYPE_CHECKING
+
 try:
     import diffrax as _diffrax  # noqa: F401
     import equinox as _equinox  # noqa: F401
@@ -28,6 +30,7 @@ from numpyro_rwpo.flow.neural_ode import NeuralODEFlow
 from numpyro_rwpo.flow.pathwise import pathwise_sample
 from numpyro_rwpo.flow.sparse_transformer import SparseTransformerFlow
 from numpyro_rwpo.flow.training import TrainingResult, load_flow, save_flow, train
+from numpyro_rwpo.support.renaming import renamed_names
 
 __all__ = [
     "AutoSparseTransformer",
@@ -47,3 +50,6 @@ __all__ = [
     "save_flow",
     "train",
 ]
+
+if not TYPE_CHECKING:  # to a type checker the old name is an error
+    __getattr__ = renamed_names(__name__, {"Regularised": "Regularized"}, globals())

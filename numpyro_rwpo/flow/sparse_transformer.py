@@ -46,6 +46,7 @@ from numpyro_rwpo.heads.density import ProximalDensity
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS
 from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior
 from numpyro_rwpo.support.broadcasting import same_rank
+from numpyro_rwpo.support.renaming import Renamed, renamed_arguments
 
 LEARNABLE = ("rate", "prox_time", "step_size", "base")
 # Rates and prox times are exp(gain * parameter). An optimizer such as Adam moves all parameters by
@@ -119,6 +120,7 @@ class SparseTransformerFlow(eqx.Module):
     num_layers: int = eqx.field(static=True)
     learn: tuple[str, ...] = eqx.field(static=True)
 
+    @renamed_arguments(centre=Renamed("center"))
     def __init__(
         self,
         dim: int,

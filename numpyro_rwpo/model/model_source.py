@@ -40,7 +40,7 @@ class ModelSource:
         model_args: positional arguments of the model.
         model_kwargs: keyword arguments of the model.
         init_strategy: NumPyro's per-site initialization strategy.
-        nonsmooth: ``"auto"``, ``None`` or names of Laplace sites, see
+        laplace_sites: ``"auto"``, ``None`` or names of Laplace sites, see
             :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
         refused: names of Laplace sites that are not split off all the same, see
             :func:`numpyro_rwpo.model.split_check.refused_sites`.
@@ -49,7 +49,7 @@ class ModelSource:
 
     Raises:
         ValueError: discrete latent sites that are not summed out, Delta sites, or a name in
-            ``nonsmooth`` that is not a Laplace site; see also
+            ``laplace_sites`` that is not a Laplace site; see also
             :func:`numpyro_rwpo.model.checks.check_model`.
         ImportError: discrete latent sites to sum out, without funsor.
     """
@@ -61,7 +61,7 @@ class ModelSource:
         model_kwargs: dict[str, Any],
         *,
         init_strategy: Callable[..., Any],
-        nonsmooth: Any,
+        laplace_sites: Any,
         differentiation: Differentiation,
         refused: Collection[str] = (),
         registry: PriorRegistry = BUILT_IN_PRIORS,
@@ -71,7 +71,7 @@ class ModelSource:
         sites = check_model(model, model_args, model_kwargs)
         model = with_fixed_sites(model, sites)
         with explained(model, model_args, model_kwargs):
-            split = split_laplace_sites(model, model_args, model_kwargs, nonsmooth, registry)
+            split = split_laplace_sites(model, model_args, model_kwargs, laplace_sites, registry)
             shapes = split.unconstrained_shapes(model_args, model_kwargs)
         self.has_deterministic = sites.has_deterministic
         self.prototype = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)

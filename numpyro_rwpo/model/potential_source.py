@@ -29,7 +29,7 @@ class PotentialSource:
     Args:
         potential_fn: the whole potential, as for NUTS: minus the log density up to a constant.
         init_params: the pytree for one chain; its structure is that of every draw.
-        nonsmooth: the part of ``potential_fn`` that has closed forms: a pytree of the structure
+        laplace_sites: the part of ``potential_fn`` that has closed forms: a pytree of the structure
             of ``init_params`` whose leaves are ``numpyro.distributions.Laplace`` or
             ``AsymmetricLaplace`` distributions, or ``None`` for leaves without; or ``"auto"`` or
             ``None`` when there is no such part.
@@ -37,7 +37,7 @@ class PotentialSource:
         registry: the kinds of distributions with closed forms.
 
     Raises:
-        ValueError: ``potential_fn`` does not return a scalar, or ``nonsmooth`` does not fit.
+        ValueError: ``potential_fn`` does not return a scalar, or ``laplace_sites`` does not fit.
         TypeError: a leaf of ``init_params`` or the potential is not floating-point.
     """
 
@@ -46,7 +46,7 @@ class PotentialSource:
         potential_fn: Callable[[Any], jax.Array],
         init_params: Any,
         *,
-        nonsmooth: Any,
+        laplace_sites: Any,
         differentiation: Differentiation,
         registry: PriorRegistry = BUILT_IN_PRIORS,
     ) -> None:
@@ -76,7 +76,7 @@ class PotentialSource:
                 "`potential_fn` must return a floating-point number, of which there is a gradient; "
                 f"got dtype {shape.dtype}. Convert its arguments or its result."
             )
-        self._prior = prior_from_leaves(nonsmooth, self._prototype, registry)
+        self._prior = prior_from_leaves(laplace_sites, self._prototype, registry)
         self.has_prior = self._prior is not None
         self.is_rewritten: np.ndarray | None = None
         self.layout: Hashable = layout(self._prototype)
@@ -124,19 +124,19 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def prior_from_leaves(
-    nonsmooth: Any, prototype: Any, registry: PriorRegistry = BUILT_IN_PRIORS
+    laplace_sites: Any, prototype: Any, registry: PriorRegistry = BUILT_IN_PRIORS
 ) -> Prior | None:
-    """The prior that ``nonsmooth`` describes leaf by leaf."""
-    if nonsmooth is None or (isinstance(nonsmooth, str) and nonsmooth == "auto"):
+    """The prior that ``laplace_sites`` describes leaf by leaf."""
+    if laplace_sites is None or (isinstance(laplace_sites, str) and laplace_sites == "auto"):
         return None
     is_leaf = lambda x: x is None or isinstance(x, dist.Distribution)  # noqa: E731
-    sites, structure = jax.tree.flatten(nonsmooth, is_leaf=is_leaf)
+    sites, structure = jax.tree.flatten(laplace_sites, is_leaf=is_leaf)
     expected: Any = jax.tree.structure(prototype)
     if structure != expected or not all(x is None or find_kind(x, registry) for x in sites):
         raise ValueError(
-            "With `potential_fn`, `nonsmooth` must be a pytree like `init_params` whose leaves "
+            "With `potential_fn`, `laplace_sites` must be a pytree like `init_params` whose leaves "
             f"are {kind_names(registry)} distributions or None; got "
-            f"{nonsmooth!r} for parameters of shapes {jax.tree.map(np.shape, prototype)}."
+            f"{laplace_sites!r} for parameters of shapes {jax.tree.map(np.shape, prototype)}."
         )
     leaves, priors = jax.tree.leaves(prototype), list[Prior | None]()
     for number, (fn, x) in enumerate(zip(sites, leaves, strict=True)):
@@ -145,10 +145,10 @@ def prior_from_leaves(
             continue
         if not _broadcasts(fn.shape(), x.shape):
             raise ValueError(
-                f"Leaf {number} of `nonsmooth` must broadcast to the shape {x.shape} of its "
+                f"Leaf {number} of `laplace_sites` must broadcast to the shape {x.shape} of its "
                 f"parameter; got a distribution of shape {fn.shape()}."
             )
         prior = site_prior(fn, registry, x.shape)
-        check_site_prior(f"leaf {number} of `nonsmooth`", prior)
+        check_site_prior(f"leaf {number} of `laplace_sites`", prior)
         priors.append(prior)
     return lay_out_prior(priors, leaves)

@@ -18,9 +18,9 @@ from jax import lax
 
 from numpyro_rwpo.model.laplace_sites import (
     LaplaceSplit,
-    LocationScale,
     split_laplace_sites,
 )
+from numpyro_rwpo.model.location_scale import LocationScale
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, unwrapped
 from numpyro_rwpo.model.tracing import inspect_trace, is_latent, site_shape, trace_at
 from numpyro_rwpo.priors.protocol import Prior
@@ -253,7 +253,7 @@ def checked_split(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    nonsmooth: Any,
+    laplace_sites: Any,
     registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> tuple[LaplaceSplit, frozenset[str]]:
     """The split that sampling uses, and the sites that were left alone because they were wrong.
@@ -262,10 +262,10 @@ def checked_split(
         model: NumPyro model.
         args: its positional arguments.
         kwargs: its keyword arguments.
-        nonsmooth: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
+        laplace_sites: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
         registry: likewise.
     """
-    whole = split_laplace_sites(model, args, kwargs, nonsmooth, registry)
+    whole = split_laplace_sites(model, args, kwargs, laplace_sites, registry)
     split, refused = whole, frozenset[str]()
     while wrong := refused_sites(concrete_split_errors(split, args, kwargs)):
         refused |= wrong
@@ -277,7 +277,7 @@ def describe_laplace_sites(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    nonsmooth: Any,
+    laplace_sites: Any,
     centering: Any,
     registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> dict[str, str]:
@@ -287,11 +287,11 @@ def describe_laplace_sites(
         model: NumPyro model.
         args: its positional arguments.
         kwargs: its keyword arguments.
-        nonsmooth: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
+        laplace_sites: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
         centering: parameterization that each chain chose, (chains,).
         registry: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
     """
-    split, refused = checked_split(model, args, kwargs, nonsmooth, registry)
+    split, refused = checked_split(model, args, kwargs, laplace_sites, registry)
     able = split_laplace_sites(model, args, kwargs, registry=registry).names
     kinds = tuple(registry)
     names = inspect_trace(
@@ -324,7 +324,7 @@ def describe_laplace_sites(
                 "would not be those that you wrote"
             )
         if name in able:
-            return "left in the smooth part, as `nonsmooth` says"
+            return "left in the smooth part, as `laplace_sites` says"
         return (
             "left in the smooth part: cannot be split (masked or scaled by weights, inside scan or "
             "cond, with a value from a handler, a latent asymmetry, latent parameters of a prior "

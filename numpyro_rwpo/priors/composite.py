@@ -41,8 +41,8 @@ def compose_prior(parts: Sequence[tuple[Prior, Sequence[Slice]]]) -> Prior:
 def _elementwise(name: str) -> Callable[..., Any]:
     """A method that applies the parts' method ``name``, each at its own coordinates."""
 
-    def method(prior: "CompositePrior", *arguments: ArrayLike) -> Any:
-        return jax.tree.map(prior._joined, *prior._of_each(name, *arguments))
+    def method(self: "CompositePrior", *arguments: ArrayLike) -> Any:
+        return jax.tree.map(self._joined, *self._of_each(name, *arguments))
 
     method.__name__ = name
     return method

@@ -15,7 +15,7 @@ from numpyro.infer import MCMC
 from numpyro_rwpo._version import __version__
 from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.runs.encoding import arrays_to_state, state_to_arrays
-from numpyro_rwpo.runs.mcmc import rwpo_kernel
+from numpyro_rwpo.runs.mcmc import arguments_of, rwpo_kernel
 from numpyro_rwpo.support.archive import read_archive, write_archive
 
 _KIND = "state"
@@ -99,7 +99,7 @@ def load_state(
 def _settings(mcmc: Any, kernel: Any) -> dict[str, Any]:
     """What determines how a run goes on: arguments of the kernel and of ``MCMC``."""
     return {
-        **kernel.arguments,
+        **arguments_of(kernel).record(),
         "num_warmup": mcmc.num_warmup,
         "num_chains": mcmc.num_chains,
         "chain_method": mcmc.chain_method if isinstance(mcmc.chain_method, str) else "callable",

@@ -1,8 +1,8 @@
 """The edge to NumPyro's ``MCMC``: what a run holds, and how to fill one.
 
-NumPyro keeps a run's model arguments, collected fields, and last state in private attributes. This
-is the only module that reads or writes them, and the only one besides the kernel that knows in
-which order particles are emitted.
+NumPyro keeps a run's model arguments, collected fields, and last state in private attributes, and
+the kernel its own arguments and settings. This is the only module that reads or writes them, and
+the only one besides the kernel that knows in which order particles are emitted.
 """
 
 import copy
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_rwpo.arguments import Arguments
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.model.prior_registry import PriorRegistry
@@ -24,7 +25,7 @@ class Run(NamedTuple):
     Attributes:
         model: the NumPyro model, ``None`` with a potential function.
         potential_fn: the potential function, ``None`` with a model.
-        nonsmooth: the argument of that name given to ``RWPO``.
+        laplace_sites: the argument of that name given to ``RWPO``.
         priors: kinds of distributions with closed forms.
         has_proposal: whether ``RWPO`` was given a proposal.
         model_args: positional arguments of the model.
@@ -43,7 +44,7 @@ class Run(NamedTuple):
 
     model: Callable[..., Any] | None
     potential_fn: Callable[[Any], jax.Array] | None
-    nonsmooth: Any
+    laplace_sites: Any
     priors: PriorRegistry
     has_proposal: bool
     model_args: tuple[Any, ...]
@@ -129,7 +130,13 @@ def rwpo_kernel(mcmc: Any, *, argument: str = "mcmc", hint: str = "") -> Any:
 def is_rwpo(mcmc: Any) -> bool:
     """Whether ``mcmc`` is an ``MCMC`` with an ``RWPO`` kernel."""
     # By its attributes, because this package must not import the kernel.
-    return hasattr(getattr(mcmc, "sampler", None), "settings")
+    return isinstance(getattr(getattr(mcmc, "sampler", None), "_arguments", None), Arguments)
+
+
+def arguments_of(kernel: Any) -> Arguments:
+    """The arguments of an ``RWPO`` kernel."""
+    arguments: Arguments = kernel._arguments
+    return arguments
 
 
 def read_run(mcmc: Any) -> Run:
@@ -143,26 +150,26 @@ def read_run(mcmc: Any) -> Run:
         mcmc, hint="For other kernels use ArviZ, or `compare_runs` to put them beside RWPO."
     )
     state = mcmc.last_state
-    if kernel.settings is None or not isinstance(state, RWPOState):
+    if kernel._settings is None or not isinstance(state, RWPOState):
         raise ValueError("`mcmc` has not been run; call `mcmc.run(...)` first.")
     if jnp.ndim(state.step_size) == 0:  # a single chain comes without the axis
         state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
     state = jax.device_get(state)
-    num_draws = _num_draws(mcmc._states)
+    arguments, num_draws = arguments_of(kernel), _num_draws(mcmc._states)
     # The last kept draw is that of the last iteration, whatever the thinning.
     last = int(np.max(state.iteration)) - 1
     iterations = last - mcmc.thinning * np.arange(num_draws)[::-1]
     return Run(
-        model=kernel.model,
-        potential_fn=kernel.potential_fn,
-        nonsmooth=kernel.nonsmooth,
-        priors=kernel.priors,
-        has_proposal=kernel.arguments["proposal"] is not None,
+        model=arguments.model,
+        potential_fn=arguments.potential_fn,
+        laplace_sites=arguments.laplace_sites,
+        priors=arguments.priors,
+        has_proposal=arguments.proposal is not None,
         model_args=mcmc._args,
         model_kwargs=mcmc._kwargs,
-        settings=kernel.settings,
-        target_accept_prob=kernel.arguments["target_accept_prob"],
-        relative_prox_time=kernel.arguments["relative_prox_time"],
+        settings=kernel._settings,
+        target_accept_prob=float(arguments.target_accept_prob),
+        relative_prox_time=float(arguments.relative_prox_time),
         state=state,
         samples=mcmc.get_samples(group_by_chain=True),
         extra_fields=mcmc.get_extra_fields(group_by_chain=True),

@@ -71,15 +71,15 @@ def check_target(model: Any, potential_fn: Any) -> None:
             raise TypeError(f"`{name}` must be callable; got {value!r}.")
 
 
-def check_site_names(nonsmooth: Any) -> None:
-    """Raise unless ``nonsmooth`` is ``"auto"``, ``None`` or site names."""
-    if nonsmooth is None or (isinstance(nonsmooth, str) and nonsmooth == "auto"):
+def check_site_names(laplace_sites: Any) -> None:
+    """Raise unless ``laplace_sites`` is ``"auto"``, ``None`` or site names."""
+    if laplace_sites is None or (isinstance(laplace_sites, str) and laplace_sites == "auto"):
         return
-    is_names = isinstance(nonsmooth, Iterable) and not isinstance(nonsmooth, (str, dict))
-    if not is_names or not all(isinstance(name, str) for name in nonsmooth):
+    is_names = isinstance(laplace_sites, Iterable) and not isinstance(laplace_sites, (str, dict))
+    if not is_names or not all(isinstance(name, str) for name in laplace_sites):
         raise ValueError(
-            "`nonsmooth` must be 'auto', None or a list of names of Laplace sites when a model is "
-            f"given; got {nonsmooth!r}."
+            "`laplace_sites` must be 'auto', None or a list of names of Laplace sites when a model "
+            f"is given; got {laplace_sites!r}."
         )
 
 

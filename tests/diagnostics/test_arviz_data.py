@@ -55,7 +55,7 @@ def test_it_goes_to_a_file_and_back(lasso_run: Any, tmp_path: Any) -> None:
 
 @pytest.fixture(scope="module")
 def noise_free() -> Any:
-    kernel = RWPO(normal_mean, num_particles=16, correction=None)
+    kernel = RWPO(normal_mean, num_particles=16, corrected=False)
     return run_mcmc(kernel, Y, num_chains=2, num_warmup=60, num_samples=100)
 
 

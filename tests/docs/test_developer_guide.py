@@ -89,7 +89,7 @@ def test_head_in_the_sampler(example: dict[str, Any]) -> None:
     residual at which the flow stops.
     """
     mcmc = run_mcmc(
-        RWPO(normal_pair, attention=example["fit_gaussian"], correction=None, num_particles=100),
+        RWPO(normal_pair, attention=example["fit_gaussian"], corrected=False, num_particles=100),
         num_warmup=150,
         num_samples=100,
     )

@@ -173,7 +173,7 @@ def test_the_path_of_transport_leads_to_the_posterior():
     assert np.abs(path[0]).max() <= 2  # NumPyro's radius
     mean, scale = y / (1 + sd**2), sd / np.sqrt(1 + sd**2)
     assert np.abs(path[-1].mean(0) - mean).max() < 0.2 * scale
-    assert kernel.settings is None
+    assert kernel._settings is None
 
     def potential_fn(x):
         return (x**2).sum()

@@ -54,7 +54,7 @@ def test_the_registry_cannot_grow() -> None:
 )
 def test_name(attention: Any, name: str) -> None:
     assert find_head(attention).name == name
-    assert light(attention).arguments["attention"] == name
+    assert light(attention)._arguments.record()["attention"] == name
 
 
 @pytest.mark.parametrize("attention", ["sparse", None, 3])

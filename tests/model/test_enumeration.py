@@ -155,7 +155,7 @@ def test_density_and_draws_are_those_of_nuts(
         (data,),
         {},
         init_strategy=init_to_uniform,
-        nonsmooth="auto",
+        laplace_sites="auto",
         differentiation=Differentiation(1.0, False),
     )
     split, bound = source.split, source.bind((data,), {})

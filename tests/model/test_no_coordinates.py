@@ -55,7 +55,7 @@ def test_density_and_draws_are_those_of_nuts(model: Callable[..., None]) -> None
         (),
         {},
         init_strategy=init_to_uniform,
-        nonsmooth="auto",
+        laplace_sites="auto",
         differentiation=Differentiation(1.0, False),
     )
     key, bound = jax.random.key(0), source.bind((), {})

@@ -66,7 +66,7 @@ def source(model: Any, *args: Any, priors: Any = None) -> ModelSource:
         args,
         {},
         init_strategy=init_to_uniform,
-        nonsmooth="auto",
+        laplace_sites="auto",
         differentiation=Differentiation(1.0, False),
         registry=registry_with(priors),
     )
@@ -184,8 +184,8 @@ def test_potential_fn() -> None:
         normal = 2 * (x["a"] - 1) ** 2
         return (normal + 2 * jnp.abs(x["b"]) + 0.5 * x["c"] ** 2).sum()
 
-    nonsmooth = {"a": dist.Normal(1.0, 0.5), "b": dist.Laplace(0.0, 0.5), "c": None}
-    options = {"num_particles": 32, "nonsmooth": nonsmooth, "dense_mass": False}
+    laplace_sites = {"a": dist.Normal(1.0, 0.5), "b": dist.Laplace(0.0, 0.5), "c": None}
+    options = {"num_particles": 32, "laplace_sites": laplace_sites, "dense_mass": False}
     start = {name: jnp.zeros((4, 2)) for name in "abc"}
     with pytest.raises(ValueError, match="leaves are Laplace or AsymmetricLaplace distributions"):
         run_mcmc(
@@ -205,13 +205,13 @@ def test_potential_fn() -> None:
 def test_saved_runs_compare_priors_by_name(tmp_path: Path) -> None:
     function = "<run_path>.normal_prior"
     mcmc = run_mcmc(light(priors=NORMAL), Y, num_warmup=8, num_samples=8)
-    names = mcmc.sampler.arguments["priors"]
+    names = mcmc.sampler._arguments.record()["priors"]
     assert list(names) == ["numpyro.distributions.continuous.Normal"]
     assert names["numpyro.distributions.continuous.Normal"] == function
     save_state(mcmc, tmp_path / "run.npz")
     load_state(tmp_path / "run.npz", mcmc)
     other = run_mcmc(light(), Y, num_warmup=8, num_samples=8)
-    assert other.sampler.arguments["priors"] is None
+    assert other.sampler._arguments.record()["priors"] is None
     with pytest.raises(ValueError, match="priors was {.*} and is None"):
         load_state(tmp_path / "run.npz", other)
 

@@ -53,7 +53,7 @@ def test_jumps_bring_islands_into_balance() -> None:
 
 def test_particles_start_as_draws() -> None:
     """With a warm-up of one iteration the first ensemble is what was proposed."""
-    kernel = RWPO(two_islands, proposal=islands(0.5, 0.1), num_particles=64, correction=None)
+    kernel = RWPO(two_islands, proposal=islands(0.5, 0.1), num_particles=64, corrected=False)
     x = np.asarray(run_mcmc(kernel, num_warmup=1, num_samples=64).get_samples()["x"])
     assert np.abs(np.abs(x) - 20).max() < 0.5
     assert 10 < (x > 0).sum() < 54
@@ -81,7 +81,7 @@ def test_density_in_standardized_coordinates() -> None:
         (),
         {},
         init_strategy=init_to_uniform,
-        nonsmooth="auto",
+        laplace_sites="auto",
         differentiation=Differentiation(1.0, False),
     )
     bound = source.bind((), {})
@@ -144,8 +144,10 @@ def test_a_run_goes_on_with_its_own_proposal_only() -> None:
     """What a checkpoint compares (`tests/runs/test_checkpoint.py`) tells proposals apart."""
 
     def arguments(scale: float) -> dict[str, Any]:
-        return RWPO(normal_mean, proposal=dist.Normal(0.0, scale).expand([1]).to_event(1)).arguments
+        return RWPO(
+            normal_mean, proposal=dist.Normal(0.0, scale).expand([1]).to_event(1)
+        )._arguments.record()
 
     assert arguments(1.0) == arguments(1.0)
     assert arguments(1.0)["proposal"] != arguments(2.0)["proposal"]
-    assert RWPO(normal_mean).arguments["proposal"] is None
+    assert RWPO(normal_mean)._arguments.record()["proposal"] is None

@@ -40,7 +40,7 @@ def test_both_centerings_have_the_posteriors_density_with_its_constants(model, b
             (y,),
             {},
             init_strategy=init_to_uniform,
-            nonsmooth="auto",
+            laplace_sites="auto",
             differentiation=Differentiation(beta, False),
         )
         bound = source.bind((y,), {})

@@ -94,7 +94,7 @@ def test_old_style_keys_come_back(warmed: MCMC, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dense_mass", "nonsmooth", "dim", "form"),
+    ("dense_mass", "laplace_sites", "dim", "form"),
     [
         (False, "auto", 3, "exact"),
         (False, None, 3, "diagonal"),
@@ -103,10 +103,12 @@ def test_old_style_keys_come_back(warmed: MCMC, tmp_path: Path) -> None:
     ],
 )
 def test_state_with_any_flow_comes_back(
-    dense_mass: bool | str, nonsmooth: str | None, dim: int, form: str, tmp_path: Path
+    dense_mass: bool | str, laplace_sites: str | None, dim: int, form: str, tmp_path: Path
 ) -> None:
     """Flows are named tuples of different fields, and their factors arrays or named tuples."""
-    kernel = RWPO(shrunken_means, num_particles=16, dense_mass=dense_mass, nonsmooth=nonsmooth)
+    kernel = RWPO(
+        shrunken_means, num_particles=16, dense_mass=dense_mass, laplace_sites=laplace_sites
+    )
     model_args = (np.resize(DATA, dim), SCALE)
     state = kernel.init(jax.random.key(0), NUM_WARMUP, None, model_args, {})
     flow = state.move.flow
@@ -189,8 +191,8 @@ def test_double_precision(x64: None, tmp_path: Path) -> None:
             "attention was 'marginal' and is 'joint'",
         ),
         (
-            lambda: make_mcmc(small(nonsmooth=["theta"])),
-            r"nonsmooth was 'auto' and is \['theta'\]",
+            lambda: make_mcmc(small(laplace_sites=["theta"])),
+            r"laplace_sites was 'auto' and is \['theta'\]",
         ),
     ],
 )
