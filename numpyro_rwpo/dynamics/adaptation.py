@@ -108,6 +108,7 @@ class Adaptation(NamedTuple):
         potential: running mean of the particles' mean potential, scalar.
         jump_rate: running mean of the acceptance of jumps to the user's proposal, scalar.
         accept_prob: running mean of each particle's acceptance probability, (num_particles,).
+        diverging: running mean of the share of divergent trajectories, scalar.
         disagreement: see :func:`disagreement`, of the ensembles as they are.
         finished_at: number of updates when the estimates were steady or the budget was spent; 0
             until then.
@@ -128,6 +129,7 @@ class Adaptation(NamedTuple):
     potential: jax.Array
     jump_rate: jax.Array
     accept_prob: jax.Array
+    diverging: jax.Array
     disagreement: jax.Array
     finished_at: jax.Array
     is_settled: jax.Array
@@ -159,6 +161,7 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
         potential=zero,
         jump_rate=zero,
         accept_prob=jnp.ones(settings.num_particles, dtype),
+        diverging=zero,
         disagreement=jnp.full((), jnp.inf, dtype),
         finished_at=jnp.zeros((), int),
         is_settled=jnp.zeros((), bool),
@@ -416,6 +419,7 @@ def adapt(
     running = _blend(adaptation.potential, mean, jnp.where(adaptation.updates == 0, 1.0, 0.3))
     learned = learned._replace(
         accept_prob=accept_prob,
+        diverging=_blend(adaptation.diverging, sweep.diverging.mean(dtype=mean.dtype), recent),
         finished_at=jnp.where(is_first, learned.updates, adaptation.finished_at),
         is_settled=adaptation.is_settled | (is_first & is_steady),
         potential=running,

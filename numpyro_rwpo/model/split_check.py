@@ -19,9 +19,9 @@ from jax import lax
 
 from numpyro_rwpo.model.laplace_sites import (
     LaplaceSplit,
-    LocationScale,
     split_laplace_sites,
 )
+from numpyro_rwpo.model.location_scale import LocationScale
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, unwrapped
 from numpyro_rwpo.model.tracing import inspect_trace, is_latent, site_shape, trace_at
 from numpyro_rwpo.priors.protocol import Prior

@@ -27,8 +27,10 @@ from numpyro.infer.util import potential_energy
 from numpyro_rwpo import RWPO
 from numpyro_rwpo.diagnostics.posterior import model_posterior
 from numpyro_rwpo.model import laplace_sites
-from numpyro_rwpo.model.laplace_sites import split_laplace_sites, standardize, unwrapped
+from numpyro_rwpo.model.laplace_sites import split_laplace_sites
+from numpyro_rwpo.model.location_scale import standardize
 from numpyro_rwpo.model.model_source import ModelSource
+from numpyro_rwpo.model.prior_registry import unwrapped
 from numpyro_rwpo.model.split_check import describe_laplace_sites, refused_sites, split_errors
 from numpyro_rwpo.model.target import Differentiation
 from numpyro_rwpo.model.tracing import default_key, is_latent
