@@ -27,11 +27,6 @@ from numpyro_rwpo.priors.laplace import no_prior
 from numpyro_rwpo.priors.protocol import Prior
 from numpyro_rwpo.runs.mcmc import Run
 
-# Positions at which the density is evaluated in one call. The last block is padded, so that one
-# compiled program serves any number of positions; at this size the padding of a few thousand
-# positions costs little, and the memory is that of a few hundred evaluations.
-_BLOCK = 500
-
 ValueAndGradient = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 
@@ -57,13 +52,17 @@ class Posterior(NamedTuple):
 
 def _in_blocks(log_density: Callable[[jax.Array], jax.Array]) -> ValueAndGradient:
     """The density and its gradient over (n, dim), compiled once and evaluated block by block."""
+    # The last block is padded, so that one compiled program serves any number of positions. At this
+    # size, the padding of a few thousand positions costs little, and the memory is that of a few
+    # hundred evaluations.
+    size = 500
     block = jax.jit(jax.vmap(jax.value_and_grad(log_density)))
 
     def evaluate(positions: Any) -> tuple[np.ndarray, np.ndarray]:
         positions = np.asarray(positions)
         number = len(positions)
-        padded = np.pad(positions, ((0, -number % _BLOCK), (0, 0)), mode="edge")
-        parts = [block(part) for part in padded.reshape(-1, _BLOCK, positions.shape[1])]
+        padded = np.pad(positions, ((0, -number % size), (0, 0)), mode="edge")
+        parts = [block(part) for part in padded.reshape(-1, size, positions.shape[1])]
         values, gradients = (np.concatenate(column) for column in zip(*parts, strict=True))
         return values[:number].astype(np.float64), gradients[:number].astype(np.float64)
 

@@ -17,12 +17,12 @@ from numpyro_rwpo.dynamics.warmup import WarmUp
 
 
 class Choice(NamedTuple):
-    """What the chains sample with.
+    """The move with which the chains sample.
 
     Attributes:
         ready: the ensembles with their move.
-        num_states: successive states of a particle that a refresh makes.
-        number: of the flow that warm-up chose, for the kernel's next run.
+        num_states: number of successive states of a particle that a refresh makes.
+        number: number of the flow that warm-up chose, for the kernel's next run.
     """
 
     ready: Ready
@@ -39,13 +39,13 @@ def choose_move(
     model_args: tuple[Any, ...],
     model_kwargs: dict[str, Any],
 ) -> Choice:
-    """The ensembles with the move that suits them; warms small ensembles up where none does.
+    """The ensembles with their move; small ones start again if the chains still disagree.
 
     Args:
         warm: the ensembles after warm-up, with a leading chain axis.
-        settings: of the run.
-        arguments: of the kernel.
-        programs: of the kernel.
+        settings: settings of the run.
+        arguments: arguments of the kernel.
+        programs: programs of the kernel.
         inputs: random keys, starts and numbers with which the ensembles were warmed up.
         model_args: positional arguments of the model.
         model_kwargs: keyword arguments of the model.

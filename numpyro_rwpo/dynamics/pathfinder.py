@@ -1,18 +1,20 @@
 r"""Quasi-Newton start: bring an ensemble from arbitrary positions into the typical set.
 
-A few BFGS paths descend the potential. Along each, normal approximations :math:`N(x_k, H_k)` with
-the inverse Hessian estimate are compared by their evidence lower bound, and the particles are drawn
-from the best ones (Zhang, Carpenter, Gelman and Vehtari 2022, Pathfinder). The bound, not the
-optimum, protects where the mode is useless (funnels, unbounded densities).
+A few BFGS paths descend the potential. Along each path, normal approximations :math:`N(x_k, H_k)`
+with the inverse Hessian estimate are compared by their evidence lower bound, and the particles are
+drawn from the best ones (Zhang, Carpenter, Gelman and Vehtari 2022, Pathfinder). Since the bound
+decides, and not the optimum, the start is also useful if the mode is not (funnels, unbounded
+densities).
 
-The inverse Hessian stays a product of rank-one factors (Brodlie, Gourlay and Greenstadt 1973): with
-:math:`b = H^{-1} s` and :math:`y` the gradient difference of a step s,
+The inverse Hessian is kept as a product of rank-one factors (Brodlie, Gourlay and Greenstadt 1973).
+With :math:`b = H^{-1} s` and the gradient difference :math:`y` of a step s,
 
 .. math:: H_{k+1} = A H_k A^\top, \quad A = I + s z^\top, \quad
           z = b / \sqrt{s^\top y\, s^\top b} - y / s^\top y,
 
-which is the BFGS update. A draw from :math:`N(0, H)` is the factors applied to white noise, the
-determinant grows by :math:`s^\top b / s^\top y`, and no matrix is ever factorized.
+which is the BFGS update. For a draw from :math:`N(0, H)`, the factors are applied to white noise.
+The determinant is multiplied by :math:`s^\top b / s^\top y` in each update, and no matrix has to be
+factorized.
 """
 
 import math
@@ -46,8 +48,8 @@ class History(NamedTuple):
     Attributes:
         steps: s, (num_paths, length, dim).
         duals: z, (num_paths, length, dim); 0 beyond ``num_factors``.
-        initial: scalar initial inverse Hessian, (num_paths,).
-        num_factors: factors in use, (num_paths,).
+        initial: the initial inverse Hessian, a multiple of the identity, (num_paths,).
+        num_factors: number of factors in use, (num_paths,).
         log_det: log determinant of H, (num_paths,).
     """
 
@@ -59,11 +61,11 @@ class History(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Gradient evaluations, scalars.
+    """Numbers of gradient evaluations, scalars.
 
     Attributes:
-        num_gradients: of all particles together.
-        num_rows: one after another.
+        num_gradients: evaluations of all particles together.
+        num_rows: evaluations one after another.
     """
 
     num_gradients: jax.Array
@@ -71,12 +73,14 @@ class Cost(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """Where each path is, the direction it tries and how far along it.
+    """The positions of the paths, and the points that they try next.
 
     Attributes:
-        position, gradient, direction: (num_paths, dim).
+        position: position, (num_paths, dim).
         value: potential, (num_paths,).
-        length: fraction of the direction to try next, (num_paths,).
+        gradient: gradient of the potential, (num_paths, dim).
+        direction: search direction, (num_paths, dim).
+        length: share of the direction to try next, (num_paths,).
         history: inverse Hessians.
     """
 
@@ -89,7 +93,16 @@ class Descent(NamedTuple):
 
 
 class Best(NamedTuple):
-    """Best normal approximation of each path so far; H has its first factors."""
+    """The best normal approximation of each path so far.
+
+    Attributes:
+        bound: evidence lower bound up to a constant, (num_paths,).
+        position: mean, (num_paths, dim).
+        num_factors: number of factors of its covariance, the first ones of the history,
+            (num_paths,).
+        initial: the initial inverse Hessian at that time, (num_paths,).
+        log_det: log determinant of its covariance, (num_paths,).
+    """
 
     bound: jax.Array
     position: jax.Array
@@ -103,7 +116,7 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _newton_direction(gradient: jax.Array, history: History) -> jax.Array:
-    """-H g of every path, (num_paths, dim)."""
+    """The quasi-Newton direction -H g of every path, (num_paths, dim)."""
     last = history.num_factors.max()
 
     def transposed(i: jax.Array, q: jax.Array) -> jax.Array:
@@ -141,7 +154,7 @@ def _remember(
     first = history.num_factors == 0
     scale = curvature / _dot(difference, difference)
     initial = jnp.where(keep & first, scale, history.initial)
-    # b: the step is -length H g, but the first factor also rescales the initial H.
+    # This is b. The step is -length H g, except that the first factor also rescales the initial H.
     dual_step = jnp.where(first[:, None], step / initial[:, None], -length[:, None] * gradient)
     quadratic = _dot(step, dual_step)
     dual = dual_step / jnp.sqrt(curvature * quadratic)[:, None] - difference / curvature[:, None]
@@ -160,7 +173,7 @@ def _remember(
 
 
 def _descend(descent: Descent, potential_and_grad: PotentialAndGrad) -> Descent:
-    """Try one point on every path: step there if the potential fell enough, else backtrack."""
+    """Try one point on every path: step there if the potential falls enough, or backtrack."""
     step = descent.length[:, None] * descent.direction
     position = descent.position + step
     value, gradient = potential_and_grad(position)
@@ -177,7 +190,8 @@ def _descend(descent: Descent, potential_and_grad: PotentialAndGrad) -> Descent:
     )
     position = jnp.where(accepted[:, None], position, descent.position)
     gradient = jnp.where(accepted[:, None], gradient, descent.gradient)
-    # Before any curvature is known the direction is the gradient: at most one unit along it.
+    # Before any curvature is known, the direction is the gradient, and a step along it is at most
+    # one unit long.
     unit = 1 / jnp.maximum(jnp.sqrt(_dot(gradient, gradient)), 1.0)
     full = jnp.where(history.num_factors == 0, unit, 1.0)
     return Descent(
@@ -193,7 +207,7 @@ def _descend(descent: Descent, potential_and_grad: PotentialAndGrad) -> Descent:
 def _smoothed_potential(target: Target) -> PotentialAndGrad:
     """The potential with the prior's kinks rounded off.
 
-    At the kinks a quasi-Newton method would take the sign change for an enormous curvature.
+    A quasi-Newton method would take the change of slope at a kink for an enormous curvature.
     """
     prior = target.prior
     if prior is None:
@@ -208,7 +222,7 @@ def _smoothed_potential(target: Target) -> PotentialAndGrad:
 
 
 def _keep_better(best: Best, here: Best) -> Best:
-    """Keep each path's normal approximation ``here`` where its evidence lower bound is higher."""
+    """For each path, the one of two normal approximations with the higher evidence lower bound."""
     better = jnp.isfinite(here.bound) & (here.bound > best.bound) & (here.num_factors > 0)
     return jax.tree.map(
         lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old), here, best
@@ -232,21 +246,21 @@ def quasi_newton_start(
         rng_key: one key, for the draws.
         particles: random starting positions (num_particles, dim), of which the first few start the
             paths.
-        target: the posterior. Where it has Laplace sites with latent scales, every other path
-            uses the other centering.
+        target: the posterior. If it has sites with latent scales, every other path uses the other
+            centering.
 
     Returns:
         Particles of the same shape, not evaluated, shared among the paths in proportion to their
-        estimated evidence (``particles`` themselves where no path got anywhere), the centering with
-        more evidence, scalar, and what it cost.
+        estimated evidence, or ``particles`` themselves if no path was successful; the centering
+        with more evidence, scalar; and the cost.
     """
-    # Flat, as XLA takes several times as long to compile random numbers of two axes.
+    # The random numbers have one axis, because XLA takes several times as long to compile two.
     noise = random.normal(rng_key, (particles.size,), particles.dtype).reshape(particles.shape)
     placement = target.placement
     if placement.mesh is None:
         found, draws, chosen, _, cost = _follow_paths(noise, particles, target)
     else:
-        # Every device follows all the paths, then draws its own share of the particles.
+        # Every device follows all paths, and then draws its own share of the particles.
         noise = placement.rows(noise)
         few = placement.whole((noise[:NUM_DRAWS], particles[:NUM_DRAWS]))
         found, _, chosen, approximations, cost = _follow_paths(*few, target)
@@ -255,14 +269,14 @@ def quasi_newton_start(
 
 
 class _Round(NamedTuple):
-    """Between two rounds of :func:`_follow_paths`.
+    """The state between two rounds of :func:`_follow_paths`.
 
     Attributes:
-        which: which of the rounds comes next, scalar; those that are not needed are left out.
-        number: rounds so far, scalar.
-        stalled: rounds since a path last got farther, scalar.
-        descent: where the paths are.
-        best: their best normal approximations.
+        which: index of the next round, scalar; rounds that are not needed are left out.
+        number: number of rounds so far, scalar.
+        stalled: number of rounds since the evidence last rose, scalar.
+        descent: positions of the paths.
+        best: best normal approximations of the paths.
         placed: particles drawn so far, (num_particles, dim).
         chosen: the centering, scalar.
     """
@@ -277,11 +291,11 @@ class _Round(NamedTuple):
 
 
 class Approximations(NamedTuple):
-    """What the particles are drawn from: the best of each path, and the weight of the paths.
+    """The mixture from which the particles are drawn.
 
     Attributes:
-        best: normal approximations.
-        history: their inverse Hessians.
+        best: the best normal approximation of each path.
+        history: inverse Hessians of the paths.
         bound: evidence lower bound, -inf for paths of the other centering, (num_paths,).
     """
 
@@ -299,7 +313,7 @@ def _draws_from(noise: jax.Array, approximations: Approximations) -> jax.Array:
 def _follow_paths(
     noise: jax.Array, particles: jax.Array, target: Target
 ) -> tuple[jax.Array, jax.Array, jax.Array, Approximations, Cost]:
-    """Whether a path got anywhere, as many draws as noise, the centering, what they are from."""
+    """Whether a path was successful, draws, the centering, the mixture, and the cost."""
     num_particles, dim = particles.shape
     placement = target.placement
     num_paths = min(NUM_PATHS, num_particles)
@@ -317,7 +331,7 @@ def _follow_paths(
         num_factors=jnp.zeros(num_paths, int),
         log_det=jnp.zeros(num_paths, dtype),
     )
-    # A path whose value is infinite accepts the first finite point: its own start, at length 0.
+    # A path whose value is infinite accepts the first finite point, which is its own start.
     descent = Descent(
         position=particles[:num_paths],
         value=jnp.full(num_paths, jnp.inf, dtype),
@@ -341,9 +355,9 @@ def _follow_paths(
     def one_round(round_: _Round) -> _Round:
         """Descend and compare; after the last comparison, draw the particles block by block.
 
-        Between the two, where there is a choice of centering, the best path of each is judged once
-        more, by draws that had no part in making it the best. These draws and the final ones take
-        further rounds, so that draws and the gradient behind them are compiled in one place.
+        If there is a choice of centering, the best path of each centering is compared once more
+        between the two, with new draws, because it was chosen by the previous ones. These and the
+        final draws take further rounds, so that draws and their gradients are compiled only once.
         """
         i, _, stalled, descent, best, placed, chosen = round_
         is_last = i >= NUM_ROUNDS
@@ -359,7 +373,8 @@ def _follow_paths(
         final_path = _share_out(jnp.where(centering == chosen, best.bound, -jnp.inf), num_particles)
         of_centering = centering[None] == jnp.arange(2)[:, None]
         rivals = jnp.argmax(jnp.where(of_centering, best.bound[None], -jnp.inf), 1)
-        # A path is judged by every eighth draw, an odd one by odd draws: the rivals change sides.
+        # In previous rounds, a path had every eighth draw: odd draws if its number is odd, and even
+        # draws otherwise. Here the rivals exchange odd and even draws.
         rival_path = rivals[(jnp.arange(num_draws) + 1) % 2]
         path = jnp.where(is_last, jnp.where(is_duel, rival_path, final_path[row]), every_path)
         white = noise[row]
@@ -372,23 +387,24 @@ def _follow_paths(
         draws = _draws(white, path, source, history)
         drawn = target._replace(centering=centering[path])
         value = drawn.value_and_grad(draws)[0] + drawn.prior_potential(draws)
-        # Less the draws' own energy, whose mean is the same for all: what is left is constant
-        # where the approximation is right, so few draws tell good paths from bad ones.
+        # The energy of the white noise is subtracted; its mean is the same for all paths. If an
+        # approximation is exact, the difference is constant, so that few draws are needed to
+        # distinguish good paths from bad ones.
         value -= (white**2).sum(1) / 2
         member = path[None] == jnp.arange(num_paths)[:, None]
         number = member.sum(1)
         energy = jnp.where(member, value[None], 0.0).sum(1) / number
         spread = jnp.where(member, (value[None] - energy[:, None]) ** 2, 0.0).sum(1)
         bound = source.log_det / 2 - energy
-        # Two standard errors down: the worse the approximation, the more its energy scatters.
+        # Two standard errors are subtracted, because energies of bad approximations scatter more.
         judged = bound - 2 * jnp.sqrt(spread) / number
         judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
-        # All chains choose together: coordinates of different meaning could not be compared.
+        # All chains choose together, so that their coordinates have the same meaning.
         judged = target.placement.chain_mean(judged)
         chosen = jnp.where(is_duel, centering[rivals[jnp.argmax(judged)]], chosen)
         here = here._replace(bound=jnp.where(is_last, -jnp.inf, bound))
         better = _keep_better(best, here)
-        # The paths of all chains end together, so that the rounds stay the same for all.
+        # The paths of all chains end at the same time, so that all chains take the same rounds.
         gain = jax.nn.logsumexp(better.bound) - jax.nn.logsumexp(best.bound)
         is_idle = placement.chain_mean(jnp.where(gain < _GAIN, 1.0, 0.0)) == 1
         stalled = jnp.where(is_idle, stalled + 1, 0)

@@ -1,10 +1,10 @@
 r"""Moves for posteriors that one trajectory length and one step size do not suit: NUTS.
 
-Where scales vary over the posterior (funnels, products of scales, ridges), ensembles that were
+If scales vary over the posterior (funnels, products of scales, ridges), ensembles that were
 transported and moved along trajectories of one length still disagree when warm-up ends. A small
-ensemble then starts anew, as NUTS would, and every particle moves along trajectories that end by
-themselves. Trees are NumPyro's own; the leapfrog steps are those of
-:mod:`numpyro_rwpo.dynamics.flows`, so that a Laplace prior is still followed exactly.
+ensemble then starts again, as NUTS would, and every particle moves along trajectories whose length
+is determined by the no-U-turn criterion. The trees are NumPyro's own. The leapfrog steps are those
+of :mod:`numpyro_rwpo.dynamics.flows`, so that a Laplace prior is still followed exactly.
 
 Reference: Hoffman and Gelman (2014), the No-U-Turn sampler.
 """

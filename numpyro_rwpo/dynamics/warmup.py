@@ -1,13 +1,13 @@
 r"""Warm-up of one ensemble: place it, then adapt the moves until they are steady.
 
-It runs as a program of its own before NumPyro's loop, on all chains at once. Two placements of the
+It runs as a separate program before NumPyro's loop, for all chains at once. Two placements of the
 whole ensemble are tried, transported, and compared by their evidence lower bound
-:math:`-\mathrm{E}\,U + H`, with H the entropy of a normal density with the ensemble's moments:
+:math:`-\mathrm{E}\,U + H`, where H is the entropy of a normal density with the ensemble's moments:
 
-- *descent*: draws of the best normal approximations along quasi-Newton paths. It brings
-  badly scaled posteriors, on which transport from afar would stall, into range.
-- *plain*: NumPyro's own start, uniform around the origin. Where the posterior has a funnel, a
-  descent ends in its neck, and all particles would have to climb out of it.
+- *descent*: draws of the best normal approximations along quasi-Newton paths. They are close to
+  badly scaled posteriors, on which transport from afar would stall.
+- *plain*: NumPyro's own start, uniform around the origin. If the posterior has a funnel, a descent
+  ends in its neck, out of which all particles would have to climb.
 """
 
 from typing import Any, NamedTuple
@@ -38,8 +38,8 @@ from numpyro_rwpo.dynamics.transport import (
 )
 from numpyro_rwpo.model.target import Target
 
-# The centering is looked at again after the placement and after this many updates, twice: ensembles
-# that have not spread out yet say little about it.
+# The centering is chosen again after the placement, and after the first and the second segment of
+# this number of updates, because ensembles that have not spread out yet say little about it.
 SEGMENT, NUM_SEGMENTS = 12, 3
 
 
@@ -49,8 +49,8 @@ class Placed(NamedTuple):
     Attributes:
         ensemble: evaluated particles.
         centering: parameterization of sites with latent scales.
-        progress: of the transport.
-        adaptation: holds the moments.
+        progress: progress of the transport.
+        adaptation: estimates, of which only the moments are known.
     """
 
     ensemble: Ensemble
@@ -64,10 +64,10 @@ class Placement(NamedTuple):
 
     Attributes:
         placed: the ensemble.
-        evidence: lower bounds of descent and plain start, (2,).
-        is_descent: whether the descent's was kept, scalar.
-        num_gradients: gradient evaluations of the whole ensemble, scalar.
-        num_rows: gradient evaluations one after another, scalar.
+        evidence: evidence lower bounds of descent and plain start, (2,).
+        is_descent: whether the descent was kept, scalar.
+        num_gradients: number of gradient evaluations, of all particles together, scalar.
+        num_rows: number of gradient evaluations one after another, scalar.
     """
 
     placed: Placed
@@ -82,11 +82,11 @@ class WarmUp(NamedTuple):
 
     Attributes:
         ensemble: evaluated particles.
-        potential: the whole potential at them, (num_particles,).
+        potential: potential at the particles, prior included, (num_particles,).
         centering: parameterization of sites with latent scales.
-        adaptation: what was learned.
-        moves: one for each flow on trial.
-        placement: where the ensemble came from; its costs are those of all of warm-up.
+        adaptation: the estimates from which the moves are made.
+        moves: one move for each flow on trial.
+        placement: the placement of the ensemble, with the costs of the whole warm-up.
     """
 
     ensemble: Ensemble
@@ -105,7 +105,7 @@ def spread(rng_key: jax.Array, start: jax.Array, settings: Settings) -> jax.Arra
     with a standard deviation of 0.1 in unconstrained units: the ensemble needs some extent, but
     should stay close to the start.
     """
-    # Flat random numbers: XLA takes several times as long to compile those of two axes.
+    # The random numbers have one axis, because XLA takes several times as long to compile two.
     shape, size = (settings.num_particles, start.size), settings.num_particles * start.size
     radius = settings.radius
     if radius is None:
@@ -124,7 +124,7 @@ def _placed(particles: jax.Array, target: Target, settings: Settings) -> Placed:
 
 
 def _transported(placed: Placed, target: Target, settings: Settings, numbers: Numbers) -> Placed:
-    """The ensemble one step of transport later."""
+    """The ensemble after one more step of transport."""
     ensemble, progress = transport_step(
         placed.ensemble,
         placed.progress,
@@ -149,7 +149,7 @@ def _transport(
     numbers: Numbers,
     most: int,
 ) -> Placed:
-    """Evaluate particles and let them flow until they are at rest, at most ``most`` steps."""
+    """Evaluate particles and transport them until they are at rest, by at most ``most`` steps."""
     target = target._replace(centering=centering)
     return lax.while_loop(
         lambda p: (p.progress.steps < most) & ~is_at_rest(p.progress, settings.corrected),
@@ -166,9 +166,10 @@ def transport_path(
     numbers: Numbers,
     num_steps: int,
 ) -> jax.Array:
-    """Where the particles of an ensemble are before each step of transport and after the last.
+    """The positions of an ensemble before each step of transport and after the last.
 
-    Once the flow is at rest they stay where they are. Warm-up hands over to exact moves earlier.
+    Once the flow is at rest, the particles stay where they are. Warm-up changes over to exact moves
+    before that.
 
     Returns:
         Positions, (num_steps + 1, num_particles, dim).
@@ -189,7 +190,7 @@ def _evidence(placed: Placed, target: Target) -> jax.Array:
     """The evidence lower bound of the normal density with the ensemble's moments, scalar."""
     covariance = placed.adaptation.moments.covariance
     log_det = log_determinant(covariance)
-    # The median stands for the mean: a single particle on a wall must not decide.
+    # The median replaces the mean, because a single particle on a wall must not decide.
     height = jnp.median(potential(placed.ensemble, target._replace(centering=placed.centering)))
     bound = log_det / 2 - height
     return jnp.where(jnp.isfinite(bound), bound, -jnp.inf)
@@ -202,11 +203,12 @@ def place(
     key_spread, key_start = random.split(rng_key)
     plain = spread(key_spread, start, settings)
     num_particles = settings.num_particles
-    most = max(settings.num_warmup - 1, 0)  # the first iteration is the placement itself
+    most = max(settings.num_warmup - 1, 0)  # The first update is the placement itself.
     if settings.corrected:
         most = min(most, MAX_TRANSPORT_STEPS)
     if target.proposal is not None:
-        # Attention of one mode would carry particles out of several.
+        # If the particles are to be corrected, they are not transported: between separated modes,
+        # attention would carry them from one mode to another.
         most = 0 if settings.corrected else most
         draws = target.placement.rows(target.proposal.sample(key_start, num_particles))
         placed = _transport(draws, target.centering, target, settings, numbers, most)
@@ -219,7 +221,8 @@ def place(
         return _transport(start[0], start[1], target, settings, numbers, most)
 
     starts = jnp.stack([descent, plain]), jnp.stack([centering, centering])
-    # One after the other: side by side they would both take as many steps as the slower one.
+    # They are transported one after the other, because together both would take as many steps as
+    # the slower one.
     found = lax.map(transported, starts)
     evidence = jax.vmap(lambda p: _evidence(p, target))(found)
     best = jnp.argmax(evidence)
@@ -243,7 +246,7 @@ def warm_up(
         rng_key: one key.
         start: a position with finite potential, (dim,).
         target: the posterior.
-        settings: of the run.
+        settings: settings of the run.
         numbers: target acceptance probability and bandwidth.
     """
     key_place, key_adapt = random.split(rng_key)
@@ -273,7 +276,7 @@ def warm_up(
 def _adapted(
     rng_key: jax.Array, placed: Placed, target: Target, settings: Settings, numbers: Numbers
 ) -> tuple[Ensemble, Adaptation, jax.Array]:
-    """The ensemble when its moves are steady, what was learned, and the centering."""
+    """The ensemble after adaptation, the estimates, and the centering."""
 
     def update(carry: tuple[Ensemble, Adaptation], target: Target) -> tuple[Ensemble, Adaptation]:
         key = random.fold_in(rng_key, carry[1].total_updates)
@@ -295,7 +298,7 @@ def _adapted(
         particles, centering, is_new = recentered(ensemble.particles, here, settings.dense)
         here = target._replace(centering=centering)
         anew = _placed(particles, here, settings)
-        # What was learned in other coordinates is of no use; what was spent is spent.
+        # Estimates in other coordinates are of no use, but the costs remain.
         again = anew.adaptation._replace(
             total_updates=adaptation.total_updates, num_steps=adaptation.num_steps + 1
         )

@@ -1,21 +1,22 @@
 """Which latent sites of a NumPyro model have priors with closed forms and known parameters.
 
-A site is split off into the nonsmooth part of the target when its distribution is ``Laplace`` or
+A site is split off into the nonsmooth part of the target if its distribution is ``Laplace`` or
 ``AsymmetricLaplace`` (through ``expand``, ``to_event``, plates, ``sample_shape``) and its location
-and scale depend on no other latent site. Where they do depend on one, as in a hierarchical lasso,
-the site is first rewritten as location + scale * standard Laplace. So are normal sites, and those
-of other location-scale families, whose scale is latent, as in a hierarchical model; their density
-is not split off.
+and scale depend on no other latent site. If they do depend on one, as in a hierarchical lasso, the
+site is first rewritten as location + scale * standard Laplace. Normal sites and those of other
+location-scale families are also rewritten if their scale is latent, as in a hierarchical model, but
+their density is not split off.
 
-Informative data make that parameterization a funnel, and the user's own one nearly normal. The
-*centering* c is therefore an argument of the rewritten model: at 0 the site is a standard one, and
-the density of a Laplace site is split off; at 1 it is the user's own site, and its density stays
-with the rest. Which of the two an ensemble uses is decided by evidence when it starts.
+Informative data turn that parameterization into a funnel, whereas the user's own parameterization
+is then nearly normal. The *centering* c is therefore an argument of the rewritten model. At 0 the
+site is a standard one, and the density of a Laplace site is split off; at 1 it is the user's own
+site, and its density stays in the smooth part. Warm-up decides between the two
+(:mod:`numpyro_rwpo.dynamics.centering`).
 
-Sites of other kinds (:mod:`numpyro_rwpo.model.prior_registry`) are split off where all their
+Sites of other kinds (:mod:`numpyro_rwpo.model.prior_registry`) are split off if all their
 parameters are fixed, and left alone otherwise.
 
-That the rewritten model has the density of the user's is checked at preparation, see
+Before sampling, the density of the rewritten model is compared with that of the user's model, see
 :mod:`numpyro_rwpo.model.split_check`.
 """
 
@@ -60,7 +61,7 @@ from numpyro_rwpo.priors.protocol import Prior
 
 
 class keep_density(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
-    """Keep the densities of the named sites in the joint density where the mask says so."""
+    """Keep the densities of the named sites in the joint density where their masks are true."""
 
     def __init__(self, fn: Model, masks: dict[str, Any]) -> None:
         self.masks = masks
@@ -68,24 +69,24 @@ class keep_density(Messenger):  # noqa: N801 - handlers are lower case in NumPyr
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Replace the distribution of a named site by its masked self."""
+        """Mask the distribution of a named site."""
         if msg["type"] == "sample" and msg["name"] in self.masks:
             self._originals[msg["name"]] = msg["fn"]
             msg["fn"] = msg["fn"].mask(self.masks[msg["name"]])
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Show the handlers inside the model the site as it was."""
+        """Give the handlers inside the model the unmasked distribution."""
         if msg["type"] == "sample" and msg["name"] in self._originals:
             msg["fn"] = self._originals.pop(msg["name"])
 
 
 class _Parents(NamedTuple):
-    """The latent sites, discrete ones too, on which the parameters of a site's prior depend.
+    """The latent sites, including discrete ones, on which the parameters of a site's prior depend.
 
     Attributes:
-        location: of the location of a site of a location-scale family.
-        scale: of its scale.
-        other: of all other parameters.
+        location: those on which the location depends, if the site is of a location-scale family.
+        scale: those on which the scale depends, likewise.
+        other: those on which all other parameters depend.
     """
 
     location: frozenset[str]
@@ -122,17 +123,17 @@ def _latent_parents(
 
 
 class LaplaceSplit(NamedTuple):
-    """A model with its Laplace sites found.
+    """A model, and the treatment of its sites.
 
     Attributes:
-        user_model: the model as it came.
-        fixed: names of its Laplace sites with fixed parameters.
-        rewritten: names of those with latent location or scale, and of sites of other
+        user_model: the user's model.
+        fixed: names of the sites with fixed parameters that are split off.
+        rewritten: names of the Laplace sites with latent location or scale, and of sites of other
             location-scale families with a latent scale.
-        enumeration_dim: where discrete sites are summed out, ``None`` without any, see
+        enumeration_dim: the first dimension of discrete sites, ``None`` if there are none, see
             :mod:`numpyro_rwpo.model.enumeration`.
-        registry: what makes priors of the sites.
-        smooth: those among `rewritten` that are not split off.
+        registry: the kinds of distributions with closed forms.
+        smooth: names of the rewritten sites that are not split off.
     """
 
     user_model: Model
@@ -155,7 +156,7 @@ class LaplaceSplit(NamedTuple):
         )
 
     def model(self, centering: Any = 0) -> Model:
-        """The model with its sites of latent scale rewritten."""
+        """The model, in which the sites with a latent scale are rewritten."""
         if not self.rewritten:
             return self.user_model
         return standardize(self.user_model, self.rewritten, centering)
@@ -176,7 +177,7 @@ class LaplaceSplit(NamedTuple):
         *,
         is_smooth_part: bool = False,
     ) -> jax.Array:
-        """Minus the log density of the rewritten model's unconstrained values: ()."""
+        """Minus the log density of unconstrained values of the rewritten model's sites, scalar."""
         model = default_key(self.model(centering))
         if is_smooth_part:
             model = default_key(self.smooth_model)
@@ -184,10 +185,10 @@ class LaplaceSplit(NamedTuple):
         return marginal_potential(model, values, args, kwargs, self.enumeration_dim)
 
     def site_priors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Prior]:
-        """Priors of all split sites for these model arguments, base sites at centering 0.
+        """Priors of all split sites for these model arguments, at centering 0.
 
-        Their parameters are in the sites' shapes. A site whose distribution is of no registered
-        kind has none.
+        Their parameters have the shapes of the sites. A site whose distribution is not of a
+        registered kind has no prior.
         """
         trace = trace_model(self.model(), args, kwargs)
         sites = {name: trace[name] for name in self.names}
@@ -216,7 +217,7 @@ class LaplaceSplit(NamedTuple):
     def rewritten_sites(
         self, values: dict[str, Any], centering: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, LocationScale]:
-        """The user's sites that are rewritten, at unconstrained values of the rewritten model."""
+        """The user's sites that are rewritten, for unconstrained values of the rewritten model."""
         model = standardize(self.user_model, self.rewritten, centering)
         trace_at(model, values, args, kwargs)
         return model.sites
@@ -229,13 +230,13 @@ class LaplaceSplit(NamedTuple):
         log_jacobian = jnp.zeros(())
         for site in sites.values():
             log_jacobian -= (1 - centering) * jnp.log(site.scale).sum()
-        # These sites are real: their constrained values are the unconstrained ones.
+        # These sites are real, so that their constrained values are their unconstrained values.
         return {**values, **{name: site.value for name, site in sites.items()}}, log_jacobian
 
     def recentered(
         self, values: dict[str, Any], centering: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], jax.Array]:
-        """Values of the model rewritten at the other centering, and the sum of its log scales."""
+        """The same values in the other centering, and the sum of the log scales."""
         sites = self.rewritten_sites(values, centering, args, kwargs)
         log_scale = jnp.zeros(())
         there = dict(values)
@@ -248,7 +249,7 @@ class LaplaceSplit(NamedTuple):
     def from_user_values(
         self, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, Any]:
-        """Unconstrained values of the user's sites as those of the rewritten ones."""
+        """Unconstrained values of the user's sites as values of the rewritten sites."""
         sites = self.rewritten_sites(values, 1, args, kwargs)
         bases = {name: (site.value - site.location) / site.scale for name, site in sites.items()}
         return {**values, **bases}
@@ -299,11 +300,12 @@ def split_laplace_sites(
 
 
 class _Sites(NamedTuple):
-    """What can be done with the sites of a model.
+    """The possible treatment of the sites of a model.
 
     Attributes:
-        split_off: sites that can be split off, and whether their location or scale is latent.
-        standardized: further sites that gain from being standardized.
+        split_off: names of sites that can be split off, and whether their location or scale is
+            latent.
+        standardized: names of other sites that are better standardized.
         enumeration_dim: see :class:`LaplaceSplit`.
     """
 
@@ -339,8 +341,8 @@ def _find_sites(
     split_off, standardized = {}, []
     for name, (is_laplace_site, is_registered) in kinds.items():
         movable = parents[name].location | parents[name].scale
-        # Only fixed asymmetries: a latent one would stay latent in the base site. And a site whose
-        # parameters depend on a discrete one has a mixture for its density once that is summed out.
+        # A latent asymmetry would remain latent in the base site. The density of a site whose
+        # parameters depend on a discrete site is a mixture once that site is summed out.
         if parents[name].other or movable & discrete:
             continue
         if is_laplace_site or (is_registered and not movable):

@@ -1,4 +1,4 @@
-"""Sites that are location + scale * a standard site, and the handler that rewrites them so."""
+"""Sites that are location + scale * a standard site, and the handler that rewrites them."""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ from numpyro.primitives import Messenger
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, find_kind, unwrapped
 from numpyro_rwpo.model.tracing import Model
 
-# Families that are rewritten without being split off: smooth, on the whole real line. As a standard
-# site they have fewer funnels, as sites with little data do in any hierarchical model.
+# Smooth families on the whole real line, which are rewritten but not split off. In a hierarchical
+# model with little data, standard sites have fewer funnels than the user's sites.
 SMOOTH_FAMILIES = (dist.Normal, dist.StudentT, dist.Cauchy, dist.Logistic, dist.Gumbel)
 
 
@@ -20,9 +20,9 @@ class LocationScale(NamedTuple):
     """A site of the user's model, which is location + scale * base.
 
     Attributes:
-        value: of the user's site.
-        location: in the site's shape.
-        scale: in the site's shape; of an asymmetric site, the one without the asymmetry.
+        value: value of the user's site.
+        location: location in the site's shape.
+        scale: scale in the site's shape; for an asymmetric site, that without the asymmetry.
     """
 
     value: jax.Array
@@ -33,13 +33,13 @@ class LocationScale(NamedTuple):
 class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
     """Rewrite the named sites as location + scale * a standard site at centering 0.
 
-    NumPyro's ``LocScaleReparam`` samples another site for that, under another name, which can
-    collide with one of the user's and passes inner handlers such as ``scope`` twice. Here the site
-    keeps its name: handlers outside see the base site, the model and the handlers inside it see
-    the user's.
+    NumPyro's ``LocScaleReparam`` samples another site for this purpose. The name of that site can
+    be the same as that of one of the user's sites, and it passes inner handlers such as ``scope``
+    twice. Here the site keeps its name: handlers outside of the model see the base site, whereas
+    the model and the handlers inside it see the user's site.
 
     Attributes:
-        sites: what the last call of the model made of each named site.
+        sites: the named sites in the last call of the model.
     """
 
     def __init__(self, fn: Model, names: Collection[str], centering: Any) -> None:
@@ -56,7 +56,7 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
             msg["fn"] = self._base(msg["fn"])
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Replace the base site's value, as sampled or substituted outside, by the user's."""
+        """Replace the value of the base site, which came from outside, by that of the user's site."""
         if msg["type"] != "sample" or msg["name"] not in self._originals:
             return
         msg["fn"] = self._originals.pop(msg["name"])
@@ -76,20 +76,20 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
 
 
 def _family_class(family: Any) -> Any:
-    """The class of a distribution or, where it only inherits its density, its parent's."""
+    """The class of a distribution, or the parent class from which it inherits its density."""
     return find_kind(family, BUILT_IN_PRIORS) or type(family)
 
 
 def shape_parameters(family: Any) -> dict[str, Any]:
     """Parameters other than location and scale, by name."""
     names = set(_family_class(family).arg_constraints) - {"loc", "scale"}
-    # An asymmetric Laplace site has two scales, which its asymmetry makes of one.
+    # An asymmetric Laplace site computes two scales from its scale and asymmetry.
     names -= {"left_scale", "right_scale"}
     return {name: getattr(family, name) for name in names}
 
 
 def is_location_scale(fn: Any) -> bool:
-    """Whether a distribution is location + scale * a standard one, expanded or not."""
+    """Whether a distribution, expanded or not, is location + scale * a standard distribution."""
     return is_laplace(fn) or type(unwrapped(fn)) in SMOOTH_FAMILIES
 
 

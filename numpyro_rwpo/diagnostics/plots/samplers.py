@@ -12,10 +12,6 @@ from numpyro_rwpo.diagnostics.plots.style import GRAY, cycle_colors, new_figure,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Bins of a rank plot. A chain of a thousand draws then has 50 in each, and the share of a bin
-# scatters by 14% of its mean.
-_RANK_BINS = 20
-
 
 class ComparedSamplers(Protocol):
     """The part of a comparison that is drawn."""
@@ -99,17 +95,20 @@ def _plot_density(axes: "Axes", samplers: Sequence[Draws], index: int) -> None:
 def _plot_ranks(axes: "Axes", samplers: Sequence[Draws], index: int) -> None:
     """Ranks among the draws of all samplers, one line per chain, which is flat if they agree."""
     columns = [sampler.values[:, :, index] for sampler in samplers]
+    # A chain of a thousand draws has 50 of them in each of 20 bins, and the share of a bin scatters
+    # by 14% of its mean.
+    num_bins = 20
     ordered = np.sort(np.concatenate([column.ravel() for column in columns]))
-    edges = np.quantile(ordered, np.linspace(0, 1, _RANK_BINS + 1))
-    centers = (np.arange(_RANK_BINS) + 0.5) / _RANK_BINS
+    edges = np.quantile(ordered, np.linspace(0, 1, num_bins + 1))
+    centers = (np.arange(num_bins) + 0.5) / num_bins
     for column, color in zip(columns, cycle_colors(len(columns)), strict=True):
         for chain in column:
             place = np.searchsorted(edges[1:-1], chain, side="right")
-            share = np.bincount(place, minlength=_RANK_BINS) / len(chain) * _RANK_BINS
+            share = np.bincount(place, minlength=num_bins) / len(chain) * num_bins
             axes.step(centers, share, where="mid", color=color, linewidth=0.9, alpha=0.8)
     shortest = min(column.shape[1] for column in columns)
     # Two standard deviations of a binomial count, relative to its mean.
-    spread = 2 * np.sqrt((_RANK_BINS - 1) / shortest)
+    spread = 2 * np.sqrt((num_bins - 1) / shortest)
     axes.axhspan(max(1 - spread, 0), 1 + spread, color=GRAY, alpha=0.15, lw=0, zorder=0)
     axes.axhline(1.0, color=GRAY, linewidth=0.8, zorder=0)
     axes.set_ylim(bottom=0)
