@@ -35,10 +35,6 @@ from numpyro_rwpo.diagnostics.tables import (
 )
 from numpyro_rwpo.diagnostics.thresholds import RELEVANT_ERROR, max_z
 
-# Rows printed of each table, the most different coordinates first. They fit on a screen; `rows` and
-# `to_dict` have all coordinates.
-_MAX_ROWS = 10
-
 
 class Cost(NamedTuple):
     """What the draws of one sampler cost, and what they are worth.
@@ -283,7 +279,8 @@ def _cost_table(samplers: list[Draws]) -> Table:
 
 
 def _most_different(rows: list[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: -row.worst_z)[:_MAX_ROWS]
+    # Ten rows of each table fit on a screen; `rows` and `to_dict` have all coordinates.
+    return sorted(rows, key=lambda row: -row.worst_z)[:10]
 
 
 def _row_table(first: str, label: str, rows: list[Row]) -> Table:

@@ -31,7 +31,7 @@ from numpyro_rwpo.diagnostics.posterior import Posterior, posterior_of
 from numpyro_rwpo.diagnostics.report import Report
 from numpyro_rwpo.diagnostics.stein import MAX_DRAWS, stein_discrepancy, stein_identities
 from numpyro_rwpo.diagnostics.thresholds import FALSE_ALARM_RATE, RELEVANT_ERROR, max_z
-from numpyro_rwpo.dynamics.adaptation import MAX_STEPS
+from numpyro_rwpo.dynamics.adaptation import MAX_STEPS, STUCK
 from numpyro_rwpo.dynamics.flows import ExactFlow
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.state import RWPOState
@@ -39,23 +39,6 @@ from numpyro_rwpo.dynamics.transport import is_at_rest
 from numpyro_rwpo.dynamics.trees import TreeMove
 from numpyro_rwpo.model.split_check import describe_laplace_sites
 from numpyro_rwpo.runs.mcmc import Run, latest_draws, read_finished_run
-
-# Mean acceptance probability below which a particle is called stuck, and the fewest trajectories
-# over which that mean is taken. At the default target, a particle that moves well rejects one with
-# a probability of about 0.2, and eight in a row with a probability of 3e-6. That is far below the
-# share of stuck particles that is reported, which leaves room for the correlation of energy errors
-# in successive trajectories.
-_STUCK = 0.1
-_MIN_TRAJECTORIES = 8
-
-# Coordinates for which R-hat and ESS of single chains are computed: those with the fewest effective
-# draws over all chains. The report shows only the worst value per chain, and with four chains it
-# would take ArviZ five times as long to compute all of them.
-_MAX_COORDINATES_PER_CHAIN = 50
-
-
-# Fewest draws for the kernel Stein discrepancy, below which its test says nothing.
-_MIN_STEIN_DRAWS = 20
 
 
 def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
@@ -109,7 +92,10 @@ def measure(run: Run, seed: int) -> Measurements:
             **common,
         )
     coordinates = _corrected_coordinates(draws, posterior.names)
-    worst = np.argsort([row.ess_bulk for row in coordinates])[:_MAX_COORDINATES_PER_CHAIN]
+    # R-hat and ESS of single chains are computed for the 50 coordinates with the fewest effective
+    # draws over all chains. The report shows only the worst value per chain, and with four chains
+    # it would take ArviZ five times as long to compute all of them.
+    worst = np.argsort([row.ess_bulk for row in coordinates])[:50]
     return CorrectedMeasurements(
         coordinates=coordinates,
         chains=_corrected_chains(run, draws[:, :, worst]),
@@ -283,7 +269,11 @@ def stuck_share(accept_prob: np.ndarray, particles: np.ndarray, num_sweeps: int)
     """
     number = np.bincount(particles)
     mean = np.bincount(particles, accept_prob) / np.maximum(number, 1)
-    is_stuck = (mean < _STUCK) & (number * num_sweeps >= _MIN_TRAJECTORIES)
+    # At the default target, a particle that moves well rejects one trajectory with a probability of
+    # about 0.2, and eight in a row with a probability of 3e-6. That is far below the share of stuck
+    # particles that is reported, which leaves room for the correlation of energy errors in
+    # successive trajectories.
+    is_stuck = (mean < STUCK) & (number * num_sweeps >= 8)
     return float(is_stuck.sum() / (number > 0).sum())
 
 
@@ -347,8 +337,8 @@ def _stein(
         virial = (draws - draws.mean((0, 1))) * gradients.reshape(draws.shape)
         num_effective = np.clip(np.nan_to_num(convergence.ess(virial), nan=1.0), 1.0, len(flat))
         # As many draws, evenly spaced, as there are effective ones: the test takes them to be
-        # independent.
-        number = max(int(min(num_effective.min(), convergence.ess(draws).min())), _MIN_STEIN_DRAWS)
+        # independent. With fewer than 20, it says nothing.
+        number = max(int(min(num_effective.min(), convergence.ess(draws).min())), 20)
     number = min(MAX_DRAWS, number, len(flat))
     chosen = np.linspace(0, len(flat) - 1, number).astype(int)
     discrepancy = stein_discrepancy(rng_key, flat[chosen], gradients[chosen])

@@ -38,14 +38,6 @@ from numpyro_rwpo.priors.protocol import Prior
 # posteriors in docs/diagnostics.md.
 _MAX_FITTED = 2000
 
-# Proposals from the fitted density: twice as many as the draws that it is fitted to, because more
-# proposals cost one batched evaluation of the posterior, and more draws a longer run.
-_NUM_PROPOSALS = 2 * _MAX_FITTED
-
-# Pareto tail index up to which importance ratios have a variance: that of a Pareto distribution is
-# finite if and only if its index is below one half.
-_MAX_FINITE_VARIANCE = 0.5
-
 
 class Evidence(NamedTuple):
     """Evidence of a model, and how well the density behind it covers the posterior.
@@ -140,7 +132,7 @@ def estimate_evidence(
     *,
     attention: Head = BUILT_IN_HEADS["copula"],
     relative_time: float = 0.1,
-    num_proposals: int = _NUM_PROPOSALS,
+    num_proposals: int = 2 * _MAX_FITTED,
     is_exact: bool = True,
 ) -> Evidence:
     """Fit a density to half of the draws, and estimate the evidence from it and the other half.
@@ -152,7 +144,9 @@ def estimate_evidence(
         prior: Laplace part of the density, fields (dim,).
         attention: the attention head.
         relative_time: prox time in units of each coordinate's variance.
-        num_proposals: draws from the fitted density.
+        num_proposals: draws from the fitted density. By default they are twice as many as it is
+            fitted to, because more proposals cost one batched evaluation of the posterior, and more
+            draws a longer run.
         is_exact: whether the draws are from the posterior. Noise-free particles are not: all of
             them serve to fit the density, four times as many proposals take the place of a bridge,
             and the standard error is infinite where k-hat is above 0.7, because that of the mean
@@ -172,7 +166,8 @@ def estimate_evidence(
     k_hat = pareto_k_hat(ratios)
     log_evidence, error, efficiency = importance_evidence(ratios)
     num_other = other.shape[0] * other.shape[1]
-    covers = k_hat <= _MAX_FINITE_VARIANCE and efficiency * ratios.size >= num_other
+    # Importance ratios have a variance if and only if their Pareto tail index is below one half.
+    covers = k_hat <= 0.5 and efficiency * ratios.size >= num_other
     if covers or not is_exact:
         error = error if k_hat <= MAX_RELIABLE else math.inf
         return Evidence(k_hat, log_evidence, error, "importance sampling", efficiency)

@@ -30,18 +30,6 @@ LogDensity = Callable[[Any], np.ndarray]
 # sec. 3); k-hat is the tail index of the importance ratios and has no unit.
 MAX_RELIABLE = 0.7
 
-# Effective shares of the proposals at which a density covers the posterior; the share is
-# 1 / (1 + chi-square distance). If k-hat is large, at least half of the proposals must be
-# effective. In one to three dimensions that is common, because a large k-hat then comes from tails
-# beyond the outermost particle that have almost no mass. If k-hat is small, a hundredth is enough:
-# it leaves about a hundred effective proposals, as many as a Monte Carlo standard error needs.
-_COVERED, _UNCOVERED = 0.5, 0.01
-
-# Proposals from the densities of all chains together, each of which takes an evaluation of the
-# posterior. k-hat is fitted to the 3 sqrt(n) largest ratios and has a standard error of about
-# (1 + k) / sqrt(3 sqrt(n)): 0.1 with this number.
-NUM_PROPOSALS = 8000
-
 
 class Coverage(NamedTuple):
     """How well the densities of single ensembles cover the posterior.
@@ -62,9 +50,15 @@ class Coverage(NamedTuple):
 
     @property
     def is_sufficient(self) -> bool:
-        """Whether the densities cover the posterior well enough for importance sampling."""
-        enough = _UNCOVERED if self.k_hat <= MAX_RELIABLE else _COVERED
-        return self.efficiency >= enough
+        """Whether the densities cover the posterior well enough for importance sampling.
+
+        The efficiency is 1 / (1 + chi-square distance). If k-hat is large, at least half of the
+        proposals must be effective. In one to three dimensions that is common, because a large
+        k-hat then comes from tails beyond the outermost particle that have almost no mass. If k-hat
+        is small, a hundredth is enough: it leaves about a hundred effective proposals, as many as a
+        Monte Carlo standard error needs.
+        """
+        return self.efficiency >= (0.01 if self.k_hat <= MAX_RELIABLE else 0.5)
 
 
 @partial(jax.jit, static_argnames=("attention", "num_proposals"))
@@ -175,6 +169,9 @@ def ensemble_coverage(
         relative_time: prox time in units of each coordinate's variance.
     """
     num_chains, num_fitted = ensembles.shape[:2]
+    # Each proposal takes an evaluation of the posterior. k-hat is fitted to the 3 sqrt(n) largest
+    # of n ratios and has a standard error of about (1 + k) / sqrt(3 sqrt(n)), 0.1 for 8000.
+    num_proposals = max(8000 // num_chains, 1)
     keys = jax.random.split(rng_key, num_chains)
     ratios = [
         fitted_ratios(
@@ -184,7 +181,7 @@ def ensemble_coverage(
             prior,
             attention=attention,
             relative_time=relative_time,
-            num_proposals=max(NUM_PROPOSALS // num_chains, 1),
+            num_proposals=num_proposals,
         )[1]
         for key, ensemble in zip(keys, ensembles, strict=True)
     ]

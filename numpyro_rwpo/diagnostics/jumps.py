@@ -22,24 +22,6 @@ import numpy as np
 
 ValueAndGradient = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
-# Segments, and their length as a share of the distance between two draws. Of a posterior with one
-# jump in its middle, some five percent of the segments then contain it. The number is that of
-# positions that `posterior.evaluate` computes at once.
-_NUM_SEGMENTS = 500
-_LENGTH = 0.1
-
-# Halvings of a segment, after which it is about 1e-4 posterior standard deviations long, and the
-# last of them in which the error must have stayed above a half: at a kink it falls to a sixteenth.
-_NUM_HALVINGS = 10
-_NUM_LAST = 4
-
-# Smallest jump that is reported, in nats: a tenth changes Stein's identities by as much.
-_SMALLEST_JUMP = 0.1
-
-# Rounding of a log density, in units of the machine epsilon times the size of its terms. A sum of
-# 10,000 terms, each rounded at random, is off by that many.
-_ROUNDINGS = 100
-
 
 class Jumps(NamedTuple):
     """Jumps of a log density in short segments that start at draws.
@@ -88,14 +70,17 @@ def find_jumps(
     start, step = _segments(rng_key, draws)
     left, right = points(start), points(start + step)
     errors = [_error(left, right)]
-    for _ in range(_NUM_HALVINGS):
+    # After ten halvings a segment is about 1e-4 posterior standard deviations long.
+    for _ in range(10):
         middle = points((left.positions + right.positions) / 2)
         first, second = _error(left, middle), _error(middle, right)
         left = _where(first >= second, left, middle)
         right = _where(first >= second, middle, right)
         errors.append(np.maximum(first, second))
     jump = errors[-1]
-    is_jump = (jump > _rounding(left, draws.dtype)) & (jump >= 0.5 * errors[-1 - _NUM_LAST])
+    # In the last four halvings the error must not have fallen by half; at a kink it falls to a
+    # sixteenth.
+    is_jump = (jump > _rounding(left, draws.dtype)) & (jump >= 0.5 * errors[-5])
     if not is_jump.any():
         return Jumps(0.0, 0.0, "")
     largest = int(np.argmax(np.where(is_jump, jump, -1.0)))
@@ -107,13 +92,16 @@ def _segments(rng_key: jax.Array, draws: np.ndarray) -> tuple[np.ndarray, np.nda
     """Starts and steps of the segments, half of them toward another draw, half away from one.
 
     Those that lead away from other draws cross the border of a support, which the draws never do.
+    A segment is a tenth as long as the distance between two draws; of a posterior with one jump in
+    its middle, some five percent of the segments then contain it.
     """
-    number = min(_NUM_SEGMENTS, len(draws))
+    # As many as the positions that `posterior.evaluate` computes at once.
+    number = min(500, len(draws))
     order = np.asarray(jax.random.permutation(rng_key, len(draws)))
     start = draws[order[:number]].astype(np.float64)
     other = draws[np.roll(order, len(order) // 2)[:number]].astype(np.float64)
     sign = np.where(np.arange(number) % 2 == 0, 1.0, -1.0)[:, None]
-    return start, _LENGTH * sign * (other - start)
+    return start, 0.1 * sign * (other - start)
 
 
 def _where(chosen: np.ndarray, points: _Points, others: _Points) -> _Points:
@@ -137,10 +125,14 @@ def _error(left: _Points, right: _Points) -> np.ndarray:
 
 
 def _rounding(points: _Points, dtype: Any) -> np.ndarray:
-    """Errors that are not reported: small ones, and what rounding may cause, (n,)."""
+    """Errors that are not reported: small ones, and what rounding may cause, (n,).
+
+    A jump of a tenth of a nat changes Stein's identities by as much. The sum of 10,000 terms, each
+    rounded at random, is off by 100 roundings of their size.
+    """
     size = np.abs(np.nan_to_num(points.values, posinf=0.0, neginf=0.0))
     size = size + np.sum(np.abs(points.positions * points.gradients), axis=1)
-    return np.maximum(_SMALLEST_JUMP, _ROUNDINGS * float(np.finfo(dtype).eps) * size)
+    return np.maximum(0.1, 100 * float(np.finfo(dtype).eps) * size)
 
 
 def _coordinate(

@@ -10,11 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Standardized values beyond this many standard deviations are clipped, so that the product of one
-# straggler's values does not dominate a correlation. A normal coordinate exceeds it in 0.3% of its
-# draws, too few for the clipping to matter.
-_CLIP = 3.0
-
 
 class Mixing(NamedTuple):
     """How the statistics of single particles change between their draws.
@@ -50,7 +45,10 @@ def statistics(draws: np.ndarray, log_density: np.ndarray) -> np.ndarray:
         return deviation / np.maximum(x.std((0, 1)), np.finfo(float).tiny)
 
     raw = np.concatenate([draws, log_density[..., None]], axis=2).astype(np.float64)
-    clipped = np.clip(standardized(raw), -_CLIP, _CLIP)
+    # Clipped at three standard deviations, so that the product of one straggler's values does not
+    # dominate a correlation. A normal coordinate exceeds them in 0.3% of its draws, too few for the
+    # clipping to matter.
+    clipped = np.clip(standardized(raw), -3.0, 3.0)
     return standardized(np.concatenate([clipped, clipped[..., :-1] ** 2], axis=2))
 
 

@@ -9,11 +9,6 @@ from typing import NamedTuple
 WIDTH = 88
 
 
-# Characters of a printed number. Counts of gradient evaluations have up to about that many; of a
-# longer number only the order of magnitude is of interest.
-_MAX_CHARACTERS = 15
-
-
 class Table(NamedTuple):
     """A table of strings with a title.
 
@@ -57,7 +52,9 @@ def table_html(table: Table) -> str:
 def formatted(value: float, form: str) -> str:
     """A number by a format specification, in scientific notation where it would be very long."""
     text = format(value, form)
-    if len(text) <= _MAX_CHARACTERS:
+    # Counts of gradient evaluations have up to about 15 characters; of a longer number only the
+    # order of magnitude is of interest.
+    if len(text) <= 15:
         return text
     return format(value, "+.2e" if form.startswith("+") else ".2e")
 

@@ -1,4 +1,4 @@
-"""An evaluated ensemble of particles, and what to do with particles where nothing is finite."""
+"""An evaluated ensemble of particles, and the replacement of particles that are not finite."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_rwpo.model.target import Target
-
-_ENOUGH = 512  # particles for the quartiles of a scalar
-_FAR = 20.0  # see `is_far`
 
 
 class Ensemble(NamedTuple):
@@ -26,27 +23,28 @@ class Ensemble(NamedTuple):
 
 
 def unevaluated(particles: jax.Array) -> Ensemble:
-    """An ensemble whose potential is not known yet: infinite everywhere."""
+    """An ensemble that is not evaluated yet, with a potential that is infinite everywhere."""
     smooth = jnp.full(particles.shape[:-1], jnp.inf, particles.dtype)
     return Ensemble(particles, smooth, jnp.zeros_like(particles))
 
 
 def potential(ensemble: Ensemble, target: Target) -> jax.Array:
-    """The whole potential at the particles, (num_particles,)."""
+    """The potential at the particles, prior included, (num_particles,)."""
     return ensemble.smooth + target.prior_potential(ensemble.particles)
 
 
 def gradient(ensemble: Ensemble, target: Target) -> jax.Array:
-    """A (sub)gradient of the whole potential at the particles, (num_particles, dim)."""
+    """A (sub)gradient of the potential at the particles, prior included, (num_particles, dim)."""
     return ensemble.gradient + target.prior_subgradient(ensemble.particles)
 
 
 def thinned(x: jax.Array) -> jax.Array:
-    """Every few rows of an array with one for each particle: at least 512, enough for a median.
+    """Every few rows of an array that has a row for each particle.
 
-    A sort would bring all of them to one place where devices share the particles.
+    At least 512 rows are left, which are enough for a median. A sort of all rows would bring them
+    to one place where devices share the particles.
     """
-    return x[:: max(1, x.shape[0] // _ENOUGH)]
+    return x[:: max(1, x.shape[0] // 512)]
 
 
 def is_far(height: jax.Array) -> jax.Array:
@@ -58,19 +56,19 @@ def is_far(height: jax.Array) -> jax.Array:
     ordered = jnp.sort(thinned(height))
     count = ordered.shape[0]
     median, upper = ordered[count // 2], ordered[(3 * count) // 4]
-    return ~(height <= median + _FAR * (upper - median))
+    return ~(height <= median + 20.0 * (upper - median))
 
 
 def is_usable(smooth: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Where both the potential (n,) and its gradient (n, dim) are finite, (n,)."""
+    """Whether both the potential (n,) and its gradient (n, dim) are finite, (n,)."""
     return jnp.isfinite(smooth) & jnp.all(jnp.isfinite(gradient), -1)
 
 
 def replace(ensemble: Ensemble, is_bad: jax.Array, target: Target) -> Ensemble:
     """Move the particles in ``is_bad``, (num_particles,), onto the others, in turn.
 
-    Where all are bad, nothing is moved. Only for warm-up, as it does not leave the posterior
-    invariant.
+    If all particles are bad, nothing is moved. This is only for warm-up, because it does not leave
+    the posterior invariant.
     """
 
     def replaced(ensemble: Ensemble) -> Ensemble:
@@ -84,9 +82,9 @@ def replace(ensemble: Ensemble, is_bad: jax.Array, target: Target) -> Ensemble:
 
 
 def evaluate(particles: jax.Array, target: Target) -> Ensemble:
-    """Evaluate the particles; those with a non-finite potential move onto finite ones.
+    """Evaluate the particles, and move those that are not finite onto finite ones.
 
-    Where no particle is finite, nothing is moved and the potentials stay non-finite.
+    If no particle has a finite potential and gradient, nothing is moved.
     """
     smooth, gradient = target.value_and_grad(particles)
     return replace(Ensemble(particles, smooth, gradient), ~is_usable(smooth, gradient), target)

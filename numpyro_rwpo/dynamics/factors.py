@@ -16,14 +16,15 @@ from numpyro_rwpo.support.broadcasting import same_rank
 class LowRank(NamedTuple):
     r"""A diagonal factor times one that differs from the identity in a few directions only.
 
-    With the scale s, directions U and core C it is
-    :math:`A = \operatorname{diag}(s) \, (I + U (C - I) U^\top)`. As an inverse it stands for
-    :math:`(I + U (C - I) U^\top) \operatorname{diag}(s)`: the scale comes first there.
+    With scale s, directions U and core C, it is
+    :math:`A = \operatorname{diag}(s) \, (I + U (C - I) U^\top)`. As the inverse of a factor, it
+    stands for :math:`(I + U (C - I) U^\top) \operatorname{diag}(s)`, in which the scale is applied
+    first.
 
     Attributes:
-        scale: (dim,).
-        directions: orthonormal columns, (dim, rank).
-        core: (rank, rank).
+        scale: s, (dim,).
+        directions: U, with orthonormal columns, (dim, rank).
+        core: C, (rank, rank).
     """
 
     scale: jax.Array
@@ -52,7 +53,7 @@ def diagonal_like(factor: Factor, scale: jax.Array) -> Factor:
 
 
 def squared(factor: Factor) -> Factor:
-    """A A^T, in the form of A; a :class:`LowRank` has its scale on both sides then."""
+    """A A^T in the form of A; for a :class:`LowRank`, the scale is then applied on both sides."""
     if isinstance(factor, LowRank):
         return factor._replace(core=factor.core @ factor.core.T)
     return factor**2 if factor.ndim == 1 else factor @ factor.T
@@ -65,7 +66,7 @@ def _times(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def times_squared(square: Factor, x: jax.Array) -> jax.Array:
-    """Vectors (..., dim) times what :func:`squared` returned."""
+    """Vectors (..., dim) times a matrix that :func:`squared` returned."""
     if isinstance(square, LowRank):
         return _times(square.turned(_times(x, square.scale), square.core), square.scale)
     return _times(x, square) if square.ndim == 1 else x @ square

@@ -1,19 +1,20 @@
 r"""The flows between two kicks of a Hamiltonian move, and the leapfrog step made of both.
 
-With the potential U = f + g, f smooth and g the prior with closed forms, a leapfrog step is half a
-kick with the gradient of a residual potential r, the flow of :math:`|p|^2/2 + U - r` for one step
-size, and half a kick. Whatever the flow does well costs no energy error and no gradient of f. The
-step is reversible and preserves volume. There are two flows:
+Let the potential be U = f + g, where f is smooth and g is the prior with closed forms. A leapfrog
+step consists of half a kick with the gradient of a residual potential r, the flow of
+:math:`|p|^2/2 + U - r` for one step size, and another half a kick. The part of the potential that
+the flow follows causes no energy error and needs no gradient of f. The step is reversible and
+preserves volume. There are two flows:
 
 - :class:`ExactFlow`, in a diagonal metric: r = f, and each coordinate follows g in closed form,
-  kinks included.
+  including its kink.
 - :class:`HarmonicFlow`, in a dense or low-rank metric: a rotation about the running mean m. The
   normal density with mean m and covariance :math:`A A^T` stands for the posterior, except for g:
   the flow's potential is :math:`|A^{-1}(x - m)|^2/2 + g(x) - \bar g(x)`, where :math:`\bar g` is
-  the quadratic whose gradient is closest to that of g under the normal density, and r = U minus
-  that. On a normal posterior r is constant, and near one a step can be a quarter turn. With g,
-  which has no closed form there, the flow takes a few substeps of rotations and kicks with g, on
-  which no gradient of f is spent.
+  the quadratic whose gradient is closest to that of g under the normal density, and r is the rest
+  of U. If the posterior is normal, r is constant, and if it is nearly normal, a step can be a
+  quarter turn. In these coordinates, the flow of g has no closed form. The flow therefore takes a
+  few substeps of rotations and kicks with g, which need no gradient of f.
 
 References: Shahbaba, Lan, Johnson and Neal (2014), split HMC; Pakman and Paninski (2014), exact
 HMC for piecewise potentials; Tuckerman, Berne and Martyna (1992), substeps for the cheap force.
@@ -36,13 +37,14 @@ from numpyro_rwpo.dynamics.factors import (
 )
 from numpyro_rwpo.model.target import Target
 
-# With eight substeps the energy error of the cheap force is below that of the kicks on every
-# benchmark problem at an acceptance probability of 0.8.
+# Rotations and kicks with the prior in one step of the harmonic flow. With eight of them, their
+# energy error is below that of the kicks with f on every benchmark problem at an acceptance
+# probability of 0.8.
 NUM_SUBSTEPS = 8
 
 
 class Phase(NamedTuple):
-    """Position and momentum on the way.
+    """Positions and momenta along a trajectory.
 
     Attributes:
         ensemble: evaluated particles.
@@ -58,7 +60,7 @@ class Phase(NamedTuple):
 
 
 class ExactFlow(NamedTuple):
-    """The prior's exact flow in a diagonal metric; straight lines where there is no prior.
+    """The prior's exact flow in a diagonal metric, which is a straight line without a prior.
 
     Attributes:
         scale: standard deviations, (dim,).
@@ -78,7 +80,7 @@ class ExactFlow(NamedTuple):
     def drift(
         self, phase: Phase, momentum: jax.Array, step_size: jax.Array, target: Target
     ) -> tuple[jax.Array, jax.Array]:
-        """Positions and whitened momenta, (num_particles, dim), one step later."""
+        """Positions and whitened momenta after one step, (num_particles, dim)."""
         if target.prior is None:
             return self.scale[None] * (phase.whitened + step_size * momentum), momentum
         whitened, momentum = target.prior.scaled(self.scale).hamiltonian_flow(
@@ -88,14 +90,14 @@ class ExactFlow(NamedTuple):
 
 
 class HarmonicFlow(NamedTuple):
-    """Rotation about the mean of a normal density, with substeps for the prior.
+    r"""Rotation about the mean of a normal density, with substeps for the prior.
 
     Attributes:
         mean: m, (dim,).
         factor: A.
         inverse: the inverse of A, in the same form.
-        prior_slope: slope of the prior's quadratic at the mean, (dim,); 0 without a prior.
-        prior_curvature: its curvature, (dim,).
+        prior_slope: slope of :math:`\bar g` at the mean, (dim,); 0 without a prior.
+        prior_curvature: curvature of :math:`\bar g`, (dim,).
     """
 
     mean: jax.Array
@@ -115,7 +117,7 @@ class HarmonicFlow(NamedTuple):
     def drift(
         self, phase: Phase, momentum: jax.Array, step_size: jax.Array, target: Target
     ) -> tuple[jax.Array, jax.Array]:
-        """Positions and whitened momenta, (num_particles, dim), one step later."""
+        """Positions and whitened momenta after one step, (num_particles, dim)."""
         prior = target.prior
         if prior is None:
             whitened, momentum = _rotate(phase.whitened, momentum, step_size)
@@ -152,7 +154,14 @@ def _rotate(
 
 
 def leapfrog(flow: Flow, phase: Phase, step_size: jax.Array, target: Target) -> Phase:
-    """One step of kick, flow, kick; ``step_size`` (num_particles, 1), whitened units."""
+    """One step: half a kick, the flow, half a kick.
+
+    Args:
+        flow: flow between the kicks.
+        phase: before the step.
+        step_size: step size of each particle in whitened units, (num_particles, 1).
+        target: the posterior.
+    """
     momentum = phase.momentum - step_size / 2 * phase.force
     particles, momentum = flow.drift(phase, momentum, step_size, target)
     ensemble = Ensemble(particles, *target.value_and_grad(particles))

@@ -1,4 +1,4 @@
-"""One NumPyro iteration of one ensemble: refresh it when all is drawn, then emit the next draw."""
+"""One NumPyro iteration: refresh an ensemble whose states have all been drawn, then emit a draw."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,16 +15,21 @@ from numpyro_rwpo.dynamics.trees import TreeMove
 from numpyro_rwpo.model.target import Target, pool_chains
 from numpyro_rwpo.support.control_flow import run_if
 
-# Maps a flat position and a centering to unconstrained values and the log Jacobian of the way back.
+# A function that maps a flat position and a centering to unconstrained values and the log Jacobian
+# of the inverse map.
 Emit = Callable[[jax.Array, jax.Array], tuple[Any, jax.Array]]
 
 
 def iterate(state: RWPOState, target: Target, settings: Settings, emit: Emit) -> RWPOState:
-    """One NumPyro iteration. During warm-up, which is over by then, it only emits particles."""
+    """One NumPyro iteration of one chain.
+
+    NumPyro's warm-up iterations, which have negative numbers, only emit particles, because warm-up
+    is already over.
+    """
     target = target._replace(centering=state.centering)
     num_particles, num_states = state.buffer.potential.shape
     draw = jnp.mod(state.iteration, num_particles * num_states)
-    # The same for all chains, so that it stays a branch where chains are vectorized.
+    # This is the same for all chains, so that it remains a branch if chains are vectorized.
     is_refresh = (state.iteration >= 0) & (draw == 0) & settings.corrected
 
     def refreshed(carry: tuple[Ensemble, Buffer]) -> tuple[Ensemble, Buffer]:
@@ -39,9 +44,9 @@ def iterate_chains(state: RWPOState, target: Target, settings: Settings, emit: E
     step = partial(iterate, settings=settings, emit=emit)
     if jnp.ndim(state.step_size) == 0:
         return step(state, target)
-    if not isinstance(state.move, TreeMove):  # particles of a tree go on at their own pace
+    if not isinstance(state.move, TreeMove):  # Particles in NUTS trees do not move in step.
         target = pool_chains(target, "chain")
-    # `iteration` stays unbatched: what depends on it alone stays a branch for all chains.
+    # `iteration` is not batched, so that a condition on it remains a branch.
     return jax.vmap(
         partial(step, target=target),
         in_axes=(STATE_AXES,),
@@ -53,7 +58,7 @@ def iterate_chains(state: RWPOState, target: Target, settings: Settings, emit: E
 def refresh(
     rng_key: jax.Array, ensemble: Ensemble, buffer: Buffer, state: RWPOState, target: Target
 ) -> tuple[Ensemble, Buffer]:
-    """Fill the buffer with the next states of all particles; its last is the ensemble's own."""
+    """Fill the buffer with the next states of all particles; the last one is also the ensemble."""
 
     def one_state(k: jax.Array, carry: tuple[Ensemble, Buffer]) -> tuple[Ensemble, Buffer]:
         ensemble, buffer = carry
@@ -82,7 +87,7 @@ def emitted(
     settings: Settings,
     emit: Emit,
 ) -> RWPOState:
-    """The state with draw number ``draw`` of the refresh, scalar, in its fields for NumPyro."""
+    """The state whose fields for NumPyro hold draw number ``draw`` of the refresh."""
     num_states = buffer.potential.shape[1]
     particle, number = draw // num_states, lax.rem(draw, num_states)
 

@@ -1,4 +1,4 @@
-r"""Ensemble moments and the metric they give, shared by transport and correction.
+r"""The moments of an ensemble and the metric that follows from them.
 
 For positions with covariance :math:`\Sigma = L L^\top` and gradients of the potential with
 covariance :math:`\Gamma`, the metric is the geometric mean of :math:`\Sigma` and
@@ -7,15 +7,16 @@ covariance :math:`\Gamma`, the metric is the geometric mean of :math:`\Sigma` an
 .. math:: M = L^\top \Gamma L = U \operatorname{diag}(m) U^\top, \qquad
           G = L U \operatorname{diag}(m^{-1/2}) U^\top L^\top = A A^\top .
 
-It minimizes the Fisher divergence to a Gaussian with that covariance, and for a Gaussian target it
-is the inverse precision *whatever the ensemble's covariance is*: m only says how far the ensemble
-is from it (m = 1: equal, m > 1: the ensemble is too wide). The diagonal form is
-``G_k = sd(x_k) / sd(grad_k)``. In between, :func:`low_rank_preconditioner` puts all coordinates in
-units of the diagonal form and applies the dense one in the span of a few directions, those along
-which the sum of the two covariances is largest: the widest and the narrowest.
+It minimizes the Fisher divergence to a Gaussian with that covariance. For a Gaussian target it is
+the inverse precision *whatever the ensemble's covariance is*, and m describes how far the ensemble
+is from it: where m = 1 the variances are equal, and where m > 1 the ensemble is too wide. The
+diagonal form is ``G_k = sd(x_k) / sd(grad_k)``. Between the two forms,
+:func:`low_rank_preconditioner` scales all coordinates by the diagonal form and applies the dense
+form in the span of a few directions. These are the directions along which the sum of the two
+covariances is largest, that is, the widest and the narrowest ones.
 
 Reference: Seyboldt, Carlson and Carpenter (2026), "Preconditioning Hamiltonian Monte Carlo by
-minimizing Fisher divergence", the rules nutpie uses.
+minimizing Fisher divergence", whose rules are also those of nutpie.
 """
 
 from typing import NamedTuple
@@ -30,18 +31,14 @@ from numpyro_rwpo.dynamics.factors import (
     to_whitened_gradient,
 )
 
-_OUTLIER = 15.0  # half interquartile ranges, 10 standard deviations of a normal
-_NUM_SORTED = 64  # particles, at least, of which the quartiles are taken
-_JITTER = 1e-6  # least eigenvalue in units of the largest: what float32 can tell from zero
-
 
 class Moments(NamedTuple):
     """Moments of an ensemble; covariances (dim, dim), or variances (dim,) for a diagonal metric.
 
     Attributes:
-        mean: of the positions, (dim,).
-        covariance: of the positions.
-        gradient_covariance: of the gradients of the whole potential.
+        mean: mean of the positions, (dim,).
+        covariance: covariance of the positions.
+        gradient_covariance: covariance of the gradients of the potential, prior included.
     """
 
     mean: jax.Array
@@ -50,12 +47,13 @@ class Moments(NamedTuple):
 
 
 class Preconditioner(NamedTuple):
-    """A factor of the metric and the ensemble's spectrum in it.
+    """A factor of the metric, and the spectrum of the ensemble relative to the metric.
 
     Attributes:
         factor: A with G = A A^T.
         inverse: the inverse of A, in the same form.
-        spectrum: m, squared ratio of the ensemble's variance to the metric's per column, (dim,).
+        spectrum: m, the squared ratio of the ensemble's variance to that of the metric along each
+            column of A, (dim,).
     """
 
     factor: Factor
@@ -69,29 +67,31 @@ def _covariance(centered: jax.Array, dense: bool) -> jax.Array:
 
 
 def _winsorize(x: jax.Array) -> jax.Array:
-    """Clip each column at several half interquartile ranges around its median.
+    """Clip each column at 15 half interquartile ranges around its median.
 
-    A few particles on a wall, with gradients of 1e10, must not decide the metric of all others.
+    These are ten standard deviations of a normal column. A few particles on a wall, with gradients
+    of 1e10, must not determine the metric of all others.
     """
-    # Some of the particles are enough, and a sort costs more than all else here.
-    ordered = jnp.sort(x[:: max(1, x.shape[0] // _NUM_SORTED)], axis=0)
+    # The quartiles of 64 particles have a standard error of a fifth of a standard deviation, which
+    # is enough for such a wide range. A sort of all particles would cost more than all else here.
+    ordered = jnp.sort(x[:: max(1, x.shape[0] // 64)], axis=0)
     count = ordered.shape[0]
     lower, median, upper = (ordered[None, (k * count) // 4] for k in (1, 2, 3))
     deviation = x - median
-    limit = _OUTLIER * (upper - lower) / 2
+    limit = 15.0 * (upper - lower) / 2
     return median + jnp.where(limit > 0, jnp.clip(deviation, -limit, limit), deviation)
 
 
 def without_outliers(particles: jax.Array, gradients: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Particles and gradients, (num_particles, dim), with outliers clipped."""
-    # Side by side, for one sort: a sort takes XLA long to compile.
+    # Both are sorted together, because XLA takes long to compile a sort.
     clipped = _winsorize(jnp.concatenate([particles, gradients], axis=1))
     particles, gradients = jnp.split(clipped, 2, axis=1)
     return particles, gradients
 
 
 def ensemble_moments(particles: jax.Array, gradients: jax.Array, dense: bool) -> Moments:
-    """Moments of an ensemble without outliers: particles and gradients (num_particles, dim)."""
+    """Moments of particles and gradients without outliers, each (num_particles, dim)."""
     mean = particles.mean(0)
     return Moments(
         mean,
@@ -112,9 +112,13 @@ def _positive(x: jax.Array) -> jax.Array:
 
 
 def _eigen(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues, kept positive, and eigenvectors of a symmetric matrix."""
+    """Eigenvalues and eigenvectors of a symmetric matrix.
+
+    The eigenvalues are kept above a millionth of the largest one, which is about eight times the
+    rounding error of single precision.
+    """
     spectrum, rotation = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    return jnp.maximum(_positive(spectrum), _JITTER * jnp.max(spectrum)), rotation
+    return jnp.maximum(_positive(spectrum), 1e-6 * jnp.max(spectrum)), rotation
 
 
 def _symmetric_roots(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -140,11 +144,11 @@ def _diagonal(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _dense(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Factor and inverse, (dim, dim), and spectrum, (dim,)."""
-    # Standardized coordinates: eigenvalues must not see the units of the parameters.
+    # Coordinates are standardized, so that eigenvalues do not depend on the units of parameters.
     scale = jnp.sqrt(_positive(jnp.diagonal(moments.covariance)))
     correlation = moments.covariance / jnp.outer(scale, scale)
-    # L is a symmetric root: on CPUs a triangular solve with the Cholesky factor takes longer than
-    # all else, because LAPACK's threads and XLA's wait for each other.
+    # L is the symmetric root. With the Cholesky factor, a triangular solve would take longer than
+    # everything else on CPUs, because the threads of LAPACK and of XLA wait for each other.
     root, inverse_root = _symmetric_roots(correlation)
     m = root @ (moments.gradient_covariance * jnp.outer(scale, scale)) @ root
     spectrum, rotation = _eigen(m)
@@ -159,7 +163,7 @@ def _dense(moments: Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def initial_directions(dim: int, rank: int, dtype: jnp.dtype) -> jax.Array:
-    """Orthonormal columns (dim, rank) to begin with: cosines of falling wave length."""
+    """The first directions, orthonormal columns (dim, rank): cosines of decreasing wavelength."""
     wave_number = jnp.arange(1, rank + 1, dtype=dtype)[None]
     phase = (jnp.arange(dim, dtype=dtype)[:, None] + 0.5) * wave_number
     return jnp.cos(jnp.pi * phase / dim) * (2 / dim) ** 0.5
@@ -172,17 +176,17 @@ def low_rank_preconditioner(
     directions: jax.Array,
     weight: jax.Array,
 ) -> Preconditioner:
-    """The metric of the module's docstring that is diagonal but for a few directions.
+    """The metric of the module's docstring that is diagonal except in a few directions.
 
-    The directions follow the ensembles by subspace iteration: one product with the sum of the two
-    sample covariances each time, averaged over updates. No array is larger than the ensemble.
+    The directions follow from subspace iteration, with one product with the sum of the two sample
+    covariances in every update, averaged over updates. No array is larger than the ensemble.
 
     Args:
-        moments: running ones, diagonal.
+        moments: running moments, diagonal.
         particles: an ensemble without outliers, (num_particles, dim).
-        gradients: of its potential, (num_particles, dim).
-        directions: those of the last update, orthonormal columns (dim, rank).
-        weight: of this ensemble in the directions, between 0 and 1.
+        gradients: gradients of its potential, (num_particles, dim).
+        directions: directions of the last update, orthonormal columns (dim, rank).
+        weight: weight of this ensemble in the directions, between 0 and 1.
     """
     scale, inverse_scale, _ = _diagonal(moments)
     particles = particles - particles.mean(0, keepdims=True)
@@ -202,7 +206,7 @@ def low_rank_preconditioner(
     )
     factor = LowRank(scale, directions, core)
     inverse = LowRank(inverse_scale, directions, inverse_core)
-    # Of the coordinates as the directions mix them.
+    # These are the variances of the coordinates after they have been mixed by the directions.
     variance = _covariance(to_whitened(inverse, particles), False)
     gradient_variance = _covariance(to_whitened_gradient(factor, gradients), False)
     return Preconditioner(factor, inverse, _positive(variance) * _positive(gradient_variance))

@@ -1,11 +1,11 @@
 r"""Exact moves of an ensemble: propose, evaluate once, accept or reject.
 
-Each particle is moved on its own and accepted with the Metropolis probability, so every sweep
-leaves :math:`\exp(-U)` invariant. There are two kinds of proposal:
+Each particle is moved independently of the others and accepted with the Metropolis probability, so
+that every sweep leaves :math:`\exp(-U)` invariant. There are two kinds of proposal:
 
-- a Hamiltonian trajectory (:mod:`numpyro_rwpo.dynamics.flows`), about a quarter turn long, after
-  which a particle of a normal posterior has forgotten its start;
-- a jump to an independent draw from a density of the user's, where there is one.
+- a Hamiltonian trajectory (:mod:`numpyro_rwpo.dynamics.flows`) of about a quarter turn, after which
+  a particle of a normal posterior is independent of its start;
+- a jump to an independent draw from a density that the user provides.
 
 References: Neal (2011), MCMC using Hamiltonian dynamics; Tierney (1994), Markov chains for
 exploring posterior distributions, sec. 2.3.3, on independence proposals.
@@ -22,26 +22,24 @@ from numpyro_rwpo.dynamics.ensemble import Ensemble, is_usable, potential
 from numpyro_rwpo.dynamics.flows import Flow, leapfrog
 from numpyro_rwpo.model.target import Target
 
-# A quarter turn, in whitened time: the position of a normal posterior is then independent of where
-# the trajectory began.
+# The length of a trajectory in whitened time: a quarter turn, after which the position in a normal
+# posterior is independent of where the trajectory began.
 TRAJECTORY_LENGTH = math.pi / 2
-# Relative half width of the uniform step size of each particle. Trajectories of one length would
-# return in step with directions whose period they share.
+# Half the width of the uniform distribution of the particles' step sizes, relative to their mean.
+# Trajectories of equal length would return to their start in directions whose period they share.
 STEP_JITTER = 0.25
-# Energy error above which a trajectory counts as divergent; NumPyro's and Stan's value.
+# The energy error above which a trajectory counts as divergent; NumPyro and Stan use this value.
 DIVERGENCE_THRESHOLD = 1000.0
-# Number of the first jump's random key; those of trajectories count from 0.
-_JUMPS = 2**20
 
 
 class Sweep(NamedTuple):
-    """What the way from one kept state to the next did to each particle, (num_particles,).
+    """Statistics of the way from one kept state of each particle to the next, (num_particles,).
 
     Attributes:
         accept_prob: mean acceptance probability.
         diverging: whether an energy error was above 1000 or not finite.
-        energy: potential plus kinetic energy where the last trajectory ended.
-        num_steps: gradient evaluations.
+        energy: potential plus kinetic energy at the end of the last trajectory.
+        num_steps: number of gradient evaluations.
     """
 
     accept_prob: jax.Array
@@ -51,10 +49,10 @@ class Sweep(NamedTuple):
 
 
 class Move(Protocol):
-    """What takes particles from one state that is kept to the next; frozen before the first draw.
+    """A Markov kernel that takes particles from one kept state to the next.
 
-    Moves are pytrees of arrays. Their type decides what is compiled, so a state brings its move
-    with it.
+    A move does not change after the first draw. Moves are pytrees of arrays, and their type
+    determines the compiled program, so that a saved state can contain its move.
 
     Attributes:
         step_size: leapfrog step size, scalar, whitened units.
@@ -77,8 +75,8 @@ class Move(Protocol):
 
 
 def num_leapfrog_steps(step_size: jax.Array, most: jax.Array | int) -> jax.Array:
-    """Steps of about ``step_size`` that make a quarter turn, at least one, at most ``most``."""
-    # A quarter more than the step size is within its jitter; it often saves the second step.
+    """The number of steps of about ``step_size`` in a quarter turn, between one and ``most``."""
+    # A step may be longer than the step size by as much as its jitter, which often saves one step.
     steps = jnp.ceil(TRAJECTORY_LENGTH / step_size - STEP_JITTER)
     return jnp.clip(steps, 1, most).astype(int)
 
@@ -86,7 +84,19 @@ def num_leapfrog_steps(step_size: jax.Array, most: jax.Array | int) -> jax.Array
 def _accept(
     uniform: jax.Array, old: Ensemble, new: Ensemble, change: jax.Array, target: Target
 ) -> tuple[Ensemble, jax.Array, jax.Array]:
-    """Metropolis acceptance of ``new`` (n particles) where the log ratio is minus ``change``."""
+    """Accept or reject the particles of ``new``.
+
+    Args:
+        uniform: random numbers between 0 and 1, (num_particles,).
+        old: evaluated particles.
+        new: evaluated proposals.
+        change: minus the log of the Metropolis ratio, (num_particles,).
+        target: the posterior.
+
+    Returns:
+        The particles after the step, the acceptance probabilities, and whether the proposals
+        diverged, both (num_particles,).
+    """
     valid = is_usable(potential(new, target), new.gradient) & ~jnp.isnan(change)
     accept_prob = jnp.where(valid, jnp.exp(-jnp.maximum(change, 0.0)), 0.0)
     is_accepted = uniform < accept_prob
@@ -110,16 +120,17 @@ def hamiltonian_sweep(
         rng_key: one key.
         ensemble: evaluated particles.
         flow: flow between two kicks.
-        step_size: scalar; each particle's own is jittered by up to 25 %.
-        num_steps: leapfrog steps, scalar.
+        step_size: mean step size, scalar; each particle has its own, within 25 % of it.
+        num_steps: number of leapfrog steps, scalar.
         target: the posterior.
 
     Returns:
-        The moved ensemble, and what was done.
+        The moved ensemble and the statistics of the sweep.
     """
     num_particles, dim = ensemble.particles.shape
     dtype = ensemble.particles.dtype
-    # One call for all randomness, flat: each call and each axis costs XLA a while to compile.
+    # All random numbers come from one call and in one axis, because each call and each axis adds
+    # to the time that XLA takes to compile the program.
     low = jnp.nextafter(jnp.array(-1.0, dtype), jnp.array(0.0, dtype))
     noise = random.uniform(rng_key, (num_particles * (dim + 2),), dtype, low, 1.0)
     noise = target.placement.rows(target.placement.rows(noise).reshape(num_particles, dim + 2))
@@ -162,14 +173,14 @@ def jump_sweep(
 
 
 class HamiltonianMove(NamedTuple):
-    """A few trajectories of one length, after jumps where the user gave a proposal.
+    """A few trajectories of equal length, which follow jumps if the user gave a proposal.
 
     Attributes:
         flow: flow between two kicks.
-        step_size: scalar, whitened units.
-        num_steps: leapfrog steps of a trajectory, scalar.
-        num_sweeps: trajectories between two states that are kept, scalar.
-        num_jumps: jumps to draws of the user's proposal before these, scalar.
+        step_size: leapfrog step size in whitened units, scalar.
+        num_steps: number of leapfrog steps in a trajectory, scalar.
+        num_sweeps: number of trajectories between two kept states, scalar.
+        num_jumps: number of jumps to draws of the proposal before the trajectories, scalar.
     """
 
     flow: Flow
@@ -188,7 +199,8 @@ class HamiltonianMove(NamedTuple):
             num_steps = num_steps + self.num_jumps
 
             def jump(i: jax.Array, ensemble: Ensemble) -> Ensemble:
-                return jump_sweep(random.fold_in(rng_key, _JUMPS + i), ensemble, target)[0]
+                # The keys of trajectories have the numbers from 0 on.
+                return jump_sweep(random.fold_in(rng_key, 2**20 + i), ensemble, target)[0]
 
             ensemble = lax.fori_loop(0, self.num_jumps, jump, ensemble)
 

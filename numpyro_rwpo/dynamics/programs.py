@@ -1,4 +1,4 @@
-"""What runs before NumPyro's loop, as programs compiled once for data of equal shapes."""
+"""The programs that run before NumPyro's loop, compiled once for all data of the same shapes."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -30,20 +30,20 @@ Kwargs = dict[str, Any]
 
 
 class Programs:
-    """The source of one kernel and the programs that run on it, freed with the kernel.
+    """The source of one kernel, and the programs that use it.
 
     The constants of a program are the layout of the source and the settings; its inputs have a
     leading chain axis.
 
     Args:
-        arguments: of the kernel.
+        arguments: the arguments of the kernel.
 
     Attributes:
-        source: made by :meth:`find_start`; ``None`` before.
-        prepare: finds a valid start for each chain.
-        warm_up: warms an ensemble up for each start.
-        warm_up_trees: warms a small ensemble up for each start.
-        first_state: makes the state before NumPyro's first iteration.
+        source: the posterior without its data; ``None`` before the first :meth:`find_start`.
+        prepare: a program that finds a valid start for each chain.
+        warm_up: a program that places and adapts an ensemble for each start.
+        warm_up_trees: a program that adapts a small ensemble with NUTS transitions for each start.
+        first_state: a program that makes the state before NumPyro's first iteration.
     """
 
     def __init__(self, arguments: Arguments) -> None:
@@ -56,7 +56,7 @@ class Programs:
 
     @property
     def layout(self) -> Hashable:
-        """That of the source, which is part of every program's constants."""
+        """The layout of the source, which is among the constants of the programs."""
         assert self.source is not None
         return self.source.layout
 
@@ -65,7 +65,7 @@ class Programs:
     ) -> tuple[Bound, Preparation]:
         """Make the source, bind it, and find a valid start for each key.
 
-        A Laplace site stays in the smooth part if splitting it off would change the density.
+        A site stays in the smooth part if splitting it off would change the density.
         """
         model = self._arguments.model
         refused: frozenset[str] = frozenset()
@@ -82,7 +82,7 @@ class Programs:
         return bound, prepared
 
     def bind(self, args: Args, kwargs: Kwargs, dtype: Any) -> tuple[Target, Bound]:
-        """The posterior with the model's arguments, and its target at positions of a type."""
+        """The target for positions of type ``dtype``, and the posterior with its data."""
         assert self.source is not None
         bound = self.source.bind(args, kwargs)
         target = bound.target()._replace(placement=self._arguments.placement)

@@ -1,10 +1,11 @@
-"""What is fixed before a run starts, resolved from the arguments of ``RWPO`` and the model."""
+"""The settings of a run, which follow from the arguments of ``RWPO`` and from the model."""
 
 from typing import NamedTuple
 
 import jax
 
 from numpyro_rwpo.arguments import Arguments
+from numpyro_rwpo.heads.correlation import max_factors
 from numpyro_rwpo.heads.registry import Head
 from numpyro_rwpo.model.proposal import check_proposal_dim
 from numpyro_rwpo.model.source import Bound
@@ -12,18 +13,9 @@ from numpyro_rwpo.model.target import has_loop
 from numpyro_rwpo.support.memory import check_memory
 from numpyro_rwpo.support.sharding import Placement, check_use
 
-# Directions in which a low-rank metric differs from a diagonal one. Each needs eight particles,
-# whose covariance along it is then known to a third.
-MAX_RANK = 16
-PARTICLES_PER_DIRECTION = 8
-# Dimensions per particle of a dense metric that the user insists on; beyond, it is noise.
+# The largest number of dimensions per particle of a dense metric. Beyond it, the covariance of the
+# particles is mostly noise.
 MAX_DENSE = 4
-# Draws that one refresh provides, unless the ensemble alone is larger: NumPyro's users ask for a
-# thousand, and then no particle is drawn in two refreshes.
-DRAWS_PER_REFRESH = 1024
-# Successive states of one particle that are drawn next to each other: enough for ArviZ to see the
-# correlation of a chain that barely moves, few enough that large ensembles are drawn soon.
-MIN_STATES, MAX_STATES = 4, 32
 
 
 class Numbers(NamedTuple):
@@ -33,7 +25,7 @@ class Numbers(NamedTuple):
         target_accept_prob: acceptance probability at which the step size aims.
         relative_prox_time: bandwidth of the attention, in units of each coordinate's variance.
         preferred: number of the flow on trial that the kernel's last run chose, -1 for none. It is
-            kept unless another is eight times as good, so that a compiled loop is used again.
+            kept unless another one is eight times as good, so that a compiled loop can be reused.
     """
 
     target_accept_prob: float
@@ -45,15 +37,16 @@ class Settings(NamedTuple):
     """Static settings of one run, resolved from the constructor's arguments.
 
     Attributes:
-        num_warmup: NumPyro's warm-up iterations: the most updates that warm-up makes.
-        num_particles: particles of an ensemble.
-        num_states: successive states of a particle that are drawn next to each other.
-        radius: half width of the uniform start, ``None`` where the user chose the start.
+        num_warmup: number of NumPyro's warm-up iterations, which is the largest number of updates
+            in warm-up.
+        num_particles: number of particles of an ensemble.
+        num_states: number of successive states of a particle that are drawn next to each other.
+        radius: half the width of the uniform start, ``None`` if the user chose the start.
         attention: fits the density of the particles during transport.
         corrected: whether exact moves follow transport.
         dense: whether the metric is dense.
-        rank: directions in which it is more than diagonal, where it is not dense.
-        flows: names of the flows on trial: ``"exact"``, ``"harmonic"``.
+        rank: number of directions in which a metric that is not dense differs from a diagonal one.
+        flows: names of the flows on trial, ``"exact"`` and ``"harmonic"``.
         inverse_temperature: power of the posterior that is sampled.
         placement: devices that share the particles.
     """
@@ -77,7 +70,7 @@ class Settings(NamedTuple):
 
 
 def numbers_of(arguments: Arguments, preferred: int = -1) -> Numbers:
-    """The arguments that may be traced, and the flow that the kernel's last run chose."""
+    """The arguments that may be traced, with the flow that the kernel's last run chose."""
     return Numbers(arguments.target_accept_prob, arguments.relative_prox_time, preferred)
 
 
@@ -95,11 +88,11 @@ def resolve_settings(
         bound: the posterior with its data.
         start: where the chains start, (chains, dim).
         num_warmup: NumPyro's warm-up iterations.
-        radius: half width of the uniform start, ``None`` where the user chose the start.
+        radius: half the width of the uniform start, ``None`` if the user chose the start.
 
     Raises:
-        ValueError: the proposal has another dimension, the devices cannot share the particles, or a
-            dense metric of far more dimensions than particles is asked for.
+        ValueError: the proposal has another dimension, the devices cannot share the particles
+            equally, or a dense metric has far more dimensions than particles.
         MemoryError: the ensemble is larger than the device's memory.
     """
     dim, placement = start.shape[1], arguments.placement
@@ -113,8 +106,8 @@ def resolve_settings(
     flows = flows_on_trial(dense, rank, bound.has_prior, arguments.dense_mass)
     measured = start, arguments.target_accept_prob, arguments.relative_prox_time
     if any(isinstance(x, jax.core.Tracer) for x in measured):
-        # Nothing can be measured before the program is compiled: a dense metric serves most
-        # posteriors of few dimensions, the prior's exact flow those of many.
+        # Flows cannot be compared by measurement while the program is traced. A dense metric suits
+        # most posteriors of few dimensions, and the prior's exact flow most of those of many.
         flows = flows[:1] if dense else flows[-1:]
     settings = Settings(
         num_warmup=num_warmup,
@@ -147,28 +140,35 @@ def check_ensemble_fits(settings: Settings, start: jax.Array) -> None:
 
 
 def default_num_particles(dim: int, is_sequential: bool) -> int:
-    """Particles of an ensemble when the user gives no number.
+    """Number of particles of an ensemble if the user does not choose it.
 
-    Twice the dimension, so that their covariance is known, but at most 128: beyond, a metric that
-    is diagonal but for a few directions serves, and warm-up would cost more than it brings. Half of
-    that where the gradient runs through a loop and every particle has its price.
+    It is at least twice the dimension, so that their covariance can be estimated, but at most 128.
+    In more dimensions, a metric that is diagonal except in a few directions is sufficient, and more
+    particles would cost more in warm-up than they gain. If the gradient contains a loop, so that
+    the time of a batch grows with its size, the number is halved.
     """
     wanted = 128 if 32 < dim <= 64 else 64
     return wanted // 2 if is_sequential else wanted
 
 
 def num_states(num_particles: int) -> int:
-    """Successive states of a particle that are drawn next to each other."""
-    return min(max(DRAWS_PER_REFRESH // num_particles, MIN_STATES), MAX_STATES)
+    """Successive states of a particle that are drawn next to each other.
+
+    A refresh provides 1024 draws, because NumPyro's users ask for a thousand, which then contain no
+    particle of two refreshes. At least 4 states are enough for ArviZ to detect a chain that barely
+    moves; with at most 32, all particles of a large ensemble are drawn soon.
+    """
+    return min(max(1024 // num_particles, 4), 32)
 
 
 def metric_form(num_particles: int, dim: int, dense_mass: bool | str) -> tuple[bool, int]:
     """Whether the metric is dense, and its rank beyond a diagonal where it is not.
 
-    A dense one needs at least two particles a dimension, unless the user insists.
+    A dense metric needs at least two particles per dimension, unless the user insists on it. A
+    metric that is not dense has as many directions as the copula has factors.
 
     Raises:
-        ValueError: the user insists on a dense metric of more than four dimensions a particle.
+        ValueError: the user insists on a dense metric with more than four dimensions per particle.
     """
     if dense_mass is True and dim > MAX_DENSE * num_particles:
         raise ValueError(
@@ -178,17 +178,17 @@ def metric_form(num_particles: int, dim: int, dense_mass: bool | str) -> tuple[b
             f"{-(-dim // MAX_DENSE)}."
         )
     dense = dense_mass is True or (dense_mass == "auto" and 2 * dim <= num_particles)
-    rank = 0 if dense or not dense_mass else min(MAX_RANK, num_particles // PARTICLES_PER_DIRECTION)
+    rank = 0 if dense or not dense_mass else max_factors(num_particles)
     return dense, rank
 
 
 def flows_on_trial(
     dense: bool, rank: int, has_prior: bool, dense_mass: bool | str
 ) -> tuple[str, ...]:
-    """Flows of which warm-up keeps the cheapest a draw.
+    """The flows of which warm-up keeps the one that costs least per draw.
 
-    The exact flow of a Laplace prior needs a diagonal metric; the harmonic one is only worth its
-    rotation in a metric that knows correlations, or where there is no prior to follow.
+    The exact flow of a Laplace prior needs a diagonal metric. The harmonic flow is only worth its
+    rotation if the metric contains correlations or if there is no prior to follow.
     """
     exact = ("exact",) if has_prior and dense_mass is not True else ()
     harmonic = ("harmonic",) if dense or rank or not exact else ()

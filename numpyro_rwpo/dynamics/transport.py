@@ -29,23 +29,19 @@ from numpyro_rwpo.heads.ring import shared_heat_score
 from numpyro_rwpo.model.target import Target
 from numpyro_rwpo.priors.laplace import no_prior
 
+# The largest number of steps that are taken where exact moves follow. Each of them takes one
+# gradient for every particle.
 MAX_TRANSPORT_STEPS = 40
-_PATIENCE = 6  # steps without a smaller residual before the flow is at rest
-_SMALL_RESIDUAL = 0.3  # from where corrected moves go farther per gradient than the flow
-_STIFFNESS = 1.5  # largest stable step of the heat part, in units of the relative prox time
-_WIDE_STEP = 0.5  # step along directions in which the ensemble is more than twice too wide
-_OUTLIER = 10.0  # velocities are clipped at this multiple of the median speed
-_LONGEST_MOVE = 3.0  # of a particle in one step, in root-mean-square radii of the ensemble
 
 
 class Progress(NamedTuple):
     """Progress of the transport.
 
     Attributes:
-        residual: smallest speed so far of the median particle, whitened units, root mean square
-            over coordinates.
-        stalled: steps since the residual last fell.
-        steps: steps taken.
+        residual: the smallest median speed of the particles so far, in whitened units, as a root
+            mean square over coordinates.
+        stalled: number of steps since the residual last fell.
+        steps: number of steps.
     """
 
     residual: jax.Array
@@ -54,19 +50,23 @@ class Progress(NamedTuple):
 
 
 def initial_progress(dtype: jnp.dtype) -> Progress:
-    """A transport that has not moved."""
+    """The progress before the first step."""
     zero = jnp.zeros((), int)
     return Progress(jnp.full((), jnp.inf, dtype), zero, zero)
 
 
 def is_at_rest(progress: Progress, corrected: bool) -> jax.Array:
-    """Whether the residual has stopped falling or, if ``corrected``, is small, scalar."""
-    is_small = (progress.residual < _SMALL_RESIDUAL) & corrected
-    return (progress.stalled >= _PATIENCE) | is_small
+    """Whether the flow has come to rest, scalar: no smaller residual for six steps in succession.
+
+    If ``corrected``, it need not come to rest: once the residual is below 0.3, exact moves go
+    farther per gradient than the flow.
+    """
+    is_small = (progress.residual < 0.3) & corrected
+    return (progress.stalled >= 6) | is_small
 
 
 def _at_most(limit: jax.Array, norm: jax.Array) -> jax.Array:
-    """What to multiply vectors with to shorten those whose ``norm`` exceeds ``limit``."""
+    """Factors that shorten the vectors whose ``norm`` exceeds ``limit`` to that length."""
     return jnp.minimum(1.0, limit / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
 
 
@@ -82,16 +82,16 @@ def transport_step(
     """Move the ensemble one step along the flow.
 
     Args:
-        ensemble: evaluated particles (num_particles, dim).
-        progress: so far.
-        preconditioner: the metric of this ensemble's moments.
+        ensemble: evaluated particles.
+        progress: the progress before this step.
+        preconditioner: the metric that follows from this ensemble's moments.
         target: the posterior.
         attention: the attention head.
         relative_time: prox time in units of each coordinate's variance.
 
     Returns:
-        The ensemble with its particles moved, potentials and gradients still the old ones, and the
-        progress.
+        The ensemble with its particles moved, but with the potentials and gradients from before
+        the step, and the progress.
     """
     particles = ensemble.particles
     num_particles, dim = particles.shape
@@ -104,17 +104,22 @@ def transport_step(
     velocity = to_whitened_gradient(factor, explicit + implicit)
     speed = jnp.linalg.norm(velocity, axis=1, keepdims=True)
     typical = jnp.median(thinned(speed))
-    velocity = velocity * _at_most(_OUTLIER * typical, speed)
+    # Particles on a wall must not be carried far beyond the others.
+    velocity = velocity * _at_most(10.0 * typical, speed)
 
-    # The width sqrt(m) is the ensemble's variance over the target's along each direction. Too
-    # narrow: at most double it; too wide: the heat part is weak there and allows a longer step.
-    step_size = jnp.where(width > 2.0, _WIDE_STEP, jnp.minimum(_STIFFNESS * relative_time, width))
+    # The width sqrt(m) is the ensemble's variance over the target's along each direction. Where the
+    # ensemble is too narrow, a step at most doubles its variance. The heat part is stiff: it is
+    # stable up to steps of 1.5 relative prox times. Where the ensemble is more than twice too wide,
+    # the heat part is weak and allows a longer step.
+    step_size = jnp.where(width > 2.0, 0.5, jnp.minimum(1.5 * relative_time, width))
     move = -step_size[None] * velocity
-    # In whitened coordinates the ensemble's mean squared radius is the sum of its widths.
-    longest = _LONGEST_MOVE * jnp.sqrt(width.sum())
+    # No particle moves by more than three root-mean-square radii of the ensemble. In whitened
+    # coordinates the mean squared radius is the sum of the widths.
+    longest = 3.0 * jnp.sqrt(width.sum())
     move = move * _at_most(longest, jnp.linalg.norm(move, axis=1, keepdims=True))
 
     residual = typical / math.sqrt(dim)
+    # A residual that falls by less than 2 % in a step counts as constant.
     fell = residual < 0.98 * progress.residual
     progress = Progress(
         residual=jnp.minimum(progress.residual, residual),

@@ -38,9 +38,6 @@ from numpyro_rwpo.dynamics.transport import (
 )
 from numpyro_rwpo.model.target import Target
 
-# Standard deviation of the particles around a start that the user chose, unconstrained units: the
-# ensemble needs some extent, and the start is to be kept.
-BALL = 0.1
 # The centering is looked at again after the placement and after this many updates, twice: ensembles
 # that have not spread out yet say little about it.
 SEGMENT, NUM_SEGMENTS = 12, 3
@@ -101,16 +98,18 @@ class WarmUp(NamedTuple):
 
 
 def spread(rng_key: jax.Array, start: jax.Array, settings: Settings) -> jax.Array:
-    """Particles (num_particles, dim): the first at ``start`` (dim,), the others around.
+    """Particles (num_particles, dim), the first of them at ``start`` (dim,).
 
-    Without a radius they are spread in a ball around it, else within +- radius of the origin, as
-    NumPyro's ``init_to_uniform`` does.
+    With a radius, the others are uniform within that distance of the origin, as with NumPyro's
+    ``init_to_uniform``. Without one, the user chose the start, and the others are normal around it
+    with a standard deviation of 0.1 in unconstrained units: the ensemble needs some extent, but
+    should stay close to the start.
     """
     # Flat random numbers: XLA takes several times as long to compile those of two axes.
     shape, size = (settings.num_particles, start.size), settings.num_particles * start.size
     radius = settings.radius
     if radius is None:
-        particles = start[None] + BALL * random.normal(rng_key, (size,), start.dtype).reshape(shape)
+        particles = start[None] + 0.1 * random.normal(rng_key, (size,), start.dtype).reshape(shape)
     else:
         particles = random.uniform(rng_key, (size,), start.dtype, -radius, radius).reshape(shape)
     return particles.at[0].set(start)

@@ -30,9 +30,9 @@ from numpyro_rwpo.support.checks import check_range, check_rng_key
 
 FlowT = TypeVar("FlowT", bound=eqx.Module)
 
-_PIECE = 50  # gradient steps per piece
-_MAX_NORM = 10.0  # gradients are clipped to this norm; larger ones come from outlying draws
-_VALIDATION_ID = 2**31 - 1  # folded into the key for validation; steps fold in 0, 1, ...
+# Gradient steps of a piece, after which the program returns to Python. That is often enough for a
+# progress bar and checkpoints, and costs little compared to the steps.
+_PIECE = 50
 
 
 class TrainingResult(NamedTuple):
@@ -68,7 +68,8 @@ class _State(NamedTuple):
 def _optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
     """The optimizer; it is cached, because compiled programs are looked up by its identity."""
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
-    chain = optax.chain(optax.clip_by_global_norm(_MAX_NORM), optax.adam(schedule))
+    # Gradients with a norm above 10 come from outlying draws.
+    chain = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule))
     # A step whose gradient is not finite is skipped.
     return optax.apply_if_finite(chain, max_consecutive_errors=num_steps)
 
@@ -107,7 +108,9 @@ def _run_piece(
     if validation is None:
         monitored = jnp.nanmean(jnp.where(jnp.isfinite(losses), losses, jnp.nan))
     else:
-        monitored = objective(flow, jax.random.fold_in(rng_key, _VALIDATION_ID), validation)
+        # The keys of steps have the numbers from 0 on.
+        key_validation = jax.random.fold_in(rng_key, 2**31 - 1)
+        monitored = objective(flow, key_validation, validation)
     flow = eqx.combine(flow, static)
     piece = state.step // _PIECE
     is_best = monitored <= jnp.nanmin(jnp.append(state.monitored, jnp.inf))

@@ -18,18 +18,6 @@ from numpyro_rwpo.support.broadcasting import same_rank
 
 # Single-precision products must not be rounded to fewer bits on accelerators.
 _EXACT = lax.Precision.HIGHEST
-# Number of factors at most, which bounds the time of a product with R at 32 dim multiplications a
-# particle. The metric stops at the same number of directions (`dynamics.settings.MAX_RANK`).
-MAX_FACTORS = 16
-# Number of particles for each factor, at least. The threshold for factors is a limit for many
-# particles; in small ensembles the eigenvalues of noise scatter beyond it.
-_PARTICLES_PER_FACTOR = 8
-# Share of a coordinate's variance, which is 1, that the factors leave unexplained at least. The
-# inverse of R then has eigenvalues of at most 100.
-_LEAST_NOISE = 0.01
-# Excess over the threshold, relative to it, from which an eigenvalue is a factor. At the threshold
-# itself the factor's strength has an infinite derivative.
-_FACTOR_MARGIN = 1e-3
 
 
 class Correlation(Protocol):
@@ -137,6 +125,16 @@ def _inverse_deviation(variance: jax.Array) -> jax.Array:
     return jnp.where(has_spread, 1 / jnp.sqrt(jnp.where(has_spread, variance, 1)), 0)
 
 
+def max_factors(num_particles: int) -> int:
+    """The largest number of directions that are estimated from so many particles.
+
+    At most 16 directions bound the time of a product with R at 32 dim multiplications a particle.
+    Each of them needs eight particles, whose covariance along it is then known to a third; in
+    smaller ensembles the eigenvalues of noise scatter far beyond their limit for many particles.
+    """
+    return min(16, num_particles // 8)
+
+
 def _factor_model(normal: jax.Array) -> FactorCorrelation:
     r"""Factors from the leading eigenvalues of the sample correlation, freed of noise.
 
@@ -150,11 +148,12 @@ def _factor_model(normal: jax.Array) -> FactorCorrelation:
     num_particles, dim = normal.shape
     centered = _centered(normal)
     scores = centered * _inverse_deviation(jnp.mean(centered**2, 0, keepdims=True))
-    max_factors = min(MAX_FACTORS, max(1, num_particles // _PARTICLES_PER_FACTOR))
-    largest, vectors = _leading(_product(scores, scores.T) / num_particles, max_factors)
+    number = max(1, max_factors(num_particles))
+    largest, vectors = _leading(_product(scores, scores.T) / num_particles, number)
     gamma = dim / num_particles
     edge = (1 + gamma**0.5) ** 2
-    is_factor = largest > edge * (1 + _FACTOR_MARGIN)
+    # At the edge itself, the factor's strength has an infinite derivative.
+    is_factor = largest > edge * (1 + 1e-3)
     # An eigenvalue that is no factor is replaced by any number with finite derivatives.
     seen = jnp.where(is_factor, largest, 2 * edge)
     excess = (seen - 1 - gamma + jnp.sqrt((seen - 1 - gamma) ** 2 - 4 * gamma)) / 2  # l - 1
@@ -167,7 +166,9 @@ def _factor_model(normal: jax.Array) -> FactorCorrelation:
 def _with_unit_diagonal(loadings: jax.Array) -> FactorCorrelation:
     """The factor model of loadings (dim, factors), shortened where they explain too much."""
     common = jnp.sum(loadings**2, 1, keepdims=True)
-    limit = 1 - _LEAST_NOISE
+    # A hundredth of each variance, which is 1, is left unexplained at least, so that the inverse of
+    # R has eigenvalues of at most 100.
+    limit = 1 - 0.01
     is_over = common > limit
     loadings = loadings * jnp.where(is_over, jnp.sqrt(limit / jnp.where(is_over, common, 1)), 1)
     noise = 1 - jnp.sum(loadings**2, 1)

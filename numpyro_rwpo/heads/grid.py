@@ -39,8 +39,6 @@ from numpyro_rwpo.heads.log_space import (
 from numpyro_rwpo.priors.protocol import Prior
 from numpyro_rwpo.support.broadcasting import same_rank
 
-_LOG_HALF = -math.log(2)
-
 # Number of coarse nodes of a coordinate, 64 intervals. On the ensembles of tests/heads/test_grid.py
 # the root mean square error of the log density is then 0.0005 to 0.003; with half as many intervals
 # it is four times larger. The time of a fit grows with the square, as every node sees every node.
@@ -48,13 +46,6 @@ _NUM_COARSE = 65
 # Number of fine cells in a coarse interval. The same error is up to eight times larger with 1, up
 # to twice as large with 2, and no smaller with 8, where that of the coarse nodes is all there is.
 _REFINEMENT = 4
-_NUM_NODES = (_NUM_COARSE - 1) * _REFINEMENT + 1
-# Distance from the outermost particle to the end of the grid, in kernel scales s. A kernel has
-# 3e-5 of its mass beyond it, which the exponential tail stands for.
-_PADDING = 4.0
-# Range of the particles in kernel scales at most; where it is larger the scale is raised. With the
-# padding 48 s + 8 s span 64 intervals of 7/8 s, about the longest that show a normal kernel.
-_MAX_SCALES = 48.0
 
 
 class GridDensity(NamedTuple):
@@ -132,7 +123,7 @@ class GridDensity(NamedTuple):
         outer_mass = jnp.where(is_end, -1, -jnp.abs(outer_mass))
         log_tail = jnp.where(is_end, end, jnp.logaddexp(outer_mass, within))
         # Only in the cell of the median can the mass on the outer side be the larger one.
-        is_larger = log_tail > _LOG_HALF
+        is_larger = log_tail > -math.log(2)
         return is_lower ^ is_larger, jnp.where(is_larger, log_complement(log_tail), log_tail)
 
     def log_cdf(self, x: jax.Array) -> jax.Array:
@@ -159,7 +150,7 @@ class GridDensity(NamedTuple):
         is_end = jnp.isinf(self.outer_mass)
         log_masses = _log_mass(self.log_density, self.slope, self.spacing, is_end)
         right = jnp.logaddexp(-self.outer_mass[1:], log_masses[1:])
-        right = jnp.where(right > _LOG_HALF, log_complement(right), -right)
+        right = jnp.where(right > -math.log(2), log_complement(right), -right)
         nodes = jnp.where(self.outer_mass[1:] < 0, self.outer_mass[1:], right)
         log_tail = log_normal_tail(jnp.abs(normal))
         wanted = jnp.where(normal < 0, log_tail, -log_tail)
@@ -211,9 +202,13 @@ def fit_grid(
     scale = jnp.sqrt(2 * prox_time / inverse_temperature)
     magnitude = jnp.maximum(jnp.abs(lowest), jnp.abs(highest))
     rounding = least_spread(particles.dtype) * magnitude
-    scale = jnp.maximum(scale, jnp.maximum((highest - lowest) / _MAX_SCALES, rounding))
-    origin = lowest - _PADDING * scale
-    coarse = (highest + _PADDING * scale - origin) / (_NUM_COARSE - 1)
+    # The grid ends 4 kernel scales s beyond the outermost particles. A kernel has 3e-5 of its mass
+    # farther out, which the exponential tail stands for. Where the particles spread over more than
+    # 48 s, the scale is raised: the whole range, 56 s, then has 64 intervals of 7/8 s, which is
+    # about the longest that show a normal kernel.
+    scale = jnp.maximum(scale, jnp.maximum((highest - lowest) / 48, rounding))
+    origin = lowest - 4 * scale
+    coarse = (highest + 4 * scale - origin) / (_NUM_COARSE - 1)
     kink = jnp.round((prior.location - origin) / coarse)
     is_inside = (kink >= 0) & (kink <= _NUM_COARSE - 1)
     origin = jnp.where(is_inside, prior.location - kink * coarse, origin)
@@ -233,7 +228,8 @@ def fit_grid(
     spacing = coarse / _REFINEMENT
     half_prior = prior.tempered(0.5 * inverse_temperature)
     start = jnp.where(is_inside, prior.location, lax.stop_gradient(origin + kink * coarse))
-    steps = jnp.arange(-1, _NUM_NODES + 1, dtype=kink.dtype)[:, None] - _REFINEMENT * kink[None]
+    num_nodes = (_NUM_COARSE - 1) * _REFINEMENT + 1
+    steps = jnp.arange(-1, num_nodes + 1, dtype=kink.dtype)[:, None] - _REFINEMENT * kink[None]
     log_density = log_heat - half_prior.rise(start, steps * spacing[None])[0]
     prior_slope = half_prior.rise(start, (steps[:-1] + 0.5) * spacing[None])[1]
     return _integrate(origin, spacing, log_density, prior_slope, 1 / scale)

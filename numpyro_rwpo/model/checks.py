@@ -1,8 +1,8 @@
-"""What is asked of a model before and while it is sampled, and what is said where it fails.
+"""Checks of a model before and during sampling, and explanations of the errors that it raises.
 
-The sampler compiles the model once and calls it a handful of times while it does. It must do the
-same each time: a latent site that comes, goes or changes its shape between these calls would leave
-coordinates without a density, so every call is compared with the first.
+While the sampler compiles the model, it calls it several times. The model must do the same each
+time: if a latent site appeared, disappeared, or changed its shape between two calls, coordinates
+would be left without a density. Therefore every call is compared with the first one.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,15 +27,16 @@ from numpyro_rwpo.model.tracing import (
 )
 
 Shapes = dict[str, tuple[int, ...]]
-_PREVIOUS = "_PREV_"  # NumPyro's prefix of sites in the first steps of an enumerated `scan`
+# The prefix that NumPyro gives to the names of sites in the first steps of an enumerated `scan`.
+_PREVIOUS = "_PREV_"
 
 
 class LatentSites(NamedTuple):
-    """What must not change between two calls of a model.
+    """Properties of a model that must not change between two calls.
 
     Attributes:
-        shapes: of the continuous latent sites.
-        has_discrete: whether there are discrete ones, which are summed out.
+        shapes: shapes of the continuous latent sites, by name.
+        has_discrete: whether there are discrete latent sites, which are summed out.
         has_deterministic: whether there are deterministic sites.
     """
 
@@ -44,15 +45,11 @@ class LatentSites(NamedTuple):
     has_deterministic: bool
 
 
-_MAX_WORDS = 60  # Characters of an argument's `repr` in a message: enough to recognize it.
-_ARRAYS = (np.ndarray, np.generic, jax.Array)
-
-
 def describe_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The model's arguments in words: arrays by dtype and shape, the rest as they are.
+    """A description of the model's arguments: dtype and shape of arrays, ``repr`` of all others.
 
-    It never fails, whatever the arguments are: the words belong to another error's message, which
-    must not be lost.
+    This function never raises, whatever the arguments are, because its result is part of the
+    message of another error, which must not be lost.
     """
     parts = [_describe(value) for value in args]
     parts += [f"{name}={_describe(value)}" for name, value in kwargs.items()]
@@ -65,25 +62,26 @@ def _describe(value: Any) -> str:
         shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
         if dtype is None or not isinstance(shape, tuple):
             return _shortened(repr(value))
-        kind = "array" if isinstance(value, _ARRAYS) else kind
+        kind = "array" if isinstance(value, (np.ndarray, np.generic, jax.Array)) else kind
         text = f"{kind} of {_shortened(str(dtype))}, shape {shape}"
-    except Exception:  # Attributes and `repr` are code of the user's, which may raise anything.
+    except Exception:  # Attributes and `repr` may be the user's code, which may raise anything.
         return f"an object of class {kind}"
     number = _num_not_finite(value)
     return text + f" with {number} values nan or infinite" if number else text
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _MAX_WORDS else f"{text[: _MAX_WORDS - 3]}..."
+    """At most 60 characters of a text, enough to recognize an argument by its ``repr``."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _num_not_finite(value: Any) -> int:
-    """How many numbers of an array are nan or infinite; 0 where that cannot be known."""
+    """The number of elements that are nan or infinite; 0 if it cannot be determined."""
     try:
         if isinstance(value, jax.core.Tracer) or not jnp.issubdtype(value.dtype, jnp.inexact):
             return 0
         return int((~np.isfinite(np.asarray(value))).sum())
-    except Exception:  # NumPy does not know the dtypes of pandas, nor sparse matrices.
+    except Exception:  # NumPy knows neither the dtypes of pandas nor sparse matrices.
         return 0
 
 
@@ -93,10 +91,10 @@ def check_model(
     """Trace the model once, abstractly, and return its latent sites.
 
     Raises:
-        ValueError: discrete latent sites that are not, or cannot be, summed out; a site name that
-            comes twice; a plate that is empty or subsampled.
-        ImportError: discrete latent sites to sum out, without funsor.
-        Exception: whatever the model raises, with a note on the arguments it was called with.
+        ValueError: a discrete latent site is not, or cannot be, summed out; two sites have the same
+            name; a plate is empty or subsampled.
+        ImportError: discrete latent sites are to be summed out, and funsor is not installed.
+        Exception: the model raises it; a note with the model's arguments is added.
     """
 
     def read(trace: dict[str, Any]) -> tuple[LatentSites, list[str], str | None]:
@@ -122,12 +120,12 @@ def check_model(
 def explained(
     model: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[None]:
-    """Say more about what a call of the model raises: which site, which arguments, what to do."""
-    if model is None:  # a potential function has no sites and no arguments to speak of
+    """Add to the errors of a model which site and which arguments caused them, and what to do."""
+    if model is None:  # A potential function has neither sites nor arguments.
         yield
         return
 
-    def called() -> str:  # only where something failed: arguments may be large
+    def called() -> str:  # Arguments may be large, so they are only described after an error.
         return f"The model's arguments were: {describe_arguments(args, kwargs)}."
 
     try:
@@ -150,7 +148,7 @@ def explained(
 
 @contextmanager
 def batching_explained() -> Iterator[None]:
-    """Say what to do where the model cannot be run for several chains at once."""
+    """Explain the error of a model that cannot be run for several chains at once."""
     try:
         yield
     except NotImplementedError as error:
@@ -164,7 +162,7 @@ def batching_explained() -> Iterator[None]:
 
 
 def _fault(trace: dict[str, Any]) -> str | None:
-    """Why a model with this trace cannot be sampled, if it cannot."""
+    """Why a model with this trace cannot be sampled; ``None`` if it can."""
     for name, site in trace.items():
         if site["type"] == "plate" and len(site["value"]) < site["args"][0]:
             return (
@@ -178,7 +176,7 @@ def _fault(trace: dict[str, Any]) -> str | None:
 
 
 def _leak(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Which latent sites belong to a function that JAX traced on its own."""
+    """The start of the error for a site inside a function that JAX traces on its own."""
     names: list[str] = []
 
     def look(outer: Any) -> Any:
@@ -201,9 +199,9 @@ def _leak(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 def no_valid_start(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> RuntimeError:
-    """The error where no valid starting position was found: which site is to blame."""
+    """The error for a model without a valid starting position, which names the sites to blame."""
     reasons = []
-    with explained(model, args, kwargs):  # NumPyro may refuse a distribution's parameters here
+    with explained(model, args, kwargs):  # NumPyro may reject the parameters of a distribution.
         trace = trace_model(model, args, kwargs)
     for name, site in trace.items():
         if site["type"] != "sample":
@@ -236,11 +234,11 @@ class _Watch(Messenger):
         super().__init__(None)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Refuse a latent site that the first call did not have, or had in another shape."""
+        """Reject a latent site that the first call did not have, or had in another shape."""
         if not is_latent(msg) or isinstance(msg["fn"], dist.Unit):
-            return  # a unit distribution is a factor, which `uncondition` makes a latent site
+            return  # A unit distribution is a factor, which `uncondition` makes a latent site.
         name = msg["name"]
-        # A site that comes with a value is inside `scan` or `cond`, which stack its distribution.
+        # A site that already has a value is inside `scan` or `cond`, which stack distributions.
         shape = site_shape(msg) if msg["value"] is None else jnp.shape(msg["value"])
         if self.has_discrete:
             # NumPyro unrolls the first steps of an enumerated `scan` under such names, and a site
@@ -254,7 +252,7 @@ class _Watch(Messenger):
             raise ValueError(_changed(f"'{name}' now has the shape {shape}", self.expected))
 
     def finish(self) -> None:
-        """Refuse a call in which a latent site was missing."""
+        """Reject a call in which a latent site was missing."""
         missing = sorted(set(self.expected) - self.seen)
         if missing:
             raise ValueError(_changed(f"{missing} are missing", self.expected))
@@ -270,7 +268,7 @@ def _changed(what: str, expected: Shapes) -> str:
 
 
 def with_fixed_sites(model: Callable[..., Any], sites: LatentSites) -> Callable[..., Any]:
-    """The model, which from now on raises ``ValueError`` where its latent sites change."""
+    """The model, which now raises ``ValueError`` if its latent sites change."""
 
     @wraps(model)
     def watched(*args: Any, **kwargs: Any) -> Any:

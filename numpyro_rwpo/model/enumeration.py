@@ -1,7 +1,7 @@
 """Discrete latent sites that are summed out, as NumPyro does it for NUTS.
 
-A site with ``infer={"enumerate": "parallel"}`` takes all its values at once, each along a dimension
-of its own to the left of all plates, and funsor sums the joint density over these dimensions. The
+A site with ``infer={"enumerate": "parallel"}`` takes all its values at once, along a dimension of
+its own to the left of all plates, and funsor sums the joint density over these dimensions. The
 sampler moves the continuous sites of the resulting marginal density. funsor is an optional
 dependency.
 """
@@ -15,7 +15,7 @@ from numpyro_rwpo.model.tracing import Model, is_discrete
 
 
 def discrete_fault(name: str, site: dict[str, Any]) -> str | None:
-    """Why a discrete latent site cannot be summed out, ``None`` if it can."""
+    """Why a discrete latent site cannot be summed out; ``None`` if it can."""
     kind = type(site["fn"]).__name__
     strategy = site["infer"].get("enumerate")
     if strategy is None:
@@ -40,7 +40,7 @@ def discrete_fault(name: str, site: dict[str, Any]) -> str | None:
 
 
 def check_funsor(name: str) -> None:
-    """Raise ``ImportError`` where funsor is missing, naming the site that needs it."""
+    """Raise ``ImportError`` if funsor is not installed, naming the site that needs it."""
     try:
         import numpyro.contrib.funsor  # noqa: F401
     except ImportError as error:
@@ -51,7 +51,7 @@ def check_funsor(name: str) -> None:
 
 
 def enumeration_dim(trace: dict[str, Any]) -> int | None:
-    """The first dimension left of all plates, ``None`` for a model without discrete sites."""
+    """The first dimension to the left of all plates; ``None`` if there are no discrete sites."""
     if not any(is_discrete(site) for site in trace.values()):
         return None
     frames = [
@@ -65,7 +65,12 @@ def enumeration_dim(trace: dict[str, Any]) -> int | None:
 
 
 def enumerated(model: Model, dim: int | None) -> Model:
-    """The model with its discrete sites taking all values at once; ``dim`` as found above."""
+    """The model, with discrete sites that take all their values at once.
+
+    Args:
+        model: NumPyro model.
+        dim: the result of :func:`enumeration_dim` for its trace.
+    """
     if dim is None:
         return model
     from numpyro.contrib.funsor import config_enumerate, enum
@@ -80,7 +85,7 @@ def marginal_potential(
     kwargs: dict[str, Any],
     dim: int | None,
 ) -> jax.Array:
-    """Minus the log density of unconstrained values, discrete sites summed out: ()."""
+    """Minus the log density of unconstrained values, with discrete sites summed out, scalar."""
     model = enumerated(model, dim)
     energy: jax.Array = potential_energy(model, args, kwargs, values, enum=dim is not None)
     return energy

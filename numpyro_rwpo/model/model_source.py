@@ -32,8 +32,8 @@ from numpyro_rwpo.priors.protocol import Prior
 class ModelSource:
     """A NumPyro model with its Laplace sites split off. Making one computes nothing.
 
-    A model without any free coordinate, for example one that observes all its sites, gets an idle
-    one, a standard normal that no draw shows.
+    A model without any free coordinate, for example one in which all sites are observed, gets an
+    idle coordinate with a standard normal density, which is not part of the draws.
 
     Args:
         model: NumPyro model.
@@ -42,16 +42,16 @@ class ModelSource:
         init_strategy: NumPyro's per-site initialization strategy.
         laplace_sites: ``"auto"``, ``None`` or names of Laplace sites, see
             :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
-        refused: names of Laplace sites that are not split off all the same, see
+        refused: names of sites that are not split off in any case, see
             :func:`numpyro_rwpo.model.split_check.refused_sites`.
         differentiation: temperature and differentiation mode.
         registry: the kinds of distributions with closed forms.
 
     Raises:
-        ValueError: discrete latent sites that are not summed out, Delta sites, or a name in
-            ``laplace_sites`` that is not a Laplace site; see also
+        ValueError: there are discrete latent sites that are not summed out, or Delta sites, or a
+            name in ``laplace_sites`` is not that of a Laplace site; see also
             :func:`numpyro_rwpo.model.checks.check_model`.
-        ImportError: discrete latent sites to sum out, without funsor.
+        ImportError: discrete latent sites are to be summed out, and funsor is not installed.
     """
 
     def __init__(
@@ -122,19 +122,19 @@ class BoundModel:
         return bool(self.source.split.names)
 
     def prepare(self, rng_keys: jax.Array, init_params: Any) -> Preparation:
-        """Take the user's start or search a valid one, as NumPyro does for NUTS."""
+        """Take the user's start, or search for a valid one as NumPyro does for NUTS."""
         split = self.source.split
         if init_params is None:
             start, potential, gradient = self._found_start(rng_keys)
         else:
-            # Mapped over keys too: values without any array must reach the check of their layout.
+            # The keys are mapped, too, so that values without any array reach the check in `ravel`.
             start = jax.vmap(lambda _, z: self.ravel(z))(rng_keys, init_params)
             potential, gradient = self.target().value_and_grad(start)
 
         def emitted(x: jax.Array) -> Any:
             return self.emit(x, jnp.zeros(()))[0]
 
-        # Emitting a rewritten site runs the model, which JAX may not be able to batch.
+        # To emit a rewritten site, the model is run, which JAX may not be able to batch.
         values = jax.vmap(emitted)(start) if not split.rewritten else lax.map(emitted, start)
         priors, errors = {}, {}
         if self.has_prior:
@@ -161,7 +161,7 @@ class BoundModel:
         return start, found.potential_energy, gradient
 
     def wrong_sites(self, prepared: Preparation) -> frozenset[str]:
-        """Names of Laplace sites whose density split off is not that of the model."""
+        """Names of Laplace sites whose densities would not be those of the model if split off."""
         errors = prepared.split_errors
         if any(isinstance(error, jax.core.Tracer) for error in errors.values()):
             errors = concrete_split_errors(self.source.split, self.args, self.kwargs)
@@ -186,7 +186,8 @@ class BoundModel:
         is_rewritten = jnp.asarray(source.is_rewritten)
         if prior is None:
             return source.differentiation.target(smooth, None, is_rewritten, self._recenter)
-        # What g leaves out of minus the log density: the centerings must differ by nothing else.
+        # The potentials of the two centerings must not differ by a constant, so that f contains the
+        # normalizing constants that g leaves out.
         is_moved = jnp.asarray(source.coordinates_of(set(split.rewritten) - split.smooth))
         log_normalizer = jnp.where(is_moved, prior.log_mass(), 0.0).sum()
 
@@ -230,18 +231,19 @@ class BoundModel:
             latent = constrain_fn(handlers.seed(model, 0), self.args, self.kwargs, values)
             if not self.source.has_deterministic:
                 return latent
-            # As NUTS has them: for every value of the enumerated sites that they depend on.
+            # As with NUTS, deterministic sites have a value for every value of the enumerated
+            # sites on which they depend.
             whole = enumerated(model, dim)
             sites = constrain_fn(whole, self.args, self.kwargs, values, return_deterministic=True)
             return {**sites, **latent}
 
 
 def _idle_potential(position: jax.Array) -> jax.Array:
-    """Of the coordinate that stands in where there are none, (1,): a standard normal's, ()."""
+    """The potential of the idle coordinate (1,), a standard normal, scalar."""
     return 0.5 * (position**2).sum()
 
 
 def flat_prior(priors: dict[str, Prior], prototype: dict[str, Any]) -> Prior:
-    """The prior of the flat position, from those of the sites that have one."""
-    names = sorted(prototype)  # as `ravel_pytree` lays them out
+    """The prior of the flat position, from the priors of the sites that have one."""
+    names = sorted(prototype)  # the order of `ravel_pytree`
     return lay_out_prior([priors.get(name) for name in names], [prototype[n] for n in names])

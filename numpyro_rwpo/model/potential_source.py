@@ -37,8 +37,9 @@ class PotentialSource:
         registry: the kinds of distributions with closed forms.
 
     Raises:
-        ValueError: ``potential_fn`` does not return a scalar, or ``laplace_sites`` does not fit.
-        TypeError: a leaf of ``init_params`` or the potential is not floating-point.
+        ValueError: ``potential_fn`` does not return a scalar, or ``laplace_sites`` does not fit
+            ``init_params``.
+        TypeError: a leaf of ``init_params`` or the potential is not a floating-point number.
     """
 
     def __init__(
@@ -92,11 +93,11 @@ class PotentialSource:
         return Preparation(start, jax.vmap(self._unravel)(start), potential, gradient, {}, {})
 
     def wrong_sites(self, prepared: Preparation) -> frozenset[str]:
-        """None: the user says which part is a Laplace prior."""
+        """No names: the user has said which part is a Laplace prior."""
         return frozenset()
 
     def target(self) -> Target:
-        """The potential without the part that has closed forms, and this part."""
+        """The potential without the part that has closed forms, beside this part."""
         prior = self._prior
 
         def smooth(position: jax.Array, centering: jax.Array) -> jax.Array:
@@ -106,7 +107,7 @@ class PotentialSource:
         return self._differentiation.target(smooth, prior)
 
     def emit(self, position: jax.Array, centering: jax.Array) -> tuple[Any, jax.Array]:
-        """A flat position (dim,) in the user's structure, and 0."""
+        """A flat position (dim,) in the user's structure, and the log Jacobian, which is 0."""
         return self._unravel(position), jnp.zeros(())
 
     def ravel(self, values: Any) -> jax.Array:
@@ -126,7 +127,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 def prior_from_leaves(
     laplace_sites: Any, prototype: Any, registry: PriorRegistry = BUILT_IN_PRIORS
 ) -> Prior | None:
-    """The prior that ``laplace_sites`` describes leaf by leaf."""
+    """The prior that ``laplace_sites`` describes leaf by leaf; ``None`` if there is none."""
     if laplace_sites is None or (isinstance(laplace_sites, str) and laplace_sites == "auto"):
         return None
     is_leaf = lambda x: x is None or isinstance(x, dist.Distribution)  # noqa: E731

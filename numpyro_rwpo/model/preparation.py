@@ -1,8 +1,9 @@
 """What is computed before sampling, as one program that new data can use again.
 
-The arrays among the arguments are arguments of the program; the rest (numbers, names, flags) are
-its constants. A model that looks at the values of its data (``np.unique``, an ``if``) cannot be
-compiled so: for such a model the data are constants too, and the program is made anew each time.
+The arrays among the model's arguments are arguments of the program; everything else (numbers,
+names, flags) is constant. A model that looks at the values of its data (``np.unique``, an ``if``)
+cannot be compiled in this way. For such a model, the data are constants, too, and the program is
+compiled again for each data set.
 """
 
 from collections.abc import Callable, Hashable
@@ -22,15 +23,17 @@ T = TypeVar("T")
 
 
 class Preparation(NamedTuple):
-    """One start per chain, and what has to be known of it and of the data.
+    """One starting position per chain, with the quantities that are checked before sampling.
 
     Attributes:
         start: positions, (chains, dim).
-        values: the same as unconstrained values of the user's sites, with a leading chain axis.
+        values: these positions as unconstrained values of the user's sites, with a leading chain
+            axis.
         potential: smooth part of the potential, (chains,).
-        gradient: its gradient, (chains, dim).
-        site_priors: of the sites that are split off, by name.
-        split_errors: of the same sites, see :mod:`numpyro_rwpo.model.split_check`.
+        gradient: gradient of the smooth part, (chains, dim).
+        site_priors: priors of the sites that are split off, by name.
+        split_errors: errors of the densities of these sites, by name, see
+            :mod:`numpyro_rwpo.model.split_check`.
     """
 
     start: jax.Array
@@ -51,8 +54,9 @@ def check_preparation(
     """Refuse starts without a finite potential and gradient, and unusable priors.
 
     Raises:
-        ValueError: a Laplace scale, or a parameter of another prior.
-        RuntimeError: no valid starting position; the message names the site to blame.
+        ValueError: a Laplace scale or a parameter of another prior cannot be used.
+        RuntimeError: there is no valid starting position; the message names the site that is to
+            blame.
     """
     if isinstance(prepared.start, jax.core.Tracer):
         return
@@ -74,11 +78,11 @@ def check_site_prior(name: str, prior: Prior) -> None:
     """Refuse Laplace scales that are not positive, or too small for their square.
 
     Args:
-        name: The words that name the site.
-        prior: Of the site. Of kinds other than Laplace the parameters must be finite.
+        name: The name of the site in the error message.
+        prior: The prior of the site. If it is not a Laplace prior, its parameters must be finite.
 
     Raises:
-        ValueError: names the site and the scales.
+        ValueError: The message names the site and its scales.
     """
     if not isinstance(prior, LaplacePrior):
         if not all(np.isfinite(field).all() for field in jax.tree.leaves(prior)):
@@ -108,8 +112,8 @@ class Layout(NamedTuple):
     """A model's arguments without their arrays.
 
     Attributes:
-        structure: the pytree of args and kwargs.
-        leaves: what is no array, and a mark for each array.
+        structure: structure of the pytree of args and kwargs.
+        leaves: the leaves of this pytree, with a mark in the place of each array.
     """
 
     structure: Hashable
@@ -117,7 +121,7 @@ class Layout(NamedTuple):
 
 
 def split_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Layout]:
-    """The arrays of numbers among a model's arguments, and the rest."""
+    """The arrays of numbers among the model's arguments, and everything else."""
     leaves, structure = jax.tree.flatten((args, kwargs))
     is_array = [
         isinstance(x, jax.Array) or (isinstance(x, np.ndarray) and x.dtype.kind in "biuf")
@@ -136,9 +140,9 @@ def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dic
     return jax.tree.unflatten(structure, leaves)
 
 
-# Programs that are kept at a time, of all kernels together. NumPyro keeps as many of its own loops,
-# and each of them keeps its kernel: without a limit, a process that runs many different data sets
-# would hold the programs of all of them, hundreds of memory maps each.
+# The number of programs that are kept at a time, of all kernels together. NumPyro keeps as many of
+# its own loops, and each loop keeps its kernel alive. Without a limit, a process that runs many
+# different data sets would hold the programs of all of them, with hundreds of memory maps each.
 MAX_PROGRAMS = 16
 
 
@@ -155,21 +159,22 @@ def _compiled(
     def program(inputs: Any, arrays: list[Any]) -> T:
         return function(constants, inputs, *join_arrays(arrays, layout))
 
-    program.__name__ = function.__name__.strip("_")  # what profiles and JAX's log call it
+    program.__name__ = function.__name__.strip("_")  # the name in profiles and in JAX's log
     return jax.jit(program, compiler_options=None if options is None else dict(options))
 
 
 class CompiledOnce(Generic[T]):
     """``function(constants, inputs, args, kwargs)``, compiled once for all data of the same shapes.
 
-    Where something is being traced already, the function becomes part of that program. Only the
+    If it is called while JAX traces something, the function becomes part of that program. Only the
     ``MAX_PROGRAMS`` programs that were used last are kept.
 
     Args:
-        function: traceable in ``inputs``, a pytree of arrays, and where the model allows it in
-            the arrays among ``args`` and ``kwargs``. What else it depends on is in ``constants``,
-            hashable; others make another program.
-        options: makes XLA's compiler options from constants and inputs; ``None`` means the usual.
+        function: must be traceable with respect to ``inputs``, a pytree of arrays, and to the
+            arrays among ``args`` and ``kwargs`` if the model is. Everything else that it depends on
+            is in ``constants``, which are hashable; with other constants, it is compiled again.
+        options: maps constants and inputs to XLA's compiler options; ``None`` stands for the
+            default options.
     """
 
     def __init__(
@@ -183,7 +188,10 @@ class CompiledOnce(Generic[T]):
     def __call__(
         self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> T:
-        """Run the program; what the function raises, it raises with the data as constants."""
+        """Run the program.
+
+        If that raises an error, the function is run again with the data as constants.
+        """
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((inputs, args, kwargs))):
             traced = jax.jit(lambda inputs: self._function(constants, inputs, args, kwargs))
             return traced(inputs)
@@ -193,7 +201,7 @@ class CompiledOnce(Generic[T]):
         try:
             shapes = _shapes((inputs, arrays))
             return _compiled(self._function, constants, layout, shapes, chosen)(inputs, arrays)
-        except Exception:  # an error of the model's own comes again below
+        except Exception:  # An error in the model itself is raised again below.
             fixed = jax.jit(
                 lambda inputs: self._function(constants, inputs, args, kwargs),
                 compiler_options=options,

@@ -1,8 +1,8 @@
 """Which NumPyro distributions are priors with closed forms.
 
 A registry maps a class of distributions to a function that makes a
-:class:`~numpyro_rwpo.priors.protocol.Prior` of one of them. There is no global one that grows: the
-user's entries come with the argument ``priors`` of ``RWPO`` and travel with it.
+:class:`~numpyro_rwpo.priors.protocol.Prior` of one of them. There is no global registry that could
+be changed; the user's entries are an argument of ``RWPO``, ``priors``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,10 +45,10 @@ def registry_with(priors: Any) -> PriorRegistry:
             for Laplace or AsymmetricLaplace replaces the built-in one.
 
     Returns:
-        A mapping of its own.
+        A new mapping.
 
     Raises:
-        TypeError: If ``priors`` is no such mapping.
+        TypeError: If ``priors`` is not such a mapping.
         ValueError: If a class of distributions is not on the whole real line.
     """
     if priors is None:
@@ -72,7 +72,7 @@ def registry_with(priors: Any) -> PriorRegistry:
 
 
 def entry_names(registry: PriorRegistry) -> dict[str, str] | None:
-    """Names of the user's entries, by which saved runs compare them; ``None`` without any."""
+    """Names of the user's entries, by which saved runs compare them; ``None`` if there are none."""
     names = {
         qualified_name(kind): qualified_name(function)
         for kind, function in registry.items()
@@ -94,9 +94,9 @@ def unwrapped(fn: Any) -> Any:
 
 
 def find_kind(fn: Any, registry: PriorRegistry) -> type[dist.Distribution] | None:
-    """The registered class with the density of a distribution, expanded or not.
+    """The registered class that has the density of a distribution, expanded or not.
 
-    A subclass of a registered one counts unless it has a density or support of its own.
+    A subclass of a registered class counts unless it defines a density or support of its own.
     """
     kind: Any = type(unwrapped(fn))
     for parent in kind.__mro__:
@@ -111,39 +111,40 @@ def site_prior(fn: Any, registry: PriorRegistry, shape: tuple[int, ...] | None =
 
     Args:
         fn: The distribution.
-        registry: Where its kind is.
-        shape: Of the site, if it is not that of the distribution.
+        registry: A registry that contains its kind.
+        shape: The shape of the site; ``None`` stands for that of the distribution.
 
     Returns:
-        The prior, its parameters broadcast to the shape.
+        The prior, with its parameters broadcast to the shape.
 
     Raises:
-        TypeError: If the registered function returns no prior.
+        TypeError: If the registered function does not return a prior.
     """
     kind = find_kind(fn, registry)
     assert kind is not None
     prior = registry[kind](unwrapped(fn))
     if not isinstance(prior, Prior):
         raise TypeError(
-            f"What `priors` makes of {kind.__name__} must have the methods of "
-            f"numpyro_rwpo.priors.protocol.Prior; got {type(prior).__name__}."
+            f"The function for {kind.__name__} in `priors` must return an object with the methods "
+            f"of numpyro_rwpo.priors.protocol.Prior; got {type(prior).__name__}."
         )
     shape = fn.shape() if shape is None else shape
     return jax.tree.map(lambda field: jnp.broadcast_to(field, shape), prior)
 
 
 def lay_out_prior(priors: Sequence[Prior | None], leaves: Sequence[Any]) -> Prior:
-    """The prior of a flat position, from those of the arrays that are laid out in it.
+    """The prior of a flat position, from the priors of the arrays that are laid out in it.
 
-    Coordinates of the same kind share one prior; only where there are several kinds is the result a
-    composite.
+    Coordinates of the same kind share one prior. The result is a composite only if there are
+    several kinds.
 
     Args:
-        priors: Of each array, parameters in its shape; ``None`` where it has none.
+        priors: The prior of each array, with parameters in the shape of the array; ``None`` for an
+            array without a prior.
         leaves: The arrays, in the order of the flat position.
 
     Returns:
-        The prior, parameters (dim,). Arrays without one have a flat Laplace prior, rate 0.
+        The prior, with parameters (dim,). Arrays without one get a flat Laplace prior, of rate 0.
     """
     fields: dict[Any, list[list[jax.Array]]] = {}
     slices: dict[Any, list[Slice]] = {}
@@ -166,7 +167,7 @@ def lay_out_prior(priors: Sequence[Prior | None], leaves: Sequence[Any]) -> Prio
 
 
 def _append(slices: list[Slice], start: int, stop: int) -> None:
-    """Add a slice, joined with the last one where they touch."""
+    """Append a slice, or extend the last one if the two are adjacent."""
     if start == stop:
         return
     if slices and slices[-1][1] == start:

@@ -1,7 +1,7 @@
-"""A density of the user's, such as a trained guide's: the ensemble's start, and what it jumps to.
+"""The user's density, such as that of a guide, from which particles start and to which they jump.
 
-It is a distribution of flat unconstrained vectors in the coordinates of the user's model; the
-sampler's own may be others, see :mod:`numpyro_rwpo.model.laplace_sites`.
+It is a distribution of flat unconstrained vectors in the coordinates of the user's model. The
+sampler may use other coordinates, see :mod:`numpyro_rwpo.model.laplace_sites`.
 """
 
 import zlib
@@ -18,7 +18,7 @@ from numpyro_rwpo.model.target import Proposal, Target
 
 
 def check_proposal(value: Any) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless a distribution of vectors, or ``None``."""
+    """Raise unless the value is ``None`` or a continuous distribution of vectors."""
     if value is None:
         return
     if not isinstance(value, dist.Distribution):
@@ -44,7 +44,7 @@ def check_proposal_dim(proposal: dist.Distribution, dim: int) -> None:
 
 
 def fingerprint(proposal: dist.Distribution | None) -> str | None:
-    """Words that tell one proposal from another: its class, and a checksum of its numbers."""
+    """A string that identifies a proposal: its class and a checksum of its parameters."""
     if proposal is None:
         return None
     numbers = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(proposal))
@@ -52,7 +52,7 @@ def fingerprint(proposal: dist.Distribution | None) -> str | None:
 
 
 def with_proposal(target: Target, bound: Bound, proposal: dist.Distribution, dtype: Any) -> Target:
-    """The target with the proposal in the sampler's coordinates, whose type is ``dtype``."""
+    """The target with a proposal; positions have the type ``dtype``."""
 
     def to_values(position: jax.Array) -> tuple[Any, jax.Array]:
         return bound.emit(position, target.centering)
@@ -72,8 +72,9 @@ def change_coordinates(
     Args:
         proposal: Distribution of the user's unconstrained values, flat, (dim,).
         dtype: Type of positions.
-        to_position: These values, in the user's structure, to a position (dim,).
-        to_values: The inverse, and the log Jacobian determinant of ``to_position`` there.
+        to_position: Maps such values, in the user's structure, to a position (dim,).
+        to_values: The inverse map, which also returns the log Jacobian determinant of
+            ``to_position``.
     """
     shapes, _ = jax.eval_shape(to_values, jax.ShapeDtypeStruct(proposal.event_shape, dtype))
     flat, unravel = ravel_pytree(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))

@@ -32,13 +32,17 @@ class Bound(Protocol):
         """See the class."""
 
     def prepare(self, rng_keys: jax.Array, init_params: Any) -> Preparation:
-        """Start one chain per key: at ``init_params`` (with a chain axis), or where it is found."""
+        """Find a starting position for each key.
+
+        It is that of ``init_params``, which have a chain axis. Without them, positions are tried
+        until one has a finite potential and gradient.
+        """
 
     def wrong_sites(self, prepared: Preparation) -> frozenset[str]:
-        """Names of sites that make the target another posterior, if split off."""
+        """Names of the sites that cannot be split off without a change of the posterior."""
 
     def target(self) -> Target:
-        """What transport and the moves need of it."""
+        """The density that transport and the moves need."""
 
     def emit(self, position: jax.Array, centering: jax.Array) -> tuple[Any, jax.Array]:
         """A flat position (dim,) as unconstrained values, and the log Jacobian of the map back."""
@@ -54,19 +58,20 @@ class Source(Protocol):
     """A posterior without its data.
 
     Attributes:
-        is_rewritten: coordinates of Laplace sites with a latent scale, (dim,); ``None`` without.
-        layout: of the latent values, and which of them are Laplace sites; hashable.
+        is_rewritten: which coordinates belong to Laplace sites with a latent scale, (dim,);
+            ``None`` if there are no such sites.
+        layout: hashable description of the latent values and of the sites that are split off.
     """
 
     is_rewritten: np.ndarray | None
     layout: Hashable
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Bound:
-        """The posterior with the model's arguments, once for everything that follows."""
+        """The posterior with the arguments of the model."""
 
 
 def start_radius(init_strategy: Callable[..., Any], init_params: Any) -> float | None:
-    """Half width of the uniform start, ``None`` where the user chose the start."""
+    """Half the width of the uniform start; ``None`` if the user chose the start."""
     strategy = init_strategy if isinstance(init_strategy, partial) else init_strategy()
     if init_params is not None or strategy.func is not init_to_uniform:
         return None
@@ -89,7 +94,7 @@ def fits(values: Any, expected: Any) -> bool:
 
 
 def different_model(values: Any) -> ValueError:
-    """The error where a state is of another model."""
+    """The error for a state that belongs to another model."""
     return ValueError(
         "The state from which to go on must be of the same model: its latent sites have "
         f"the shapes {jax.tree.map(jnp.shape, values)}; the model's do not. Use the saved "

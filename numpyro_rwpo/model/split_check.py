@@ -1,10 +1,11 @@
-"""Whether a split model has the density of the user's, asked of every model and site by site.
+"""Whether a split model has the density of the user's model, checked site by site.
 
-Splitting a site off reads the parameters of its distribution and changes the site by handlers of
-NumPyro. A distribution with a density of its own, or a handler that the change does not account
-for, would make the sampler draw from another posterior without a word. Both models are therefore
-evaluated at one point in general position, the user's at the values to which this point is mapped
-back. A site that makes them differ by more than rounding is left as the user wrote it.
+To split a site off, the parameters of its distribution are read, and the site is changed by NumPyro
+handlers. If the distribution had a density of its own, or if there were a handler that this change
+does not take into account, the sampler would draw from another posterior without any warning. Both
+models are therefore evaluated at one point in general position, the user's model at the values to
+which this point is mapped back. If a site makes their densities differ by more than rounding, it is
+left as the user wrote it.
 """
 
 import math
@@ -25,18 +26,15 @@ from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, un
 from numpyro_rwpo.model.tracing import inspect_trace, is_latent, site_shape, trace_at
 from numpyro_rwpo.priors.protocol import Prior
 
-_RADIUS = 2.0  # the point's coordinates lie between -2 and 2, as those of `init_to_uniform`
-_GOLDEN = (math.sqrt(5) - 1) / 2
-
 
 class _Term(NamedTuple):
-    """What a site adds to the log density.
+    """The contribution of a site to the log density.
 
     Attributes:
-        log_prob: in the batch shape of the value.
-        shape: of the site's value.
-        expected_shape: the same according to the site's distribution.
-        event_dim: of the distribution.
+        log_prob: log densities, in the batch shape of the value.
+        shape: shape of the site's value.
+        expected_shape: the shape that the value should have according to the distribution.
+        event_dim: number of event dimensions of the distribution.
     """
 
     log_prob: jax.Array
@@ -49,8 +47,8 @@ class _ClosedForm(NamedTuple):
     """The log density of a split site by the closed forms, in the user's coordinates.
 
     Attributes:
-        log_prob: in the site's shape.
-        magnitude: absolute values of the numbers that went into it, whose rounding it carries.
+        log_prob: log densities, in the site's shape.
+        magnitude: sum of the absolute values of their terms, which bounds their rounding errors.
     """
 
     log_prob: jax.Array
@@ -88,15 +86,16 @@ def split_errors(
 
 
 def _irregular_values(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """A point in general position: multiples of the golden ratio, modulo 1, on an interval.
+    """A point in general position: multiples of the golden ratio modulo 1, scaled to (-2, 2).
 
-    As good as random numbers here, in a few operations instead of a generator's hundreds.
+    The interval is that of ``init_to_uniform``. Such numbers are as good as random ones for this
+    purpose, and take a few operations where a generator takes hundreds.
     """
-    values, start = {}, 1
+    values, start, golden = {}, 1, (math.sqrt(5) - 1) / 2
     for name, x in sorted(shapes.items()):
         index = (start + jnp.arange(math.prod(x.shape))).reshape(x.shape)
         start += index.size
-        values[name] = _RADIUS * (2 * (index.astype(x.dtype) * _GOLDEN % 1) - 1)
+        values[name] = 2.0 * (2 * (index.astype(x.dtype) * golden % 1) - 1)
     return values
 
 
@@ -161,7 +160,7 @@ def _terms(
 
 
 def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _ClosedForm:
-    """Of a site at position x, which is the base of a rewritten one; all in the site's shape."""
+    """The closed form of a site, whose value or, if it is rewritten, base value is x."""
     log_mass, slope = prior.log_mass(), jnp.abs(prior.subgradient(x))
     log_prob = -prior.potential(x) - log_mass
     magnitude = slope * (jnp.abs(x) + jnp.abs(prior.location)) + jnp.abs(log_mass)
@@ -175,7 +174,7 @@ def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _Clo
 def _site_error(
     original: _Term, smooth: _Term, closed: _ClosedForm, is_split: bool | jax.Array
 ) -> jax.Array:
-    """Of one Laplace site, which is split off or, at centering 1, left as written."""
+    """The error of one Laplace site, which is split off or, at centering 1, left as written."""
     if not original.shape == original.expected_shape == closed.log_prob.shape:
         return jnp.asarray(jnp.inf)
     event = tuple(range(len(original.shape) - original.event_dim, len(original.shape)))
@@ -202,7 +201,7 @@ def _standardized_error(
 
 
 def _rest_error(original: dict[str, _Term], smooth: dict[str, _Term]) -> jax.Array:
-    """Of the sites that are not split off, which must come out the same in both models."""
+    """The error of the sites that are not split off, which must be the same in both models."""
     error = jnp.zeros(())
     if set(original) != set(smooth):
         return error + jnp.inf
@@ -210,7 +209,7 @@ def _rest_error(original: dict[str, _Term], smooth: dict[str, _Term]) -> jax.Arr
         b = smooth[name]
         if a.shape != b.shape:
             return error + jnp.inf
-        # Sums, because a single term can lose more digits than the density as a whole.
+        # Sums are compared, because a single term can lose more digits than the whole density.
         magnitude = jnp.abs(a.log_prob).sum()
         error = jnp.maximum(error, _gap(a.log_prob.sum(), b.log_prob.sum(), magnitude))
     return error
@@ -229,7 +228,10 @@ def _gap(a: jax.Array, b: jax.Array, magnitude: jax.Array) -> jax.Array:
 def concrete_split_errors(
     split: LaplaceSplit, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, jax.Array]:
-    """The same as numbers, also where JAX is tracing; empty where it is tracing the arguments."""
+    """The errors of :func:`split_errors` as numbers, even while JAX is tracing something else.
+
+    The result is empty if JAX is tracing the arguments themselves.
+    """
     try:
         with jax.ensure_compile_time_eval():
             return jax.jit(lambda: split_errors(split, args, kwargs))()
@@ -239,8 +241,8 @@ def concrete_split_errors(
 
 def refused_sites(errors: Mapping[str, Any]) -> frozenset[str]:
     """Names of the sites whose errors, as :func:`split_errors` gives them, exceed rounding."""
-    # In NumPy: where JAX is tracing something else, its comparisons would be traced, too.
-    # What depends on traced arguments cannot be judged.
+    # NumPy compares the numbers, because comparisons in JAX would be traced if JAX is tracing
+    # something else. An error that depends on traced arguments has no value to be compared.
     values = {
         name: np.asarray(error)
         for name, error in errors.items()
@@ -263,7 +265,7 @@ def checked_split(
         args: its positional arguments.
         kwargs: its keyword arguments.
         laplace_sites: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
-        registry: likewise.
+        registry: the kinds of distributions with closed forms.
     """
     whole = split_laplace_sites(model, args, kwargs, laplace_sites, registry)
     split, refused = whole, frozenset[str]()
@@ -281,7 +283,7 @@ def describe_laplace_sites(
     centering: Any,
     registry: PriorRegistry = BUILT_IN_PRIORS,
 ) -> dict[str, str]:
-    """How each latent site of ``model`` of a kind with closed forms was treated, in words.
+    """Sentences about the treatment of the latent sites whose kind has closed forms, by name.
 
     Args:
         model: NumPyro model.
@@ -289,7 +291,7 @@ def describe_laplace_sites(
         kwargs: its keyword arguments.
         laplace_sites: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
         centering: parameterization that each chain chose, (chains,).
-        registry: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
+        registry: the kinds of distributions with closed forms.
     """
     split, refused = checked_split(model, args, kwargs, laplace_sites, registry)
     able = split_laplace_sites(model, args, kwargs, registry=registry).names

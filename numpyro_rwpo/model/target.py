@@ -40,13 +40,15 @@ class Target(NamedTuple):
             (n,), (n, dim).
         full_prior: ``beta g`` at centering 0, fields (dim,); ``None`` when no coordinate has a
             Laplace prior.
-        is_rewritten: coordinates of sites with a latent scale, (dim,); ``None`` without.
-        centering: parameterization of these sites, see :mod:`numpyro_rwpo.model.laplace_sites`: 0
-            or 1, scalar, or one for each position that will be given, (n,).
+        is_rewritten: which coordinates belong to sites with a latent scale, (dim,); ``None`` if
+            there are no such sites.
+        centering: parameterization of these sites, 0 or 1, see
+            :mod:`numpyro_rwpo.model.laplace_sites`: scalar, or one for each position that will be
+            given, (n,).
         recenter: maps positions (n, dim) and their centerings (n,) to the positions in the other
-            centering, and the sum of the log scales (n,); ``None`` without such sites.
+            centering and the sum of the log scales (n,); ``None`` if there are no such sites.
         placement: devices that share the particles.
-        proposal: the user's density near it, ``None`` where there is none.
+        proposal: a density near the posterior, ``None`` if the user gave none.
     """
 
     smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -63,7 +65,7 @@ class Target(NamedTuple):
 
     @property
     def prior(self) -> Prior | None:
-        """``beta g`` in this parameterization: at centering 1 the rewritten sites are in f."""
+        """``beta g`` in this parameterization; at centering 1, rewritten sites are part of f."""
         if self.full_prior is None or self.is_rewritten is None:
             return self.full_prior
         rewritten, centered = same_rank(self.is_rewritten, self.centering[..., None] > 0)
@@ -85,9 +87,9 @@ class Target(NamedTuple):
 def pool_chains(target: Target, axis_name: str) -> Target:
     """The same target for code that is vmapped over chains, with one gradient for all of them.
 
-    The particles of all chains are then the rows of one matrix, whatever the layout that ``vmap``
-    would give the model: on a CPU small problems take half the time. Not where devices share the
-    particles: rows of several chains would have to move.
+    The particles of all chains are then the rows of one matrix, instead of having the layout that
+    ``vmap`` would give them. On a CPU, small problems take half the time. If devices share the
+    particles, chains are not pooled, because rows would have to move between devices.
     """
     placement = target.placement._replace(chain_axis=axis_name)
     if placement.mesh is not None:
@@ -107,7 +109,10 @@ def pool_chains(target: Target, axis_name: str) -> Target:
 
 
 def has_loop(bind: Callable[[], Target], dim: int, dtype: Any) -> bool:
-    """Whether the gradient runs through a loop (scan, ODE solver), which no batch can speed up."""
+    """Whether the gradient contains a loop, such as a scan or an ODE solver.
+
+    Batching cannot speed up such gradients.
+    """
     shapes = jax.ShapeDtypeStruct((1, dim), dtype), jax.ShapeDtypeStruct((1,), dtype)
     return _mentions_loop(jax.make_jaxpr(lambda x, c: bind().smooth(x, c))(*shapes).jaxpr)
 
@@ -123,7 +128,12 @@ def _mentions_loop(jaxpr: Any) -> bool:
 
 
 class Differentiation(NamedTuple):
-    """How the smooth potential is tempered and differentiated."""
+    """How the smooth potential is tempered and differentiated.
+
+    Attributes:
+        inverse_temperature: power of the posterior that is sampled.
+        forward_mode: whether to differentiate in forward mode.
+    """
 
     inverse_temperature: float
     forward_mode: bool
@@ -135,7 +145,14 @@ class Differentiation(NamedTuple):
         is_rewritten: jax.Array | None = None,
         recenter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
     ) -> Target:
-        """Temper both parts and batch the gradient of the smooth one, (dim,), () -> ()."""
+        """Temper both parts of the potential and batch the gradient of the smooth part.
+
+        Args:
+            smooth: f at a position (dim,) and a centering (), scalar.
+            prior: g, ``None`` if no coordinate has a prior with closed forms.
+            is_rewritten: see :class:`Target`.
+            recenter: see :class:`Target`.
+        """
         beta = self.inverse_temperature
 
         def tempered(position: jax.Array, centering: jax.Array) -> jax.Array:
@@ -151,7 +168,10 @@ class Differentiation(NamedTuple):
 
 
 def _batched(one: Callable[..., Any]) -> Callable[..., Any]:
-    """``vmap``, or a loop where JAX cannot batch, as with ``pure_callback`` by its default."""
+    """Apply ``one`` to every row: by ``vmap``, or in a loop if JAX cannot batch it.
+
+    The default of ``jax.pure_callback`` cannot be batched.
+    """
 
     def batch(*rows: jax.Array) -> Any:
         try:
@@ -159,6 +179,6 @@ def _batched(one: Callable[..., Any]) -> Callable[..., Any]:
         except NotImplementedError:
             return lax.map(lambda row: one(*row), rows)
 
-    # Jitted, so that a program that calls it in several places traces the model once.
+    # A program that calls a jitted function in several places traces the model only once.
     jitted: Callable[..., Any] = jax.jit(batch)
     return jitted

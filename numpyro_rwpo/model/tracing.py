@@ -1,4 +1,4 @@
-"""Traces of a NumPyro model, and what can be read off the sites in them."""
+"""Traces of a NumPyro model, and properties of the sites in them."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,11 +11,12 @@ from numpyro.primitives import Messenger
 
 Model = Callable[..., Any]
 T = TypeVar("T")
-_DIRECT = "_rwpo_direct"  # key in `infer` under which a site holds its name, see `mark_direct`
+# The key in a site's `infer` under which `mark_direct` stores the name of the site.
+_DIRECT = "_rwpo_direct"
 
 
 class default_key(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
-    """Give a fixed key to whatever in the model asks for one (``numpyro.prng_key``)."""
+    """Give a fixed key to every call of ``numpyro.prng_key`` in the model."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Set the key."""
@@ -26,19 +27,20 @@ class default_key(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
 class mark_direct(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
     """Mark the sites that the model itself samples, with the names that it gives them.
 
-    NumPyro's ``scan`` and ``cond`` send the sites inside them once more, with their values: these
-    cannot be rewritten. Nor can sites that a handler around the whole run renames.
+    NumPyro's ``scan`` and ``cond`` send the sites inside them a second time, with their values.
+    Such sites cannot be rewritten, and neither can sites that a handler around the whole run
+    renames.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Mark a site that comes without a value."""
+        """Mark a site that has no value yet."""
         if msg["type"] == "sample" and msg["value"] is None:
             msg["infer"] = {**msg["infer"], _DIRECT: msg["name"]}
 
 
 def trace_model(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The trace of a model whose latent sites have some valid values."""
-    # init_to_uniform gives values to improper sites too, which cannot be sampled.
+    # `init_to_uniform` also gives values to improper sites, which cannot be sampled.
     started = handlers.substitute(
         handlers.seed(mark_direct(default_key(model)), 0), substitute_fn=init_to_uniform()
     )
@@ -48,7 +50,7 @@ def trace_model(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def trace_at(
     model: Model, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The trace of a model at unconstrained values; discrete sites have some value."""
+    """The trace of a model at unconstrained values; its discrete sites have arbitrary values."""
 
     def constrained(site: dict[str, Any]) -> Any:
         if site["type"] != "sample" or site["name"] not in values:
@@ -62,7 +64,10 @@ def trace_at(
 def inspect_trace(
     model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], read: Callable[[Any], T]
 ) -> T:
-    """What ``read`` says of the model's trace, which is made abstractly: nothing is computed."""
+    """The result of ``read`` for the model's trace.
+
+    The trace is abstract: its arrays have shapes and types, but nothing is computed.
+    """
     found: list[T] = []
     jax.eval_shape(lambda: found.append(read(trace_model(model, args, kwargs))))
     return found[0]

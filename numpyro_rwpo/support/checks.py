@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_TINY, _HUGE = 1e-18, 1e18
-_MOST_PARTICLES = 2**30  # particles are counted by 32-bit indices
-
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices`` and of the same type."""
@@ -34,10 +31,10 @@ def check_range(name: str, value: Any, low: float, high: float) -> None:
         raise TypeError(f"`{name}` must be a number; got {value!r}.") from None
     if not low < number < high:
         raise ValueError(f"`{name}` must lie strictly between {low} and {high}; got {value!r}.")
-    if not _TINY < number < _HUGE:
+    if not 1e-18 < number < 1e18:
         raise ValueError(
-            f"`{name}` must lie between {_TINY:g} and {_HUGE:g}, the range in which single "
-            f"precision can square it; got {value!r}."
+            f"`{name}` must lie between 1e-18 and 1e+18, the range in which single precision can "
+            f"square it; got {value!r}."
         )
 
 
@@ -52,10 +49,11 @@ def check_num_particles(value: Any) -> None:
             f"`num_particles` must be at least 4; got {value}. The ensemble's moments tune the "
             "sampler; leave it None to have a number picked from the dimension."
         )
-    if int(value) > _MOST_PARTICLES:
+    most = 2**30  # Particles and their draws are counted by 32-bit integers.
+    if int(value) > most:
         raise ValueError(
-            f"`num_particles` must be at most {_MOST_PARTICLES}; got {value}. Draws of one chain "
-            "may exceed the number of particles: leave it None."
+            f"`num_particles` must be at most {most}; got {value}. Draws of one chain may exceed "
+            "the number of particles: leave it None."
         )
 
 

@@ -4,9 +4,6 @@ from typing import Any
 
 import jax
 
-# Elements of the particles of all chains up to which a warm-up of some hundred gradients runs for
-# less time than XLA's optimization of its code takes.
-_SMALL = 2**18
 _QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
@@ -20,5 +17,7 @@ def quick_options(num_elements: int) -> dict[str, Any] | None:
     ``None`` where it runs long enough to be worth optimizing, and on devices other than CPUs,
     which do not know these options.
     """
-    is_small = jax.default_backend() == "cpu" and num_elements <= _SMALL
+    # Up to 2^18 elements in the particles of all chains, a warm-up of some hundred gradients runs
+    # for less time than XLA takes to optimize its code.
+    is_small = jax.default_backend() == "cpu" and num_elements <= 2**18
     return dict(_QUICK) if is_small else None

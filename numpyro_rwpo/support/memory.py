@@ -6,16 +6,6 @@ from pathlib import Path
 
 import jax
 
-# The minimum number of arrays of the ensemble's size that exist at the same time in a step:
-# positions and gradients before and after, momenta, forces, random numbers, whitened positions.
-_ENSEMBLE_ARRAYS = 8
-# The square arrays of a dense metric: two moments, factor, inverse, covariance.
-_DENSE_ARRAYS = 5
-
-# Share of the memory maps that a process may have, beyond which a run warns that they are running
-# out. The rest is enough for some ten runs on data of a new shape.
-_MAX_SHARE_OF_MAPS = 0.8
-
 
 def device_bytes() -> int | None:
     """Memory of the first device of this process; ``None`` if the device does not report it."""
@@ -45,8 +35,11 @@ def check_memory(
         MemoryError: the minimum memory of the run exceeds that of the device.
     """
     limit = device_bytes()
-    ensemble = _ENSEMBLE_ARRAYS * num_chains * num_particles * dim * itemsize
-    metric = _DENSE_ARRAYS * num_chains * dim**2 * itemsize if dense else 0
+    # At least eight arrays of the ensemble's size exist at the same time in a step: positions and
+    # gradients before and after, momenta, forces, random numbers, whitened positions.
+    ensemble = 8 * num_chains * num_particles * dim * itemsize
+    # A dense metric has five square arrays: two moments, factor, inverse, covariance.
+    metric = 5 * num_chains * dim**2 * itemsize if dense else 0
     if limit is None or ensemble + metric <= limit:
         return
     advice = "lower `num_particles`, or run fewer chains at a time (`chain_method='sequential'`)"
@@ -79,7 +72,8 @@ def check_memory_maps() -> None:
         UserWarning: four fifths of the maps are in use.
     """
     maps = memory_maps()
-    if maps is None or maps[0] <= _MAX_SHARE_OF_MAPS * maps[1]:
+    # The last fifth is enough for some ten runs on data of a new shape.
+    if maps is None or maps[0] <= 0.8 * maps[1]:
         return
     warnings.warn(
         f"Compiled programs use most of the memory maps that Linux allows a process: {maps[0]:,} "

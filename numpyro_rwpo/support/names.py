@@ -7,7 +7,7 @@ from typing import Any
 def qualified_name(thing: Any) -> str:
     """The name of a function or class with that of its module.
 
-    Of a partial it is the name of the function inside, of any other object that of its class.
+    A partial has the name of the function inside, and any other object that of its class.
     """
     if isinstance(thing, partial):
         return qualified_name(thing.func)

@@ -31,7 +31,7 @@ def bound(noise: float | None) -> Target:
         (noise,),
         {},
         init_strategy=numpyro.infer.init_to_uniform,
-        nonsmooth="auto",
+        laplace_sites="auto",
         differentiation=Differentiation(1.0, False),
     )
     return source.bind((noise,), {}).target()

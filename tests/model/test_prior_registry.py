@@ -101,7 +101,9 @@ def test_errors(priors: Any, error: type[Exception], message: str) -> None:
 
 def test_a_function_that_makes_no_prior() -> None:
     kernel = light(priors={dist.Normal: lambda site: site.loc})
-    with pytest.raises(TypeError, match="What `priors` makes of Normal must have the methods of"):
+    with pytest.raises(
+        TypeError, match="function for Normal in `priors` must return an object with the methods"
+    ):
         run_mcmc(kernel, Y, num_warmup=4, num_samples=4)
 
 

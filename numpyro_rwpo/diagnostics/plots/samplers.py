@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 # scatters by 14% of its mean.
 _RANK_BINS = 20
 
-# Points of each sampler in a scatter plot; more of them would hide those of the other samplers.
-_MAX_POINTS = 1000
-
 
 class ComparedSamplers(Protocol):
     """The part of a comparison that is drawn."""
@@ -125,7 +122,8 @@ def _plot_ranks(axes: "Axes", samplers: Sequence[Draws], index: int) -> None:
 def _plot_pair(axes: "Axes", samplers: Sequence[Draws], pair: np.ndarray) -> None:
     for sampler, color in zip(samplers, cycle_colors(len(samplers)), strict=True):
         flat = sampler.values.reshape(-1, sampler.values.shape[2])
-        shown = flat[:: max(1, len(flat) // _MAX_POINTS)]
+        # About a thousand points of each sampler; more would hide those of the others.
+        shown = flat[:: max(1, len(flat) // 1000)]
         axes.scatter(shown[:, pair[0]], shown[:, pair[-1]], s=4, alpha=0.4, color=color, lw=0)
     axes.set_xlabel(samplers[0].names[pair[0]])
     axes.set_ylabel(samplers[0].names[pair[-1]])
