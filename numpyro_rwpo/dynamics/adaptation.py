@@ -68,9 +68,9 @@ STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
 # Largest disagreement of the ensembles of all chains. Of 64 independent draws each it is 1/64 on
 # average, and below 0.1 for all of a thousand statistics of four chains; 0.2 makes R-hat 1.1.
 MAX_DISAGREEMENT = 0.2
-# Largest share of divergent trajectories, a running mean over some five sweeps of all chains: three
-# or four of 256 particles. Where more diverge, they avoid a part of the posterior.
-MAX_DIVERGING = 0.003
+# Largest share of divergent trajectories, a running mean over some five sweeps: one particle of 64
+# that diverges adds 0.003. Where more do, the particles avoid a part of the posterior.
+MAX_DIVERGING = 0.005
 # Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
 # thousand with which NUTS warms up by default.
 MAX_TRAJECTORIES = 4000
@@ -111,7 +111,7 @@ class Adaptation(NamedTuple):
         potential: running mean of the particles' mean potential, scalar.
         jump_rate: running mean of the acceptance of jumps to the user's proposal, scalar.
         accept_prob: running mean of each particle's acceptance probability, (num_particles,).
-        diverging: running mean of the share of divergent trajectories of all chains, scalar.
+        diverging: running mean of the share of divergent trajectories, scalar.
         disagreement: see :func:`disagreement`, of the ensembles as they are.
         finished_at: number of updates when the estimates were steady or the budget was spent; 0
             until then.
@@ -423,7 +423,7 @@ def adapt(
         total_updates=adaptation.total_updates + 1,
         num_steps=adaptation.num_steps + num_steps,
         chosen=_cheapest(learned, target, preferred),
-        diverging=_blend(adaptation.diverging, target.placement.chain_mean(diverging), recent),
+        diverging=_blend(adaptation.diverging, diverging, recent),
         disagreement=disagreement(after, learned.moments.mean, target),
     )
     is_steady = _is_steady(learned, mean, spread, settings)
