@@ -68,6 +68,9 @@ STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
 # Largest disagreement of the ensembles of all chains. Of 64 independent draws each it is 1/64 on
 # average, and below 0.1 for all of a thousand statistics of four chains; 0.2 makes R-hat 1.1.
 MAX_DISAGREEMENT = 0.2
+# Largest share of divergent trajectories, a running mean over some five sweeps: one particle of 64
+# that diverges adds 0.003. Where more do, the particles avoid a part of the posterior.
+MAX_DIVERGING = 0.005
 # Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
 # thousand with which NUTS warms up by default.
 MAX_TRAJECTORIES = 4000
@@ -257,6 +260,14 @@ def _adapt_step(
     return log_step + jnp.where(accept_prob < HOPELESS, -math.log(10), change)
 
 
+def _has_diverged(sweep: Sweep, adaptation: Adaptation) -> jax.Array:
+    """Particles that diverge although they usually move, (num_particles,).
+
+    Those that placement left far outside diverge at any step size that suits the others.
+    """
+    return sweep.diverging & (adaptation.accept_prob > STUCK)
+
+
 def _learn_sweep(
     adaptation: Adaptation,
     number: jax.Array,
@@ -271,8 +282,7 @@ def _learn_sweep(
     uses = adaptation.uses[number]
     weight = jnp.maximum(1 / (1.0 + uses), MEMORY)
     accept_prob = sweep.accept_prob.mean()
-    # Particles that placement left far outside diverge at any step size that suits the others.
-    diverged = jnp.any(sweep.diverging & (adaptation.accept_prob > STUCK))
+    diverged = _has_diverged(sweep, adaptation).any()
     is_cautious = diverged & (accept_prob < CAUTIOUS_ACCEPTANCE)
     ceiling = adaptation.log_ceiling[number]
     lower = jnp.minimum(ceiling, jnp.log(step_size) - CAUTION)
@@ -313,12 +323,13 @@ def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> j
 def _is_steady(
     adaptation: Adaptation, mean: jax.Array, spread: jax.Array, settings: Settings
 ) -> jax.Array:
-    """Whether all chains agree, and step size and mean potential have stopped changing, scalar."""
+    """Whether all chains agree, few diverge, and step size and potential stay the same, scalar."""
     trial = TRIAL_UPDATES * len(settings.flows) if len(settings.flows) > 1 else 0
     ahead = (adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
     steady = jnp.abs(ahead) < STEADY_STEP
     steady &= jnp.abs(mean - adaptation.potential) < STEADY_POTENTIAL * spread
     steady &= adaptation.disagreement < MAX_DISAGREEMENT
+    steady &= adaptation.diverging < MAX_DIVERGING
     return steady & (adaptation.updates >= trial + MIN_UPDATES)
 
 
@@ -403,6 +414,8 @@ def adapt(
         learned = learned._replace(jump_rate=rate)
     weight = jnp.maximum(1 / (1.0 + adaptation.updates), MEMORY)
     learned = learn_moments(learned, after, target, weight)
+    recent = jnp.maximum(1 / (1.0 + adaptation.updates), RECENT)
+    diverging = _has_diverged(sweep, adaptation).mean(dtype=learned.log_step.dtype)
     height = potential(after, target)
     mean, spread = jnp.mean(height), jnp.std(height)
     learned = learned._replace(
@@ -410,16 +423,15 @@ def adapt(
         total_updates=adaptation.total_updates + 1,
         num_steps=adaptation.num_steps + num_steps,
         chosen=_cheapest(learned, target, preferred),
+        diverging=_blend(adaptation.diverging, diverging, recent),
         disagreement=disagreement(after, learned.moments.mean, target),
     )
     is_steady = _is_steady(learned, mean, spread, settings)
     is_first = (is_steady | _is_spent(learned, settings)) & (adaptation.finished_at == 0)
-    recent = jnp.maximum(1 / (1.0 + adaptation.updates), RECENT)
     accept_prob = _blend(adaptation.accept_prob, sweep.accept_prob, recent)
     running = _blend(adaptation.potential, mean, jnp.where(adaptation.updates == 0, 1.0, 0.3))
     learned = learned._replace(
         accept_prob=accept_prob,
-        diverging=_blend(adaptation.diverging, sweep.diverging.mean(dtype=mean.dtype), recent),
         finished_at=jnp.where(is_first, learned.updates, adaptation.finished_at),
         is_settled=adaptation.is_settled | (is_first & is_steady),
         potential=running,

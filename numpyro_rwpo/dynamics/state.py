@@ -15,9 +15,6 @@ from numpyro_rwpo.support.sharding import Placement
 
 # Correlation from sweep to sweep above which a single chain is taken not to move.
 MAX_CORRELATION = 0.97
-# Share of divergent trajectories above which one step size does not suit the posterior. With 256
-# particles and some five sweeps in the running mean, ten divergences.
-MAX_DIVERGING = 0.01
 
 
 class Buffer(NamedTuple):
@@ -57,7 +54,6 @@ class WarmUpReport(NamedTuple):
         disagreement: of the ensembles of all chains, see
             :func:`numpyro_rwpo.dynamics.adaptation.disagreement`.
         correlation: of the slowest statistic from one sweep to the next.
-        diverging: share of divergent trajectories in the last sweeps of adaptation.
     """
 
     progress: Progress
@@ -69,7 +65,6 @@ class WarmUpReport(NamedTuple):
     num_rows: jax.Array
     disagreement: jax.Array
     correlation: jax.Array
-    diverging: jax.Array
 
 
 class StepSize(NamedTuple):
@@ -199,7 +194,6 @@ def after_warm_up(warm: WarmUp, number: int) -> Ready:
         num_rows=placement.num_rows,
         disagreement=adaptation.disagreement,
         correlation=adaptation.correlation[..., number, :].max(-1),
-        diverging=adaptation.diverging,
     )
     return Ready(warm.ensemble, warm.potential, warm.centering, warm.moves[number], report)
 
@@ -259,8 +253,7 @@ def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states:
 def has_converged(report: WarmUpReport) -> bool:
     """Whether the ensembles of all chains look like draws from one distribution.
 
-    They don't where many trajectories diverge: the particles then avoid a part of the posterior. A
-    single chain is also judged by the correlation that its particles keep from sweep to sweep.
+    A single chain is also judged by the correlation that its particles keep from sweep to sweep.
 
     Args:
         report: of all chains, not traced.
@@ -268,4 +261,4 @@ def has_converged(report: WarmUpReport) -> bool:
     is_settled = np.asarray(report.is_settled)
     if is_settled.size == 1 and float(report.correlation[0]) > MAX_CORRELATION:
         return False
-    return bool(np.all(is_settled)) and float(np.mean(report.diverging)) < MAX_DIVERGING
+    return bool(np.all(is_settled))

@@ -88,17 +88,10 @@ def test_disagreement_is_the_square_of_r_hat() -> None:
 
 
 def test_what_has_not_converged_starts_anew() -> None:
-    def report(
-        *is_settled: bool, correlation: float = 0.5, diverging: float = 0.0
-    ) -> SimpleNamespace:
+    def report(*is_settled: bool, correlation: float = 0.5) -> SimpleNamespace:
         settled = np.array(is_settled)
-        return SimpleNamespace(
-            is_settled=settled,
-            correlation=np.full(settled.shape, correlation),
-            diverging=np.full(settled.shape, diverging),
-        )
+        return SimpleNamespace(is_settled=settled, correlation=np.full(settled.shape, correlation))
 
-    assert not has_converged(report(True, True, diverging=0.05))
     assert has_converged(report(True, True))
     assert not has_converged(report(True, False))
     assert has_converged(report(True))
