@@ -1,7 +1,7 @@
 """Adaptation of the moves: metric, step size, number of trajectories between two draws.
 
-Everything is estimated from the ensemble, sweep after sweep, and frozen before the first draw: the
-draws come from a fixed Markov kernel.
+Everything is estimated from the ensemble, sweep after sweep, and frozen before the first draw, so
+that the draws come from a fixed Markov kernel.
 """
 
 import math
@@ -96,26 +96,26 @@ class Adaptation(NamedTuple):
     """Running estimates of one ensemble. Arrays over flows have one row for each flow on trial.
 
     Attributes:
-        updates: sweeps taken so far in this centering, scalar.
-        total_updates: sweeps taken so far, scalar.
+        updates: number of sweeps so far in this centering, scalar.
+        total_updates: number of sweeps so far, scalar.
         chosen: number of the flow that decorrelates most cheaply so far; the same for all chains.
         moments: running moments of the ensemble.
         preconditioner: the Fisher metric of these moments.
         log_step: log step size of each flow.
-        log_step_mean: its running mean, what sampling will use.
+        log_step_mean: running mean of the log step size, which sampling will use.
         log_ceiling: log step size that is not exceeded since trajectories diverged, of each flow.
-        correlation: of the statistics before and after a sweep, across particles,
+        correlation: correlation of the statistics before and after a sweep, across particles,
             (flows, 2 dim + 1).
-        uses: sweeps that each flow has had.
-        num_steps: leapfrog steps of all sweeps, scalar.
+        uses: number of sweeps with each flow.
+        num_steps: number of leapfrog steps of all sweeps, scalar.
         potential: running mean of the particles' mean potential, scalar.
         jump_rate: running mean of the acceptance of jumps to the user's proposal, scalar.
         accept_prob: running mean of each particle's acceptance probability, (num_particles,).
         diverging: running mean of the share of divergent trajectories, scalar.
-        disagreement: see :func:`disagreement`, of the ensembles as they are.
-        finished_at: number of updates when the estimates were steady or the budget was spent; 0
-            until then.
-        is_settled: whether they were steady, scalar.
+        disagreement: disagreement of the present ensembles, see :func:`disagreement`.
+        finished_at: number of updates after which the estimates were steady or the budget was
+            spent; 0 until then.
+        is_settled: whether the estimates were steady, scalar.
     """
 
     updates: jax.Array
@@ -139,7 +139,7 @@ class Adaptation(NamedTuple):
 
 
 def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adaptation:
-    """Before the first sweep: unit moments and a step size from the dimension alone."""
+    """The estimates before the first sweep: unit moments, and step sizes from the dimension."""
     unit = jnp.eye(dim, dtype=dtype) if settings.dense else jnp.ones(dim, dtype)
     factor: Factor = unit
     if settings.rank:
@@ -156,7 +156,7 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
         preconditioner=Preconditioner(factor, factor, jnp.ones(dim, dtype)),
         log_step=log_step,
         log_step_mean=log_step,
-        # A longer rotation than a quarter turn would turn back.
+        # A rotation by more than a quarter turn would turn back.
         log_ceiling=jnp.full_like(log_step, math.log(TRAJECTORY_LENGTH)),
         correlation=jnp.ones((len(settings.flows), 2 * dim + 1), dtype),
         uses=jnp.zeros(len(settings.flows), int),
@@ -172,15 +172,15 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
 
 
 def _blend(old: jax.Array, new: jax.Array, weight: jax.Array | float) -> jax.Array:
-    # Not old + weight * (new - old): at weight 1 that is new with the rounding of old, and
-    # variances may be ten orders of magnitude smaller than the initial ones.
+    # With old + weight * (new - old), the result at weight 1 would have the rounding errors of old,
+    # and variances may be ten orders of magnitude smaller than the initial ones.
     return jnp.where(jnp.isfinite(new), (1 - weight) * old + weight * new, old)
 
 
 def learn_moments(
     adaptation: Adaptation, ensemble: Ensemble, target: Target, weight: jax.Array | float = 1.0
 ) -> Adaptation:
-    """Blend the moments of an ensemble into the running ones."""
+    """Blend the moments of an ensemble into the running moments."""
     moments = adaptation.moments
     particles, gradients = without_outliers(ensemble.particles, gradient(ensemble, target))
     new = ensemble_moments(particles, gradients, moments.covariance.ndim == 2)
@@ -196,7 +196,7 @@ def learn_moments(
 
 
 def make_flow(name: str, adaptation: Adaptation, target: Target) -> Flow:
-    """The flow of that name in the metric that the moments give."""
+    """The flow of that name in the metric that follows from the moments."""
     mean, preconditioner = adaptation.moments.mean, adaptation.preconditioner
     scale = jnp.sqrt(variances(adaptation.moments))
     if name == "exact":
@@ -211,7 +211,7 @@ def make_move(name: str, number: int, adaptation: Adaptation, target: Target) ->
     """The move that sampling takes with the flow of that name, the ``number``-th on trial."""
     step_size = jnp.exp(adaptation.log_step_mean[number])
     num_steps = num_leapfrog_steps(step_size, MAX_STEPS)
-    # Steps that make exactly a quarter turn together, where they can.
+    # The steps together make exactly a quarter turn, unless that takes too many of them.
     step_size = jnp.where(num_steps < MAX_STEPS, TRAJECTORY_LENGTH / num_steps, step_size)
     slowest = jnp.clip(adaptation.correlation[number].max(), 1e-3, 0.999)
     wanted = jnp.ceil(math.log(KEPT_CORRELATION) / jnp.log(slowest))
@@ -228,13 +228,13 @@ def make_move(name: str, number: int, adaptation: Adaptation, target: Target) ->
 
 
 def whose_turn(adaptation: Adaptation, num_flows: int) -> jax.Array:
-    """Number of the flow that the next sweep takes: each on trial first, then the chosen one."""
+    """Number of the flow of the next sweep: during the trial each in turn, then the chosen one."""
     on_trial = adaptation.updates < TRIAL_UPDATES * num_flows
     return jnp.where(on_trial, lax.rem(adaptation.updates, num_flows), adaptation.chosen)
 
 
 def _standardize(x: jax.Array) -> jax.Array:
-    """Center and scale over particles (axis 0); 0 where all are equal."""
+    """Center and scale over particles (axis 0); 0 if all are equal."""
     centered = x - x.mean(0, keepdims=True)
     spread = jnp.sqrt((centered**2).mean(0, keepdims=True))
     return jnp.where(spread > 0, centered / jnp.where(spread > 0, spread, 1.0), 0.0)
@@ -253,7 +253,7 @@ def _statistics(ensemble: Ensemble, target: Target) -> jax.Array:
 def _adapt_step(
     log_step: jax.Array, accept_prob: jax.Array, aim: float, uses: jax.Array
 ) -> jax.Array:
-    # The mean acceptance over many particles is hardly noisy: a proportional rule is enough.
+    # The mean acceptance over many particles has so little noise that a proportional rule suffices.
     error = accept_prob - aim
     error = jnp.where(error < 0, error / aim, error / (1 - aim))
     change = jnp.maximum(0.7 / (1.0 + uses / 4.0), 0.25) * error
@@ -278,7 +278,7 @@ def _learn_sweep(
     target: Target,
     target_accept_prob: float,
 ) -> Adaptation:
-    """Step size and correlation of the flow that moved ``before`` to ``after``."""
+    """Learn step size and correlation of the flow that moved ``before`` to ``after``."""
     uses = adaptation.uses[number]
     weight = jnp.maximum(1 / (1.0 + uses), MEMORY)
     accept_prob = sweep.accept_prob.mean()
@@ -289,7 +289,7 @@ def _learn_sweep(
     ceiling = jnp.where(is_cautious, lower, ceiling)
     log_step = _adapt_step(adaptation.log_step[number], accept_prob, target_accept_prob, uses)
     log_step = jnp.minimum(log_step, ceiling)
-    # Sampling uses the mean over the later sweeps: the first ones only find the range.
+    # Sampling uses the mean over the later sweeps, because the first ones only find the range.
     late = jnp.maximum(2 / (2.0 + uses), 2 * MEMORY)
     log_step_mean = _blend(adaptation.log_step_mean[number], log_step, late)
     log_step_mean = jnp.minimum(log_step_mean, ceiling)
@@ -309,8 +309,7 @@ def _learn_sweep(
 def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> jax.Array:
     """Number of the flow whose slowest statistic decorrelates most per gradient.
 
-    All chains together decide, so that one compiled program serves them all; they share nothing
-    else.
+    All chains decide together, so that one compiled program serves them all.
     """
     slowest = jnp.clip(adaptation.correlation.max(1), 1e-3, 0.999)
     num_steps = num_leapfrog_steps(jnp.exp(adaptation.log_step_mean), MAX_STEPS)
@@ -334,15 +333,15 @@ def _is_steady(
 
 
 def disagreement(ensemble: Ensemble, center: jax.Array, target: Target) -> jax.Array:
-    """Variance of the chains' means over the variance within chains, at its largest, scalar.
+    """The largest ratio of the variance of the chains' means to the variance within chains, scalar.
 
-    Of the positions, their absolute deviations and the potential, each particle a draw: R-hat
-    without the square root. A single chain has no other to disagree with.
+    This is about the square of R-hat, minus one. It is computed for the positions, their absolute
+    deviations, and the potential, and every particle counts as a draw. For a single chain it is 0.
 
     Args:
         ensemble: evaluated particles of one chain.
-        center: about the mean of the positions, (dim,).
-        target: knows the axis of the chains.
+        center: approximate mean of the positions, (dim,).
+        target: the posterior, whose placement has the name of the axis of chains.
     """
     placement = target.placement
     deviation = ensemble.particles - placement.chain_mean(center)[None]
@@ -361,8 +360,8 @@ def disagreement(ensemble: Ensemble, center: jax.Array, target: Target) -> jax.A
 def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
     """Whether warm-up costs more than these moves can be worth, scalar.
 
-    Either it has spent what NUTS would, or its trajectories are so long that trees, which end by
-    themselves, are cheaper.
+    Either it has spent as many gradients as the warm-up of NUTS would, or its trajectories are so
+    long that NUTS transitions are cheaper.
     """
     num_steps = num_leapfrog_steps(jnp.exp(adaptation.log_step[adaptation.chosen]), MAX_STEPS)
     spent = settings.num_particles * adaptation.num_steps > MAX_TRAJECTORIES * num_steps
@@ -381,21 +380,21 @@ def adapt(
     target_accept_prob: float,
     preferred: ArrayLike = -1,
 ) -> tuple[Ensemble, Adaptation]:
-    """One update: a sweep with the flow whose turn it is, and what is learned from it.
+    """One update: a sweep with the flow whose turn it is, from which the estimates are updated.
 
     Args:
         rng_key: one key.
         ensemble: evaluated particles.
         adaptation: estimates so far.
         target: the posterior.
-        settings: of the run.
+        settings: settings of the run.
         target_accept_prob: acceptance probability at which the step size aims.
-        preferred: number of the flow that is kept unless another is eight times as good, -1 for
+        preferred: number of the flow that is kept unless another one is eight times as good, -1 for
             none.
     """
     number = whose_turn(adaptation, len(settings.flows))
     log_step = adaptation.log_step[number]
-    # While the step size is still far too small, a quarter turn would take hundreds of steps.
+    # As long as the step size is far too small, a quarter turn would take hundreds of steps.
     most = jnp.minimum(4 * 2 ** jnp.minimum(adaptation.uses[number], 8), MAX_STEPS)
     num_steps = num_leapfrog_steps(jnp.exp(log_step), most)
     step_size = jnp.where(num_steps < most, TRAJECTORY_LENGTH / num_steps, jnp.exp(log_step))
@@ -436,14 +435,18 @@ def adapt(
         is_settled=adaptation.is_settled | (is_first & is_steady),
         potential=running,
     )
-    # Placement can leave particles where the step size of all others is far too long.
+    # Placement can leave particles in places where the step size of all others is far too long.
     is_lost = is_far(height) & (accept_prob < LOST) & (learned.updates >= TRIAL_UPDATES)
     is_stuck = is_first & (accept_prob < STUCK)
     return replace(after, is_lost | is_stuck, target), learned
 
 
 def is_finished(adaptation: Adaptation, settings: Settings) -> jax.Array:
-    """Whether warm-up is over, scalar: the last updates part particles that were put together."""
+    """Whether warm-up is over, scalar.
+
+    A few updates follow after the estimates are steady, in which particles that were moved onto
+    others part from them.
+    """
     is_over = (adaptation.finished_at > 0) & (
         ~adaptation.is_settled | (adaptation.updates >= adaptation.finished_at + LAST_UPDATES)
     )

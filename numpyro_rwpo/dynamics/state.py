@@ -1,4 +1,4 @@
-"""The state of one ensemble as NumPyro carries it."""
+"""The state of one ensemble that NumPyro passes from iteration to iteration."""
 
 from typing import Any, NamedTuple
 
@@ -13,23 +13,24 @@ from numpyro_rwpo.dynamics.trees import NUM_UPDATES, TreeMove, TreeWarmUp
 from numpyro_rwpo.dynamics.warmup import WarmUp
 from numpyro_rwpo.support.sharding import Placement
 
-# Correlation from sweep to sweep above which a single chain is taken not to move.
+# A single chain is considered not to move if the correlation of its slowest statistic between two
+# successive sweeps is above this limit.
 MAX_CORRELATION = 0.97
 
 
 class Buffer(NamedTuple):
-    """States that a refresh has made and that are drawn one after another.
+    """The states that a refresh has made, which are drawn one after another.
 
-    Draw t since the refresh is state t mod S of particle t // S, with S the number of states, so
-    that what ArviZ sees as neighbors are successive states of one particle.
+    Draw t since the refresh is state t mod S of particle t // S, where S is the number of states.
+    Neighboring draws of a chain are therefore successive states of one particle.
 
     Attributes:
-        particles: (num_particles, S, dim).
-        potential: the whole potential, (num_particles, S).
-        accept_prob: mean acceptance probability since the state before, (num_particles, S).
-        diverging: whether a trajectory diverged since the state before, (num_particles, S).
-        energy: potential plus kinetic energy where the last trajectory ended, (num_particles, S).
-        num_steps: gradient evaluations since the state before, (num_particles, S).
+        particles: positions, (num_particles, S, dim).
+        potential: potential, prior included, (num_particles, S).
+        accept_prob: mean acceptance probability since the previous state, (num_particles, S).
+        diverging: whether a trajectory diverged since the previous state, (num_particles, S).
+        energy: potential plus kinetic energy at the end of the last trajectory, (num_particles, S).
+        num_steps: number of gradient evaluations since the previous state, (num_particles, S).
     """
 
     particles: jax.Array
@@ -41,19 +42,19 @@ class Buffer(NamedTuple):
 
 
 class WarmUpReport(NamedTuple):
-    """What warm-up did, for :func:`numpyro_rwpo.diagnose`.
+    """A record of warm-up, for :func:`numpyro_rwpo.diagnose`.
 
     Attributes:
-        progress: of the transport.
-        evidence: lower bounds of descent and plain start, (2,).
-        is_descent: whether the descent's placement was kept.
-        num_updates: sweeps of adaptation.
+        progress: progress of the transport.
+        evidence: evidence lower bounds of descent and plain start, (2,).
+        is_descent: whether the placement of the descent was kept.
+        num_updates: number of sweeps of adaptation.
         is_settled: whether adaptation ended because its estimates were steady.
-        num_gradients: gradient evaluations of the whole ensemble.
-        num_rows: gradient evaluations one after another.
-        disagreement: of the ensembles of all chains, see
+        num_gradients: number of gradient evaluations, of all particles together.
+        num_rows: number of gradient evaluations one after another.
+        disagreement: disagreement of the ensembles of all chains, see
             :func:`numpyro_rwpo.dynamics.adaptation.disagreement`.
-        correlation: of the slowest statistic from one sweep to the next.
+        correlation: correlation of the slowest statistic from one sweep to the next.
     """
 
     progress: Progress
@@ -68,40 +69,41 @@ class WarmUpReport(NamedTuple):
 
 
 class StepSize(NamedTuple):
-    """Where NUTS has its step size: ``adapt_state.step_size``.
+    """The step size under the name that it has with NUTS, ``adapt_state.step_size``.
 
     Attributes:
-        step_size: leapfrog step size, whitened units.
+        step_size: leapfrog step size in whitened units.
     """
 
     step_size: jax.Array
 
 
 class RWPOState(NamedTuple):
-    """State of one ensemble (with a leading chain axis when chains are vectorized).
+    """State of one ensemble, with a leading chain axis if chains are vectorized.
 
     The fields from ``z`` to ``energy``, and ``i``, ``mean_accept_prob`` and
-    ``adapt_state.step_size``, have the names that NUTS gives them; any of them may be among the
+    ``adapt_state.step_size``, have the same names as with NUTS. All fields may be among the
     ``extra_fields`` of ``MCMC.run``.
 
     Attributes:
-        iteration: NumPyro iteration, negative during warm-up, 0 at the first draw; never batched.
+        iteration: number of the NumPyro iteration, negative during warm-up and 0 at the first draw;
+            never batched.
         z: the emitted particle, unconstrained, in the user's structure.
-        diverging: whether the emitted particle diverged since its state before.
+        diverging: whether the emitted particle diverged since its previous state.
         potential_energy: minus the log density at ``z``, up to a constant.
-        accept_prob: the emitted particle's mean acceptance probability since its state before.
-        num_steps: gradient evaluations of the emitted particle since its state before.
-        energy: `potential_energy` plus the kinetic energy where the particle's last trajectory
-            ended.
-        num_gradients: gradient evaluations of the whole ensemble since the start, warm-up included.
-        step_size: leapfrog step size, whitened units.
-        rng_key: random key; each refresh folds its iteration into it.
-        centering: parameterization of Laplace sites with latent scales, see
+        accept_prob: mean acceptance probability of the emitted particle since its previous state.
+        num_steps: number of gradient evaluations of the emitted particle since its previous state.
+        energy: ``potential_energy`` plus the kinetic energy at the end of the particle's last
+            trajectory.
+        num_gradients: number of gradient evaluations of all particles together, warm-up included.
+        step_size: leapfrog step size in whitened units.
+        rng_key: random key, into which each refresh folds its iteration.
+        centering: parameterization of sites with latent scales, see
             :mod:`numpyro_rwpo.model.laplace_sites`.
         ensemble: the particles, evaluated.
-        move: frozen tuning.
-        buffer: states to draw.
-        warm_up: what warm-up did.
+        move: the move that sampling uses, which does not change any more.
+        buffer: the states that are drawn one after another.
+        warm_up: record of warm-up.
     """
 
     iteration: jax.Array
@@ -136,7 +138,7 @@ class RWPOState(NamedTuple):
         return StepSize(self.step_size)
 
     def __getitem__(self, name: Any) -> Any:
-        """A field by its number; a name comes here where no field has it.
+        """A field by its number. NumPyro passes a name only if there is no such field.
 
         Raises:
             ValueError: There is no such field.
@@ -156,7 +158,7 @@ STATE_AXES = RWPOState(*_AXES)
 
 
 def placed_state(state: RWPOState, placement: Placement) -> RWPOState:
-    """The state with its particles shared out, and a copy of all else on every device."""
+    """The state with its particles sharded, and a copy of everything else on every device."""
     if placement.mesh is None:
         return state
     ensemble, buffer = placement.rows((state.ensemble, state.buffer))
@@ -168,10 +170,10 @@ class Ready(NamedTuple):
 
     Attributes:
         ensemble: evaluated particles.
-        potential: the whole potential at them, (num_particles,).
-        centering: parameterization of Laplace sites with latent scales.
-        move: frozen tuning.
-        warm_up: what warm-up did.
+        potential: potential at the particles, prior included, (num_particles,).
+        centering: parameterization of sites with latent scales.
+        move: the move that sampling uses.
+        warm_up: record of warm-up.
     """
 
     ensemble: Ensemble
@@ -199,7 +201,7 @@ def after_warm_up(warm: WarmUp, number: int) -> Ready:
 
 
 def after_trees(ready: Ready, trees: TreeWarmUp) -> Ready:
-    """The small ensemble of trees in the place of one that did not settle."""
+    """The small ensemble of NUTS transitions, in the place of one that did not settle."""
     report = ready.warm_up._replace(
         num_updates=jnp.full_like(ready.warm_up.num_updates, NUM_UPDATES),
         is_settled=jnp.ones_like(ready.warm_up.is_settled),
@@ -210,13 +212,13 @@ def after_trees(ready: Ready, trees: TreeWarmUp) -> Ready:
 
 
 def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states: int) -> RWPOState:
-    """State before NumPyro's first iteration.
+    """The state before NumPyro's first iteration.
 
     Args:
         rng_key: one key, for all refreshes.
         ready: the ensemble after warm-up.
-        num_warmup: NumPyro's iterations before the first draw.
-        num_states: successive states of a particle that a refresh makes.
+        num_warmup: number of NumPyro's iterations before the first draw.
+        num_states: number of successive states of a particle that a refresh makes.
     """
     particles = ready.ensemble.particles
     shape = (particles.shape[0], num_states)
@@ -233,7 +235,7 @@ def initial_state(rng_key: jax.Array, ready: Ready, num_warmup: int, num_states:
     return RWPOState(
         iteration=jnp.array(-num_warmup),
         z=particles[0],
-        # Of the ensemble's own batching: NumPyro's buffers are shaped by the first state.
+        # This has the batch axes of the ensemble, because NumPyro shapes its buffers by this state.
         diverging=~jnp.isfinite(particles[0]).all(),
         potential_energy=ready.potential[0],
         accept_prob=jnp.ones_like(ready.potential[0]),

@@ -56,7 +56,7 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
             msg["fn"] = self._base(msg["fn"])
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        """Replace the value of the base site, which came from outside, by that of the user's site."""
+        """Replace the value of the base site by the value of the user's site."""
         if msg["type"] != "sample" or msg["name"] not in self._originals:
             return
         msg["fn"] = self._originals.pop(msg["name"])
