@@ -128,6 +128,11 @@ class Window(NamedTuple):
         square = square + change**2 * self.number * count / number
         return Window(number, self.mean + change * count / number, square)
 
+    def regularized_variance(self) -> jax.Array:
+        """The variances, shrunk toward 1e-3 with the weight of five particles, as Stan does it."""
+        variance = self.square / self.number
+        return (self.number * variance + 5e-3) / (self.number + 5)
+
 
 class TreeWarmUp(NamedTuple):
     """A small ensemble that warms up as NUTS does.
@@ -167,8 +172,7 @@ def warm_up_trees(
         num_warmup: the most updates.
         aim: acceptance probability at which the step size aims.
     """
-    num_particles, dim = particles.shape
-    dtype = particles.dtype
+    num_particles = particles.shape[0]
     num_updates = min(NUM_UPDATES, num_warmup)
     windows = jnp.array([w * num_updates // NUM_UPDATES for w in WINDOWS])
 
@@ -181,23 +185,14 @@ def warm_up_trees(
         accept_prob = accept_probs.mean()
         # Updates since the metric last changed.
         since = i - jnp.max(jnp.where(windows <= i, windows, 0))
-        error = accept_prob - aim
-        error = jnp.where(error < 0, error / aim, error / (1 - aim))
-        log_step = jnp.log(state.move.step_size)
-        log_step = log_step + jnp.maximum(1.0 / (1.0 + since / 4.0), 0.1) * error
-        weight = jnp.maximum(2 / (2.0 + since), 0.05)
-        log_step_mean = (1 - weight) * state.log_step_mean + weight * log_step
-
+        log_step, log_step_mean = _adapted_step(state, accept_prob, since, aim)
         window = state.window.with_batch(ensemble.particles)
         is_end = jnp.any(windows == i + 1)
         # Where the start left particles in a neck, they would hold the step size down for all.
         total = state.accept_prob + accept_probs
         is_stuck = is_end & (total * num_particles / window.number < STUCK)
         ensemble = replace(ensemble, is_stuck, target)
-        variance = window.square / window.number
-        # Stan's regularization.
-        number = window.number
-        variance = (number * variance + 5e-3) / (number + 5)
+        variance = window.regularized_variance()
         usable = is_end & jnp.isfinite(variance).all()
         scale = jnp.where(usable, jnp.sqrt(jnp.maximum(variance, 1e-20)), state.move.flow.scale)
         keep = jnp.where(is_end, 0.0, 1.0)
@@ -213,8 +208,16 @@ def warm_up_trees(
             state.num_rows + sweep.num_steps.max(),
         )
 
+    state = lax.fori_loop(0, num_updates, update, _before_updates(particles, target))
+    return state._replace(move=state.move._replace(step_size=jnp.exp(state.log_step_mean)))
+
+
+def _before_updates(particles: jax.Array, target: Target) -> TreeWarmUp:
+    """Evaluated particles with a unit metric and the first step size."""
+    num_particles, dim = particles.shape
+    dtype = particles.dtype
     ensemble = evaluate(particles, target)
-    start = TreeWarmUp(
+    return TreeWarmUp(
         ensemble,
         potential(ensemble, target),
         target.centering,
@@ -225,5 +228,15 @@ def warm_up_trees(
         jnp.array(num_particles),
         jnp.array(1),
     )
-    state = lax.fori_loop(0, num_updates, update, start)
-    return state._replace(move=state.move._replace(step_size=jnp.exp(state.log_step_mean)))
+
+
+def _adapted_step(
+    state: TreeWarmUp, accept_prob: jax.Array, since: jax.Array, aim: float
+) -> tuple[jax.Array, jax.Array]:
+    """The log step size and its running mean, ``since`` updates after the last change of metric."""
+    error = accept_prob - aim
+    error = jnp.where(error < 0, error / aim, error / (1 - aim))
+    log_step = jnp.log(state.move.step_size)
+    log_step = log_step + jnp.maximum(1.0 / (1.0 + since / 4.0), 0.1) * error
+    weight = jnp.maximum(2 / (2.0 + since), 0.05)
+    return log_step, (1 - weight) * state.log_step_mean + weight * log_step
