@@ -5,59 +5,32 @@ with the inverse Hessian estimate are compared by their evidence lower bound, an
 drawn from the best ones (Zhang, Carpenter, Gelman and Vehtari 2022, Pathfinder). Since the bound
 decides, and not the optimum, the start is also useful if the mode is not (funnels, unbounded
 densities).
-
-The inverse Hessian is kept as a product of rank-one factors (Brodlie, Gourlay and Greenstadt 1973).
-With :math:`b = H^{-1} s` and the gradient difference :math:`y` of a step s,
-
-.. math:: H_{k+1} = A H_k A^\top, \quad A = I + s z^\top, \quad
-          z = b / \sqrt{s^\top y\, s^\top b} - y / s^\top y,
-
-which is the BFGS update. For a draw from :math:`N(0, H)`, the factors are applied to white noise.
-The determinant is multiplied by :math:`s^\top b / s^\top y` in each update, and no matrix has to be
-factorized.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 
-from numpyro_rwpo.dynamics.ensemble import is_usable
+from numpyro_rwpo.dynamics.bfgs import (
+    Descent,
+    History,
+    PotentialAndGrad,
+    apply_factors,
+    descend,
+    first_descent,
+)
 from numpyro_rwpo.model.target import Target
-
-PotentialAndGrad = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 NUM_PATHS = 8
 NUM_ROUNDS = 12  # comparisons of the evidence lower bound along a path
 EVALUATIONS_PER_ROUND = 8
 NUM_DRAWS = 64  # of all paths together, for one comparison
-_ARMIJO = 1e-4
-_BACKTRACK = 0.2
 # Nats by which the evidence of all paths together must rise in a round for them to go on, and the
 # rounds that may pass without that: less is within the noise of eight draws a path.
 _GAIN, _IDLE_ROUNDS = 1.0, 2
-_CURVATURE = 1e-6  # smallest cosine between step and gradient difference that enters H
-
-
-class History(NamedTuple):
-    """Inverse Hessian of every path, ``H = F F^T`` with ``F = A_n ... A_1 sqrt(initial)``.
-
-    Attributes:
-        steps: s, (num_paths, length, dim).
-        duals: z, (num_paths, length, dim); 0 beyond ``num_factors``.
-        initial: the initial inverse Hessian, a multiple of the identity, (num_paths,).
-        num_factors: number of factors in use, (num_paths,).
-        log_det: log determinant of H, (num_paths,).
-    """
-
-    steps: jax.Array
-    duals: jax.Array
-    initial: jax.Array
-    num_factors: jax.Array
-    log_det: jax.Array
 
 
 class Cost(NamedTuple):
@@ -70,26 +43,6 @@ class Cost(NamedTuple):
 
     num_gradients: jax.Array
     num_rows: jax.Array
-
-
-class Descent(NamedTuple):
-    """The positions of the paths, and the points that they try next.
-
-    Attributes:
-        position: position, (num_paths, dim).
-        value: potential, (num_paths,).
-        gradient: gradient of the potential, (num_paths, dim).
-        direction: search direction, (num_paths, dim).
-        length: share of the direction to try next, (num_paths,).
-        history: inverse Hessians.
-    """
-
-    position: jax.Array
-    value: jax.Array
-    gradient: jax.Array
-    direction: jax.Array
-    length: jax.Array
-    history: History
 
 
 class Best(NamedTuple):
@@ -111,97 +64,10 @@ class Best(NamedTuple):
     log_det: jax.Array
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return (a * b).sum(-1)
-
-
-def _newton_direction(gradient: jax.Array, history: History) -> jax.Array:
-    """The quasi-Newton direction -H g of every path, (num_paths, dim)."""
-    last = history.num_factors.max()
-
-    def transposed(i: jax.Array, q: jax.Array) -> jax.Array:
-        j = last - 1 - i
-        return q + history.duals[:, j] * _dot(history.steps[:, j], q)[:, None]
-
-    def direct(j: jax.Array, r: jax.Array) -> jax.Array:
-        return r + history.steps[:, j] * _dot(history.duals[:, j], r)[:, None]
-
-    q = lax.fori_loop(0, last, transposed, gradient)
-    return -lax.fori_loop(0, last, direct, history.initial[:, None] * q)
-
-
 def _draws(noise: jax.Array, path: jax.Array, best: Best, history: History) -> jax.Array:
     """Map white noise (n, dim) to the best normal approximation of ``path`` (n,), F noise + x."""
-
-    def factor(j: jax.Array, draws: jax.Array) -> jax.Array:
-        dual = jnp.where((j < best.num_factors)[:, None], history.duals[:, j], 0.0)[path]
-        return draws + history.steps[:, j][path] * _dot(dual, draws)[:, None]
-
     draws = jnp.sqrt(best.initial)[path][:, None] * noise
-    return best.position[path] + lax.fori_loop(0, best.num_factors.max(), factor, draws)
-
-
-def _remember(
-    history: History,
-    step: jax.Array,
-    difference: jax.Array,
-    gradient: jax.Array,
-    length: jax.Array,
-    keep: jax.Array,
-) -> History:
-    """Append a factor to the paths in ``keep``."""
-    curvature = _dot(step, difference)
-    first = history.num_factors == 0
-    scale = curvature / _dot(difference, difference)
-    initial = jnp.where(keep & first, scale, history.initial)
-    # This is b. The step is -length H g, except that the first factor also rescales the initial H.
-    dual_step = jnp.where(first[:, None], step / initial[:, None], -length[:, None] * gradient)
-    quadratic = _dot(step, dual_step)
-    dual = dual_step / jnp.sqrt(curvature * quadratic)[:, None] - difference / curvature[:, None]
-    before = jnp.where(first, step.shape[-1] * jnp.log(initial), history.log_det)
-    log_det = before + jnp.log(quadratic) - jnp.log(curvature)
-    row = jnp.arange(step.shape[0])
-    keep &= jnp.all(jnp.isfinite(dual), -1) & jnp.isfinite(log_det)
-    slot = jnp.where(keep, history.num_factors, history.steps.shape[1])  # out of bounds: dropped
-    return History(
-        history.steps.at[row, slot].set(step, mode="drop"),
-        history.duals.at[row, slot].set(dual, mode="drop"),
-        jnp.where(keep, initial, history.initial),
-        history.num_factors + keep,
-        jnp.where(keep, log_det, history.log_det),
-    )
-
-
-def _descend(descent: Descent, potential_and_grad: PotentialAndGrad) -> Descent:
-    """Try one point on every path: step there if the potential falls enough, or backtrack."""
-    step = descent.length[:, None] * descent.direction
-    position = descent.position + step
-    value, gradient = potential_and_grad(position)
-    slope = _dot(descent.gradient, descent.direction)
-    # Rounding of the potential must not stop a path that is already at its optimum.
-    slack = 4 * jnp.finfo(value.dtype).eps * jnp.abs(descent.value)
-    bound = descent.value + _ARMIJO * descent.length * slope + slack
-    accepted = is_usable(value, gradient) & (value <= bound)
-    difference = gradient - descent.gradient
-    curvature = _dot(step, difference)
-    curved = curvature > _CURVATURE * jnp.sqrt(_dot(step, step) * _dot(difference, difference))
-    history = _remember(
-        descent.history, step, difference, descent.gradient, descent.length, accepted & curved
-    )
-    position = jnp.where(accepted[:, None], position, descent.position)
-    gradient = jnp.where(accepted[:, None], gradient, descent.gradient)
-    # Before any curvature is known, the direction is the gradient, and a step along it is at most
-    # one unit long.
-    unit = 1 / jnp.maximum(jnp.sqrt(_dot(gradient, gradient)), 1.0)
-    full = jnp.where(history.num_factors == 0, unit, 1.0)
-    return Descent(
-        position,
-        jnp.where(accepted, value, descent.value),
-        gradient,
-        jnp.where(accepted[:, None], _newton_direction(gradient, history), descent.direction),
-        jnp.where(accepted, full, _BACKTRACK * descent.length),
-        history,
-    )
+    return best.position[path] + apply_factors(history, best.num_factors, path, draws)
 
 
 def _smoothed_potential(target: Target) -> PotentialAndGrad:
@@ -310,36 +176,49 @@ def _draws_from(noise: jax.Array, approximations: Approximations) -> jax.Array:
     return _draws(noise, path, approximations.best, approximations.history)
 
 
+class _Search(NamedTuple):
+    """What stays the same in all rounds of :func:`_follow_paths`.
+
+    Attributes:
+        target: the posterior.
+        centering: centering of each path, (num_paths,).
+        noise: white noise for the draws, (num_particles, dim).
+    """
+
+    target: Target
+    centering: jax.Array
+    noise: jax.Array
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws in a round, of all paths together."""
+        return min(NUM_DRAWS, self.noise.shape[0])
+
+    @property
+    def has_duel(self) -> bool:
+        """Whether there is a round that compares the centerings."""
+        return self.target.is_rewritten is not None
+
+    @property
+    def num_last_rounds(self) -> int:
+        """Number of rounds after the descents."""
+        return self.has_duel + math.ceil(self.noise.shape[0] / self.num_draws)
+
+    def of_centering(self, chosen: jax.Array, bound: jax.Array) -> jax.Array:
+        """Evidence lower bounds, -inf for paths of the other centering, (num_paths,)."""
+        return jnp.where(self.centering == chosen, bound, -jnp.inf)
+
+
 def _follow_paths(
     noise: jax.Array, particles: jax.Array, target: Target
 ) -> tuple[jax.Array, jax.Array, jax.Array, Approximations, Cost]:
     """Whether a path was successful, draws, the centering, the mixture, and the cost."""
-    num_particles, dim = particles.shape
-    placement = target.placement
-    num_paths = min(NUM_PATHS, num_particles)
-    length = NUM_ROUNDS * EVALUATIONS_PER_ROUND
-    dtype = particles.dtype
+    num_paths, dtype = min(NUM_PATHS, particles.shape[0]), particles.dtype
     centering = jnp.zeros(num_paths)
     if target.is_rewritten is not None:
         centering = jnp.arange(num_paths) % 2.0
+    search = _Search(target, centering, noise)
     smoothed = _smoothed_potential(target._replace(centering=centering))
-
-    history = History(
-        steps=jnp.zeros((num_paths, length, dim), dtype),
-        duals=jnp.zeros((num_paths, length, dim), dtype),
-        initial=jnp.ones(num_paths, dtype),
-        num_factors=jnp.zeros(num_paths, int),
-        log_det=jnp.zeros(num_paths, dtype),
-    )
-    # A path whose value is infinite accepts the first finite point, which is its own start.
-    descent = Descent(
-        position=particles[:num_paths],
-        value=jnp.full(num_paths, jnp.inf, dtype),
-        gradient=jnp.zeros((num_paths, dim), dtype),
-        direction=jnp.zeros((num_paths, dim), dtype),
-        length=jnp.ones(num_paths, dtype),
-        history=history,
-    )
     best = Best(
         bound=jnp.full(num_paths, -jnp.inf, dtype),
         position=particles[:num_paths],
@@ -347,92 +226,98 @@ def _follow_paths(
         initial=jnp.zeros(num_paths, dtype),
         log_det=jnp.zeros(num_paths, dtype),
     )
-
-    has_centerings = target.is_rewritten is not None
-    num_draws = min(NUM_DRAWS, num_particles)
-    every_path = jnp.arange(num_draws) % num_paths
-
-    def one_round(round_: _Round) -> _Round:
-        """Descend and compare; after the last comparison, draw the particles block by block.
-
-        If there is a choice of centering, the best path of each centering is compared once more
-        between the two, with new draws, because it was chosen by the previous ones. These and the
-        final draws take further rounds, so that draws and their gradients are compiled only once.
-        """
-        i, _, stalled, descent, best, placed, chosen = round_
-        is_last = i >= NUM_ROUNDS
-        is_duel = (i == NUM_ROUNDS) & has_centerings
-        block = jnp.maximum(i - NUM_ROUNDS - has_centerings, 0)
-        row = (block * num_draws + jnp.arange(num_draws)) % num_particles
-        descent = lax.fori_loop(
-            0,
-            jnp.where(is_last, 0, EVALUATIONS_PER_ROUND),
-            lambda _, d: _descend(d, smoothed),
-            descent,
-        )
-        final_path = _share_out(jnp.where(centering == chosen, best.bound, -jnp.inf), num_particles)
-        of_centering = centering[None] == jnp.arange(2)[:, None]
-        rivals = jnp.argmax(jnp.where(of_centering, best.bound[None], -jnp.inf), 1)
-        # In previous rounds, a path had every eighth draw: odd draws if its number is odd, and even
-        # draws otherwise. Here the rivals exchange odd and even draws.
-        rival_path = rivals[(jnp.arange(num_draws) + 1) % 2]
-        path = jnp.where(is_last, jnp.where(is_duel, rival_path, final_path[row]), every_path)
-        white = noise[row]
-
-        history = descent.history
-        here = Best(
-            best.bound, descent.position, history.num_factors, history.initial, history.log_det
-        )
-        source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
-        draws = _draws(white, path, source, history)
-        drawn = target._replace(centering=centering[path])
-        value = drawn.value_and_grad(draws)[0] + drawn.prior_potential(draws)
-        # The energy of the white noise is subtracted; its mean is the same for all paths. If an
-        # approximation is exact, the difference is constant, so that few draws are needed to
-        # distinguish good paths from bad ones.
-        value -= (white**2).sum(1) / 2
-        member = path[None] == jnp.arange(num_paths)[:, None]
-        number = member.sum(1)
-        energy = jnp.where(member, value[None], 0.0).sum(1) / number
-        spread = jnp.where(member, (value[None] - energy[:, None]) ** 2, 0.0).sum(1)
-        bound = source.log_det / 2 - energy
-        # Two standard errors are subtracted, because energies of bad approximations scatter more.
-        judged = bound - 2 * jnp.sqrt(spread) / number
-        judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
-        # All chains choose together, so that their coordinates have the same meaning.
-        judged = target.placement.chain_mean(judged)
-        chosen = jnp.where(is_duel, centering[rivals[jnp.argmax(judged)]], chosen)
-        here = here._replace(bound=jnp.where(is_last, -jnp.inf, bound))
-        better = _keep_better(best, here)
-        # The paths of all chains end at the same time, so that all chains take the same rounds.
-        gain = jax.nn.logsumexp(better.bound) - jax.nn.logsumexp(best.bound)
-        is_idle = placement.chain_mean(jnp.where(gain < _GAIN, 1.0, 0.0)) == 1
-        stalled = jnp.where(is_idle, stalled + 1, 0)
-        is_over = is_last | (stalled >= _IDLE_ROUNDS)
-        return _Round(
-            jnp.where(is_over, jnp.maximum(i + 1, NUM_ROUNDS), i + 1),
-            round_.number + 1,
-            stalled,
-            descent,
-            better,
-            placed.at[row].set(draws),
-            chosen,
-        )
-
-    num_rounds = NUM_ROUNDS + has_centerings + math.ceil(num_particles / num_draws)
+    descent = first_descent(particles[:num_paths], NUM_ROUNDS * EVALUATIONS_PER_ROUND)
     zero = jnp.zeros((), int)
     last = lax.while_loop(
-        lambda round_: round_.which < num_rounds,
-        one_round,
+        lambda round_: round_.which < NUM_ROUNDS + search.num_last_rounds,
+        lambda round_: _one_round(round_, search, smoothed),
         _Round(zero, zero, zero, descent, best, particles, centering[0]),
     )
-    num_descents = last.number - has_centerings - math.ceil(num_particles / num_draws)
+    num_descents = last.number - search.num_last_rounds
     cost = Cost(
-        num_descents * num_paths * EVALUATIONS_PER_ROUND + last.number * num_draws,
+        num_descents * num_paths * EVALUATIONS_PER_ROUND + last.number * search.num_draws,
         num_descents * EVALUATIONS_PER_ROUND + last.number,
     )
-    best, chosen = last.best, last.chosen
-    found = jnp.any(jnp.isfinite(best.bound))
-    bound = jnp.where(centering == chosen, best.bound, -jnp.inf)
-    approximations = Approximations(best, last.descent.history, bound)
-    return found, last.placed, chosen, approximations, cost
+    found = jnp.any(jnp.isfinite(last.best.bound))
+    bound = search.of_centering(last.chosen, last.best.bound)
+    approximations = Approximations(last.best, last.descent.history, bound)
+    return found, last.placed, last.chosen, approximations, cost
+
+
+def _one_round(round_: _Round, search: _Search, smoothed: PotentialAndGrad) -> _Round:
+    """Descend and compare; after the last comparison, draw the particles block by block.
+
+    If there is a choice of centering, the best path of each centering is compared once more between
+    the two, with new draws, because it was chosen by the previous ones. These and the final draws
+    take further rounds, so that draws and their gradients are compiled only once.
+    """
+    i, best, chosen = round_.which, round_.best, round_.chosen
+    num_particles, num_draws = search.noise.shape[0], search.num_draws
+    is_last = i >= NUM_ROUNDS
+    is_duel = (i == NUM_ROUNDS) & search.has_duel
+    block = jnp.maximum(i - NUM_ROUNDS - search.has_duel, 0)
+    row = (block * num_draws + jnp.arange(num_draws)) % num_particles
+    descent = lax.fori_loop(
+        0,
+        jnp.where(is_last, 0, EVALUATIONS_PER_ROUND),
+        lambda _, d: descend(d, smoothed),
+        round_.descent,
+    )
+    final_path = _share_out(search.of_centering(chosen, best.bound), num_particles)
+    of_centering = search.centering[None] == jnp.arange(2)[:, None]
+    rivals = jnp.argmax(jnp.where(of_centering, best.bound[None], -jnp.inf), 1)
+    # In previous rounds, a path had every eighth draw: odd draws if its number is odd, and even
+    # draws otherwise. Here the rivals exchange odd and even draws.
+    rival_path = rivals[(jnp.arange(num_draws) + 1) % 2]
+    every_path = jnp.arange(num_draws) % search.centering.size
+    path = jnp.where(is_last, jnp.where(is_duel, rival_path, final_path[row]), every_path)
+
+    history = descent.history
+    here = Best(best.bound, descent.position, history.num_factors, history.initial, history.log_det)
+    source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
+    draws, bound, error = _compared(search, source, history, path, search.noise[row])
+    # Two standard errors are subtracted, because energies of bad approximations scatter more.
+    judged = bound - 2 * error
+    judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
+    # All chains choose together, so that their coordinates have the same meaning.
+    judged = search.target.placement.chain_mean(judged)
+    chosen = jnp.where(is_duel, search.centering[rivals[jnp.argmax(judged)]], chosen)
+    better = _keep_better(best, here._replace(bound=jnp.where(is_last, -jnp.inf, bound)))
+    # The paths of all chains end at the same time, so that all chains take the same rounds.
+    gain = jax.nn.logsumexp(better.bound) - jax.nn.logsumexp(best.bound)
+    is_idle = search.target.placement.chain_mean(jnp.where(gain < _GAIN, 1.0, 0.0)) == 1
+    stalled = jnp.where(is_idle, round_.stalled + 1, 0)
+    is_over = is_last | (stalled >= _IDLE_ROUNDS)
+    following = jnp.where(is_over, jnp.maximum(i + 1, NUM_ROUNDS), i + 1)
+    placed = round_.placed.at[row].set(draws)
+    return _Round(following, round_.number + 1, stalled, descent, better, placed, chosen)
+
+
+def _compared(
+    search: _Search, source: Best, history: History, path: jax.Array, noise: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws from the normal approximations of the paths, and what they say of the evidence.
+
+    Args:
+        search: as in all rounds.
+        source: the normal approximations.
+        history: their inverse Hessians.
+        path: the path of each draw, (num_draws,).
+        noise: white noise, (num_draws, dim).
+
+    Returns:
+        The draws (num_draws, dim), and of each path the evidence lower bound and its standard
+        error, (num_paths,).
+    """
+    draws = _draws(noise, path, source, history)
+    drawn = search.target._replace(centering=search.centering[path])
+    value = drawn.value_and_grad(draws)[0] + drawn.prior_potential(draws)
+    # The energy of the white noise is subtracted; its mean is the same for all paths. If an
+    # approximation is exact, the difference is constant, so that few draws are needed to
+    # distinguish good paths from bad ones.
+    value -= (noise**2).sum(1) / 2
+    member = path[None] == jnp.arange(search.centering.size)[:, None]
+    number = member.sum(1)
+    energy = jnp.where(member, value[None], 0.0).sum(1) / number
+    spread = jnp.where(member, (value[None] - energy[:, None]) ** 2, 0.0).sum(1)
+    return draws, source.log_det / 2 - energy, jnp.sqrt(spread) / number
