@@ -44,8 +44,8 @@ from scipy.stats import norm, wasserstein_distance
 
 from benchmarks.devices import settings_of
 from numpyro_rwpo import __version__, splitting_step
-from numpyro_rwpo.dynamics.adaptation import initial_adaptation, learn_moments
 from numpyro_rwpo.dynamics.ensemble import evaluate
+from numpyro_rwpo.dynamics.estimates import initial_adaptation, learn_moments
 from numpyro_rwpo.dynamics.transport import initial_progress, is_at_rest, transport_step
 from numpyro_rwpo.model.target import Differentiation, Target
 from numpyro_rwpo.priors.laplace import laplace_prior

@@ -32,14 +32,9 @@ from benchmarks.problems import load_problem
 from benchmarks.report import markdown_table, three_digits
 from benchmarks.samplers.protocol import device_kwargs
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.dynamics.adaptation import (
-    Adaptation,
-    adapt,
-    initial_adaptation,
-    learn_moments,
-    make_flow,
-)
+from numpyro_rwpo.dynamics.adaptation import adapt
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
+from numpyro_rwpo.dynamics.estimates import Adaptation, initial_adaptation, learn_moments, make_flow
 from numpyro_rwpo.dynamics.moves import hamiltonian_sweep
 from numpyro_rwpo.dynamics.settings import Settings, flows_on_trial, metric_form, num_states
 from numpyro_rwpo.dynamics.transport import Progress, initial_progress, transport_step

@@ -27,8 +27,8 @@ from benchmarks.references import load_reference
 from benchmarks.report import markdown_table, three_digits
 from benchmarks.samplers.protocol import device_kwargs
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.dynamics.adaptation import Adaptation, initial_adaptation, learn_moments
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
+from numpyro_rwpo.dynamics.estimates import Adaptation, initial_adaptation, learn_moments
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.transport import Progress, initial_progress, transport_step

@@ -31,14 +31,9 @@ from numpyro.infer import MCMC
 from benchmarks import devices
 from benchmarks.communication import traffic
 from numpyro_rwpo import RWPO, laplace_prior
-from numpyro_rwpo.dynamics.adaptation import (
-    Adaptation,
-    adapt,
-    initial_adaptation,
-    learn_moments,
-    make_flow,
-)
+from numpyro_rwpo.dynamics.adaptation import adapt
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
+from numpyro_rwpo.dynamics.estimates import Adaptation, initial_adaptation, learn_moments, make_flow
 from numpyro_rwpo.dynamics.moves import hamiltonian_sweep
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.settings import Settings

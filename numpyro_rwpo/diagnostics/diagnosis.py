@@ -31,7 +31,8 @@ from numpyro_rwpo.diagnostics.posterior import Posterior, posterior_of
 from numpyro_rwpo.diagnostics.report import Report
 from numpyro_rwpo.diagnostics.stein import MAX_DRAWS, stein_discrepancy, stein_identities
 from numpyro_rwpo.diagnostics.thresholds import FALSE_ALARM_RATE, RELEVANT_ERROR, max_z
-from numpyro_rwpo.dynamics.adaptation import MAX_STEPS, STUCK
+from numpyro_rwpo.dynamics.adaptation import STUCK
+from numpyro_rwpo.dynamics.estimates import MAX_STEPS
 from numpyro_rwpo.dynamics.flows import ExactFlow
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.state import RWPOState

@@ -12,7 +12,7 @@ from numpyro_rwpo.diagnostics.density_findings import Finding, fit_findings, ste
 from numpyro_rwpo.diagnostics.measurements import CorrectedMeasurements, Measurements
 from numpyro_rwpo.diagnostics.tables import fixed
 from numpyro_rwpo.diagnostics.thresholds import MAX_R_HAT, MIN_ESS_PER_CHAIN, max_z
-from numpyro_rwpo.dynamics.adaptation import MAX_STEPS
+from numpyro_rwpo.dynamics.estimates import MAX_STEPS
 
 # Share of the particles that are stuck. In a horseshoe regression with one stuck particle in a
 # hundred, standard deviations were 9 to 16% too large; half of that share makes them wrong by about

@@ -16,16 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
-from numpyro_rwpo.dynamics.adaptation import (
-    Adaptation,
-    adapt,
-    initial_adaptation,
-    is_finished,
-    learn_moments,
-    make_move,
-)
+from numpyro_rwpo.dynamics.adaptation import adapt, is_finished
 from numpyro_rwpo.dynamics.centering import log_determinant, recentered
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
+from numpyro_rwpo.dynamics.estimates import Adaptation, initial_adaptation, learn_moments, make_move
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.settings import Numbers, Settings

@@ -12,23 +12,25 @@ import pytest
 from jax import random
 
 from numpyro_rwpo.dynamics.adaptation import (
-    AFFORDABLE_STEPS,
     CAUTION,
     MAX_AFFORDABLE,
-    MAX_JUMPS,
-    MAX_STEPS,
     MAX_TRAJECTORIES,
     MIN_LIMIT,
     MIN_UPDATES,
     TRIAL_UPDATES,
-    Adaptation,
     adapt,
-    initial_adaptation,
-    learn_moments,
-    make_move,
     whose_turn,
 )
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
+from numpyro_rwpo.dynamics.estimates import (
+    AFFORDABLE_STEPS,
+    MAX_JUMPS,
+    MAX_STEPS,
+    Adaptation,
+    initial_adaptation,
+    learn_moments,
+    make_move,
+)
 from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.dynamics.moves import TRAJECTORY_LENGTH, hamiltonian_sweep
 from numpyro_rwpo.dynamics.settings import Settings
