@@ -122,7 +122,7 @@ class Interrupted(RWPO):
 
 def test_interrupted_run_leaves_the_object_usable(undisturbed: MCMC) -> None:
     """The same object gives, run again, the draws of a run that nobody interrupted."""
-    options = undisturbed.sampler.arguments
+    options = undisturbed.sampler._arguments.record()
     light = {name: options[name] for name in ("num_particles", "attention", "dense_mass")}
     kernel = Interrupted(shrunken_means, **light)
     mcmc = MCMC(kernel, num_warmup=40, num_samples=40)
