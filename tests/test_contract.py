@@ -4,8 +4,10 @@ Shapes, keys and names are compared with `NUTS` on the same model; draw-for-draw
 (resuming, thinning, chain methods) hold for `NUTS` too and were tried on it first. Posterior
 moments are compared with closed forms or quadrature (see `helpers`) in Monte Carlo errors.
 
-Compilation takes most of the time, so tests of mechanics share few programs: the same model,
-sizes and number of chains wherever they can. Rarer combinations are marked `slow`.
+Compilation takes most of the time, so tests of mechanics share few programs: the same kernel,
+model, sizes and number of chains wherever they can. Rarer combinations are marked `slow`.
+Posteriors that are there for what a model may contain are sampled with the light kernel, too; the
+others have the copula and the dense metric.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,6 +47,7 @@ from helpers import (
     laplace_moments,
     laplace_sites,
     lasso_regression,
+    light_kernel,
     normal_mean,
     normal_mean_moments,
     primitives,
@@ -70,7 +74,6 @@ from numpyro.infer.util import potential_energy
 
 from numpyro_rwpo import RWPO
 
-NUM_PARTICLES = 16
 LONG = 121  # draws of the long run: almost four particles; a third of it is a short run
 EXTRA_FIELDS = (
     "potential_energy",
@@ -89,19 +92,9 @@ MEANS_SCALE = np.float32(0.5)
 MEANS = (MEANS_DATA, MEANS_SCALE)
 
 
-def small(model: Callable[..., None] | None = None, **options: Any) -> RWPO:
-    """A kernel with few particles, for tests of mechanics.
-
-    Without a dense metric and copula, which the tests of posteriors have, half of a test's time
-    is saved: compilation.
-    """
-    light = {"num_particles": NUM_PARTICLES, "attention": "marginal", "dense_mass": False}
-    return RWPO(model, **{**light, **options})
-
-
-def run_means(**options: Any) -> MCMC:
+def run_means(kernel: RWPO, **options: Any) -> MCMC:
     """Run the three shrunken means, the common subject of the tests of mechanics."""
-    return run_mcmc(small(shrunken_means), *MEANS, **{"num_chains": 2, **options})
+    return run_mcmc(kernel, *MEANS, **{"num_chains": 2, **options})
 
 
 def theta(mcmc: MCMC) -> np.ndarray:
@@ -124,7 +117,7 @@ def assert_repeats_are_rejections(repeats: np.ndarray, accept_prob: np.ndarray) 
 @pytest.fixture(scope="module")
 def lasso() -> MCMC:
     """A finished vectorized run of two chains on the regression."""
-    return run_mcmc(small(lasso_regression), X, y=Y, num_chains=2, extra_fields=EXTRA_FIELDS)
+    return run_mcmc(light_kernel(lasso_regression), X, y=Y, num_chains=2, extra_fields=EXTRA_FIELDS)
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +128,15 @@ def nuts_lasso() -> MCMC:
 
 
 @pytest.fixture(scope="module")
-def long_run() -> MCMC:
+def means_kernel() -> RWPO:
+    """A kernel for the shrunken means, whose programs are compiled once."""
+    return light_kernel(shrunken_means)
+
+
+@pytest.fixture(scope="module")
+def long_run(means_kernel: RWPO) -> MCMC:
     """Two vectorized chains of 121 draws."""
-    return run_means(num_samples=LONG)
+    return run_means(means_kernel, num_samples=LONG)
 
 
 # ------------------------------------------------------------------- what a run returns
@@ -175,9 +174,9 @@ class TestFinishedRun:
         draws = np.arange(1, 41)  # NUTS goes on counting from its warm-up
         np.testing.assert_array_equal(ours["i"].reshape(2, 40), np.stack([draws, draws]))
 
-    def test_unknown_extra_fields_are_named_beside_those_there_are(self) -> None:
+    def test_unknown_extra_fields_are_named_beside_those_there_are(self, lasso: MCMC) -> None:
         with pytest.raises(ValueError, match="`extra_fields` names 'tree_depth'.*'energy'.*'i'"):
-            run_means(extra_fields=("tree_depth",))
+            copy(lasso).run(jax.random.key(0), X, y=Y, extra_fields=("tree_depth",))
 
     def test_state_is_one_particle_per_chain(self, lasso: MCMC, nuts_lasso: MCMC) -> None:
         ours, theirs = lasso.last_state, nuts_lasso.last_state
@@ -279,12 +278,12 @@ class TestFinishedRun:
 
     def test_transfer_to_host_and_pickle(self, lasso: MCMC) -> None:
         """The pickled run still has its draws, and runs again to the same ones."""
-        copy = pickle.loads(pickle.dumps(lasso))
+        pickled = pickle.loads(pickle.dumps(lasso))
         before = lasso.get_samples()["weights"]
-        copy.transfer_states_to_host()
-        np.testing.assert_array_equal(copy.get_samples()["weights"], before)
-        copy.run(jax.random.key(0), X, y=Y)
-        np.testing.assert_allclose(copy.get_samples()["weights"], before, rtol=1e-5, atol=1e-6)
+        pickled.transfer_states_to_host()
+        np.testing.assert_array_equal(pickled.get_samples()["weights"], before)
+        pickled.run(jax.random.key(0), X, y=Y)
+        np.testing.assert_allclose(pickled.get_samples()["weights"], before, rtol=1e-5, atol=1e-6)
 
     def test_rerun_on_the_same_object(self, lasso: MCMC) -> None:
         """The same key gives the same draws, as a key or as one key per chain; another, others.
@@ -311,13 +310,15 @@ def test_chain_methods_agree_in_double_precision(x64: None) -> None:
 
     New-style and old-style keys hold the same bits, so they do too. Only the order of sums may
     differ: 3e-11 was measured (1e-3 for NUTS, whose trees amplify rounding more); another random
-    number would change every draw by the posterior sd, here about 1.
+    number would change every draw by the posterior sd, here about 1. Warm-up is so short that it is
+    over before chains that run side by side could decide together when to end it.
     """
 
     def run(chain_method: Any, rng_key: jax.Array, progress_bar: bool = True) -> MCMC:
         options = {"num_chains": 2, "chain_method": chain_method, "progress_bar": progress_bar}
+        options["num_warmup"] = 6
         data = (np.array([0.3, 1.2, -2.5]), np.array(0.5))
-        return run_mcmc(small(shrunken_means), *data, key=rng_key, **options)
+        return run_mcmc(light_kernel(shrunken_means), *data, key=rng_key, **options)
 
     vectorized = theta(run("vectorized", jax.random.key(0)))
     assert vectorized.shape == (2, 40, 3)
@@ -330,14 +331,15 @@ def test_chain_methods_agree_in_double_precision(x64: None) -> None:
     np.testing.assert_allclose(theta(mapped), vectorized, atol=1e-6)
 
 
-def test_parallel_chains(long_run: MCMC) -> None:
+def test_parallel_chains(means_kernel: RWPO, long_run: MCMC) -> None:
     """Chains on two devices have the shapes and, up to rounding, the draws of vectorized ones.
 
     In single precision, where one flipped acceptance may change a few draws: hence the median
     (1e-6 was measured). Not in double: `pmap` under `jax.enable_x64` leaves caches behind that
     break later single-precision calls in JAX 0.10.
     """
-    mcmc = run_means(chain_method="parallel", progress_bar=False, extra_fields=EXTRA_FIELDS)
+    options = {"chain_method": "parallel", "progress_bar": False, "extra_fields": EXTRA_FIELDS}
+    mcmc = run_means(means_kernel, **options)
     assert theta(mcmc).shape == (2, 40, 3)
     assert theta(mcmc).dtype == np.float32
     assert np.median(np.abs(theta(mcmc) - theta(long_run)[:, :40])) < 1e-3
@@ -347,13 +349,13 @@ def test_parallel_chains(long_run: MCMC) -> None:
 
 
 @pytest.mark.slow
-def test_old_style_keys(long_run: MCMC) -> None:
+def test_old_style_keys(means_kernel: RWPO, long_run: MCMC) -> None:
     """`jax.random.PRNGKey` arrays, one or a batch, give the draws of new-style keys.
 
     Two chains have keys of shape (2, 2), which could be mistaken for something else.
     """
     expected = theta(long_run)[:, :40]
-    mcmc = run_means(key=jax.random.PRNGKey(0))
+    mcmc = run_means(means_kernel, key=jax.random.PRNGKey(0))
     np.testing.assert_allclose(theta(mcmc), expected, atol=1e-4)
     assert mcmc.last_state.rng_key.shape == (2, 2)
     assert mcmc.last_state.rng_key.dtype == np.uint32
@@ -370,7 +372,7 @@ def test_draws_are_successive_states_of_one_particle_after_another() -> None:
     With steps of a thousandth, a particle moves a few thousandths from state to state, also from
     its last state of a refresh to its first of the next; different particles are far apart.
     """
-    kernel = small(shrunken_means, num_particles=4)
+    kernel = light_kernel(shrunken_means, num_particles=4)
     start = kernel.init(jax.random.key(0), 30, None, MEANS, {})
     one = jnp.ones_like(start.move.num_steps)
     tiny = start.move._replace(
@@ -435,9 +437,10 @@ def test_resuming_continues_the_same_chain(num_chains: int) -> None:
     a particle, and the second goes on across a refresh. A pickled run goes on as well.
     """
 
+    kernel = light_kernel(shrunken_means, num_particles=4)
+
     def few(**options: Any) -> MCMC:
-        sizes = {"num_chains": num_chains, "num_samples": 100, **options}
-        return run_mcmc(small(shrunken_means, num_particles=4), *MEANS, **sizes)
+        return run_means(kernel, **{"num_chains": num_chains, "num_samples": 100, **options})
 
     whole = few(num_samples=200)
     assert whole.sampler._settings.draws_per_refresh == 128
@@ -447,8 +450,7 @@ def test_resuming_continues_the_same_chain(num_chains: int) -> None:
     assert mcmc.post_warmup_state is None
 
     mcmc.post_warmup_state = mcmc.last_state
-    copy = pickle.loads(pickle.dumps(mcmc))
-    for again in (mcmc, copy):
+    for again in (mcmc, pickle.loads(pickle.dumps(mcmc))):
         again.run(again.post_warmup_state.rng_key, *MEANS)
         np.testing.assert_allclose(theta(again), expected[:, 100:], atol=1e-4)
 
@@ -462,28 +464,28 @@ def test_resuming_continues_the_same_chain(num_chains: int) -> None:
     assert np.mean(theta(mcmc) != expected[:, :100]) > 0.95
 
 
-def test_init_is_safe_to_repeat() -> None:
+def test_init_is_safe_to_repeat(means_kernel: RWPO) -> None:
     """NumPyro calls it again after unpickling; it gives the same state and disturbs none."""
-    kernel = small(shrunken_means)
-    arguments = (jax.random.key(3), 40, None, MEANS, {})
-    first = kernel.init(*arguments)
-    drawn = kernel.sample(first, MEANS, {})
-    again = kernel.init(*arguments)
+    sample = jax.jit(lambda state: means_kernel.sample(state, MEANS, {}))
+    arguments = (jax.random.split(jax.random.key(3)), 40, None, MEANS, {})
+    first = means_kernel.init(*arguments)
+    drawn = sample(first)
+    again = means_kernel.init(*arguments)
     first, again = (state._replace(rng_key=()) for state in (first, again))
     jax.tree.map(np.testing.assert_array_equal, again, first)
-    redrawn = kernel.sample(again._replace(rng_key=drawn.rng_key), MEANS, {})
+    redrawn = sample(again._replace(rng_key=drawn.rng_key))
     np.testing.assert_array_equal(redrawn.z["theta"], drawn.z["theta"])
 
 
-def test_thinning_keeps_every_third_draw(long_run: MCMC) -> None:
-    thinned = run_means(num_samples=LONG, thinning=3)
+def test_thinning_keeps_every_third_draw(means_kernel: RWPO, long_run: MCMC) -> None:
+    thinned = run_means(means_kernel, num_samples=LONG, thinning=3)
     assert theta(thinned).shape == (2, 40, 3)
     np.testing.assert_allclose(theta(thinned), theta(long_run)[:, 2 + LONG % 3 :: 3], atol=1e-4)
 
 
-def test_collecting_the_warmup(long_run: MCMC) -> None:
+def test_collecting_the_warmup(means_kernel: RWPO, long_run: MCMC) -> None:
     mcmc = MCMC(
-        small(shrunken_means),
+        means_kernel,
         num_warmup=40,
         num_samples=40,
         num_chains=2,
@@ -508,16 +510,18 @@ def test_collecting_the_warmup(long_run: MCMC) -> None:
         pytest.param(3, 1, marks=pytest.mark.slow),
     ],
 )
-def test_hardly_any_warmup(num_warmup: int, num_samples: int) -> None:
+def test_hardly_any_warmup(num_warmup: int, num_samples: int, means_kernel: RWPO) -> None:
     """No promise about the draws, but the run gives finite ones in the right shape."""
-    mcmc = run_means(num_warmup=num_warmup, num_samples=num_samples)
+    mcmc = run_means(means_kernel, num_warmup=num_warmup, num_samples=num_samples)
     assert theta(mcmc).shape == (2, num_samples, 3)
     assert np.isfinite(theta(mcmc)).all()
 
 
-def test_progress_bar_and_diagnostics(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_and_diagnostics(
+    means_kernel: RWPO, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With one chain the bar shows the kernel's diagnostics; they name numbers."""
-    mcmc = run_means(num_chains=1)
+    mcmc = run_means(means_kernel, num_chains=1)
     shown = capsys.readouterr().err
     assert "sample: 100%" in shown
     text = mcmc.sampler.get_diagnostics_str(mcmc.last_state)
@@ -532,7 +536,7 @@ def test_progress_bar_and_diagnostics(capsys: pytest.CaptureFixture[str]) -> Non
 def test_init_params_are_where_each_chain_starts(starts: tuple[float, float]) -> None:
     """Between the two islands no chain can change sides."""
     init_params = {"x": np.array(starts, np.float32)}
-    mcmc = run_mcmc(small(two_islands), num_chains=2, init_params=init_params)
+    mcmc = run_mcmc(light_kernel(two_islands), num_chains=2, init_params=init_params)
     draws = mcmc.get_samples(group_by_chain=True)["x"]
     assert np.all(np.sign(draws) == np.sign(starts)[:, None])
 
@@ -549,7 +553,9 @@ def test_init_params_of_one_chain_and_single_sites() -> None:
         "weights": np.zeros(3, np.float32),
     }
     fields = ("z.noise", "z.weights", "~z.intercept", "~z.mean")
-    mcmc = run_mcmc(small(lasso_regression), X, y=Y, init_params=init_params, extra_fields=fields)
+    mcmc = run_mcmc(
+        light_kernel(lasso_regression), X, y=Y, init_params=init_params, extra_fields=fields
+    )
     samples = mcmc.get_samples(group_by_chain=True)
     unconstrained = mcmc.get_extra_fields(group_by_chain=True)
     assert set(samples) == {"noise", "weights"}
@@ -561,7 +567,7 @@ def test_init_params_of_one_chain_and_single_sites() -> None:
 
 def test_init_to_value_starts_where_uniform_cannot() -> None:
     """The density is exactly zero around the default start."""
-    kernel = small(far_island, init_strategy=init_to_value(values={"x": 50.0}))
+    kernel = light_kernel(far_island, init_strategy=init_to_value(values={"x": 50.0}))
     mcmc = run_mcmc(kernel, **STATISTICAL)
     moments = {"x": Moments(np.asarray(50.0), np.asarray(1.0))}
     assert_moments(mcmc.get_samples(group_by_chain=True), moments)
@@ -569,7 +575,7 @@ def test_init_to_value_starts_where_uniform_cannot() -> None:
 
 def test_init_to_median() -> None:
     """A strategy that samples the prior."""
-    kernel = small(shrunken_means, init_strategy=init_to_median(num_samples=5))
+    kernel = light_kernel(shrunken_means, init_strategy=init_to_median(num_samples=5))
     assert np.isfinite(theta(run_mcmc(kernel, *MEANS, num_chains=2))).all()
 
 
@@ -607,20 +613,21 @@ def test_a_second_run_does_not_compile_warm_up_again(caplog: pytest.LogCaptureFi
         return [name for name in names if name in ("jit(prepared)", "jit(warmed_up)")]
 
     made: list[MCMC] = []
-    first = compiled(caplog, lambda: made.append(run_means()))
+    kernel = light_kernel(shrunken_means)
+    first = compiled(caplog, lambda: made.append(run_means(kernel)))
     assert warm_ups(first) == ["jit(prepared)", "jit(warmed_up)"]
     (mcmc,) = made
     assert warm_ups(compiled(caplog, shifted(mcmc, 0.0))) == []
     assert warm_ups(compiled(caplog, shifted(mcmc, 1.0))) == []
 
-    mcmc = run_means(jit_model_args=True)
+    mcmc = run_means(kernel, jit_model_args=True)
     compiled(caplog, shifted(mcmc, 0.0))
     assert compiled(caplog, shifted(mcmc, 1.0)) == []
 
 
 @jax.jit
 def _with_traced_target(target_accept_prob: jax.Array) -> tuple[jax.Array, jax.Array]:
-    kernel = small(shrunken_means, num_particles=32, target_accept_prob=target_accept_prob)
+    kernel = light_kernel(shrunken_means, num_particles=32, target_accept_prob=target_accept_prob)
     fields = ("adapt_state.step_size",)
     options = {"num_samples": 300, "num_chains": 2, "progress_bar": False, "extra_fields": fields}
     mcmc = run_mcmc(kernel, *MEANS, **options)
@@ -643,12 +650,12 @@ def test_jit_model_args(num_chains: int, monkeypatch: pytest.MonkeyPatch) -> Non
     """New data of the same shape: right answers, the loop is not traced again.
 
     The Laplace scale is an argument too, so the nonsmooth part of the target changes as well. With
-    `dense_mass=True` there is one flow only: where new data make warm-up choose another one than
+    `dense_mass=False` there is one flow only: where new data make warm-up choose another one than
     before, the loop is another program.
     """
     model = _CountedModel()
     mcmc = run_mcmc(
-        RWPO(model, num_particles=64, dense_mass=True),
+        light_kernel(model, num_particles=64),
         *MEANS,
         jit_model_args=True,
         num_warmup=100,
@@ -678,21 +685,18 @@ def test_jit_model_args(num_chains: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert model.calls - before == 1
 
 
-def test_one_kernel_serves_several_runs() -> None:
+def test_one_kernel_serves_several_runs(lasso: MCMC) -> None:
     """A kernel remembers nothing of its last data, shapes or number of chains."""
-    kernel = small(lasso_regression)
-    first = run_mcmc(kernel, X, y=Y, num_chains=2, extra_fields=EXTRA_FIELDS)
-    before = np.asarray(first.get_samples()["weights"])
-
-    shorter = run_mcmc(kernel, X[:15, :2], y=Y[:15])
-    fresh = run_mcmc(small(lasso_regression), X[:15, :2], y=Y[:15])
+    before = np.asarray(lasso.get_samples()["weights"])
+    shorter = run_mcmc(lasso.sampler, X[:15, :2], y=Y[:15])
+    fresh = run_mcmc(light_kernel(lasso_regression), X[:15, :2], y=Y[:15])
     assert shorter.get_samples()["weights"].shape == (40, 2)
     np.testing.assert_allclose(
         draw_matrix(shorter.get_samples()), draw_matrix(fresh.get_samples()), atol=1e-4
     )
 
-    first.run(jax.random.key(0), X, y=Y, extra_fields=EXTRA_FIELDS)
-    np.testing.assert_allclose(first.get_samples()["weights"], before, atol=1e-4)
+    lasso.run(jax.random.key(0), X, y=Y, extra_fields=EXTRA_FIELDS)
+    np.testing.assert_allclose(lasso.get_samples()["weights"], before, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -745,7 +749,7 @@ def test_potential_fn_takes_any_pytree(structure: str, num_chains: int) -> None:
         init_params = jax.tree.map(lambda x: np.stack([x] * num_chains), parameters)
     else:
         init_params = parameters
-    kernel = small(potential_fn=_standard_potential)
+    kernel = light_kernel(potential_fn=_standard_potential)
     mcmc = run_mcmc(
         kernel, num_chains=num_chains, init_params=init_params, extra_fields=("potential_energy",)
     )
@@ -788,7 +792,7 @@ def test_potential_fn_with_its_nonsmooth_part() -> None:
         return misfit + jnp.sum(jnp.abs(z["theta"])) / scale
 
     laplace_sites = {"theta": dist.Laplace(0.0, scale), "other": None}
-    kernel = RWPO(potential_fn=potential, laplace_sites=laplace_sites)
+    kernel = light_kernel(potential_fn=potential, laplace_sites=laplace_sites, num_particles=64)
     init_params = {"theta": np.zeros((4, 3), np.float32), "other": np.zeros(4, np.float32)}
     fields = ("potential_energy",)
     mcmc = run_mcmc(kernel, init_params=init_params, extra_fields=fields, **STATISTICAL)
@@ -798,6 +802,11 @@ def test_potential_fn_with_its_nonsmooth_part() -> None:
 
 
 # ---------------------------------------------------- posteriors: supports, primitives
+
+
+def wide_kernel(model: Callable[..., None], **options: Any) -> RWPO:
+    """The light kernel, with enough particles for a posterior: all that the default has."""
+    return light_kernel(model, num_particles=64, **options)
 
 
 def check_posterior(
@@ -824,7 +833,7 @@ def test_assert_moments_can_fail() -> None:
 
 def test_constrained_supports() -> None:
     """Simplex, Cholesky factor, ordered, positive, intervals, improper."""
-    mcmc = check_posterior(RWPO(constrained_sites), constrained_moments())
+    mcmc = check_posterior(wide_kernel(constrained_sites), constrained_moments())
     samples = mcmc.get_samples()
     np.testing.assert_allclose(samples["simplex"].sum(-1), 1.0, rtol=1e-5)
     np.testing.assert_allclose((samples["cholesky"] ** 2).sum(-1), 1.0, rtol=1e-5)
@@ -854,13 +863,13 @@ def test_primitives() -> None:
     mask = np.arange(7) % 2 == 0
     model = partial(primitives, num_repeats=2, label=None)
     moments = primitives_moments(y, mask, grid)
-    check_posterior(RWPO(model), moments, y, mask, grid, sites=set(moments))
+    check_posterior(wide_kernel(model), moments, y, mask, grid, sites=set(moments))
 
 
 def test_handlers_around_the_model() -> None:
     """`condition`, `substitute`, the user's own `reparam` and `scale`."""
     moments = handled_two_levels_moments(MEANS_DATA)
-    kernel = RWPO(handled_two_levels())
+    kernel = wide_kernel(handled_two_levels())
     check_posterior(kernel, moments, MEANS_DATA, 3, sites=set(moments))
 
 
@@ -869,12 +878,12 @@ def test_scan() -> None:
     y = np.array([0.5, 0.1, -0.4, 0.9, 1.6, 1.1], np.float32)
     jumps = np.array([1.0, 3.0], np.float32)
     moments = scan_moments(y, jumps)
-    check_posterior(RWPO(scan_model), moments, y, jumps, sites=set(moments))
+    check_posterior(wide_kernel(scan_model), moments, y, jumps, sites=set(moments))
 
 
 def test_forward_mode_differentiation() -> None:
     """Reverse mode cannot differentiate the `while_loop` in this model."""
-    kernel = RWPO(forward_only, forward_mode_differentiation=True)
+    kernel = wide_kernel(forward_only, forward_mode_differentiation=True)
     check_posterior(kernel, normal_mean_moments(MEANS_DATA), MEANS_DATA)
 
 
@@ -885,7 +894,7 @@ def test_laplace_sites() -> None:
     """Fixed, shifted, asymmetric, expanded, masked, tempered, in plates; a Laplace likelihood."""
     scales = np.array([0.1, 1.0, 10.0], np.float32)
     moments = laplace_moments(scales)
-    check_posterior(RWPO(laplace_sites), moments, scales, sites=set(moments))
+    check_posterior(wide_kernel(laplace_sites), moments, scales, sites=set(moments))
 
 
 def test_laplace_hierarchies_keep_the_users_sites(capsys: pytest.CaptureFixture[str]) -> None:
@@ -914,7 +923,7 @@ def test_latent_scale_takes_the_users_init_params() -> None:
         "child": np.float32(1.0),
     }
     fields = ("z.weights", "~z.around")
-    mcmc = run_mcmc(small(laplace_hierarchies), init_params=init_params, extra_fields=fields)
+    mcmc = run_mcmc(light_kernel(laplace_hierarchies), init_params=init_params, extra_fields=fields)
     samples = mcmc.get_samples()
     assert set(samples) == (set(init_params) | {"halved"}) - {"around"}
     np.testing.assert_array_equal(mcmc.get_extra_fields()["z.weights"], samples["weights"])
@@ -990,7 +999,7 @@ def test_infinite_undefined_and_steep_potentials() -> None:
     Six in ten of all uniform(-2, 2) starts lie in one of them. (NUTS gets stuck on the steep
     part when it starts there.)
     """
-    mcmc = check_posterior(RWPO(hazards), hazard_moments())
+    mcmc = check_posterior(wide_kernel(hazards), hazard_moments())
     samples = mcmc.get_samples()
     assert np.all(samples["infinite"] >= -0.5)
     assert np.all(samples["undefined"] <= 1.0)

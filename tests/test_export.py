@@ -68,7 +68,7 @@ def test_no_callback_in_the_loops() -> None:
 
 def test_no_double_precision_unless_enabled(x64: None) -> None:
     """The check above would see it: with double precision enabled, it is there."""
-    exported = export.export(jax.jit(whole_run("marginal")), platforms=PLATFORMS)(
+    exported = export.export(jax.jit(whole_run("joint", False)), platforms=PLATFORMS)(
         0, X.astype(float), Y.astype(float)
     )
     assert "f64" in exported.mlir_module()

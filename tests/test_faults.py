@@ -17,7 +17,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import lasso_regression, normal_mean, regression_data, run_mcmc, shrunken_means
+from helpers import (
+    lasso_regression,
+    light_kernel,
+    normal_mean,
+    regression_data,
+    run_mcmc,
+    shrunken_means,
+)
 from numpyro.infer import MCMC
 
 from numpyro_rwpo import RWPO
@@ -28,20 +35,14 @@ SCALE = np.float32(0.5)
 X, Y = regression_data()
 
 
-def small(model: Any, **options: Any) -> RWPO:
-    """The kernel of the tests of mechanics: half the time of the default is compilation."""
-    light = {"num_particles": 16, "attention": "marginal", "dense_mass": False}
-    return RWPO(model, **{**light, **options})
-
-
 def theta(mcmc: MCMC) -> np.ndarray:
     return np.asarray(mcmc.get_samples(group_by_chain=True)["theta"])
 
 
 @pytest.fixture(scope="module")
 def undisturbed() -> MCMC:
-    """Two chains of the shrunken means, for runs that must come out the same."""
-    return run_mcmc(small(shrunken_means), DATA, SCALE, num_chains=2)
+    """One chain of the shrunken means, for runs that must come out the same."""
+    return run_mcmc(light_kernel(shrunken_means), DATA, SCALE)
 
 
 # --------------------------------------------------------------------------- undefined values
@@ -57,7 +58,7 @@ def undefined_gradient() -> None:
 def test_gradient_that_is_undefined_for_some_particles() -> None:
     """No particle is left there, the draws are finite, and divergences tell of the region lost."""
     sizes = {"num_warmup": 40, "num_samples": 160, "num_chains": 2}
-    mcmc = run_mcmc(small(undefined_gradient), **sizes)
+    mcmc = run_mcmc(light_kernel(undefined_gradient), **sizes)
     x = np.asarray(mcmc.get_samples()["x"])
     assert np.isfinite(x).all()
     assert (x <= 1.0).all()
@@ -67,7 +68,7 @@ def test_gradient_that_is_undefined_for_some_particles() -> None:
 @pytest.mark.filterwarnings("ignore:Out-of-support values")
 def test_model_that_becomes_undefined_after_warm_up() -> None:
     """With NaN among new data nothing is accepted: the draws stay finite and are all divergent."""
-    mcmc = MCMC(small(normal_mean), num_warmup=40, num_samples=48)
+    mcmc = MCMC(light_kernel(normal_mean), num_warmup=40, num_samples=48)
     mcmc.progress_bar = True
     mcmc.warmup(jax.random.key(0), DATA)
     mcmc.run(jax.random.key(1), np.array([0.3, np.nan, 1.0], np.float32))
@@ -119,10 +120,11 @@ class Interrupted(RWPO):
         return super().get_diagnostics_str(state)
 
 
-def test_interrupted_run_leaves_the_object_usable() -> None:
+def test_interrupted_run_leaves_the_object_usable(undisturbed: MCMC) -> None:
     """The same object gives, run again, the draws of a run that nobody interrupted."""
-    options = {"num_particles": 16, "attention": "marginal", "dense_mass": False}
-    kernel = Interrupted(shrunken_means, **options)
+    options = undisturbed.sampler._arguments.record()
+    light = {name: options[name] for name in ("num_particles", "attention", "dense_mass")}
+    kernel = Interrupted(shrunken_means, **light)
     mcmc = MCMC(kernel, num_warmup=40, num_samples=40)
     mcmc.progress_bar = True
     with pytest.raises(KeyboardInterrupt):
@@ -132,8 +134,7 @@ def test_interrupted_run_leaves_the_object_usable() -> None:
     again = mcmc.get_samples()["theta"]
     mcmc.run(jax.random.key(0), DATA, SCALE)
     np.testing.assert_array_equal(mcmc.get_samples()["theta"], again)
-    expected = run_mcmc(small(shrunken_means), DATA, SCALE).get_samples()["theta"]
-    np.testing.assert_allclose(again, expected, atol=1e-5)
+    np.testing.assert_allclose(again, undisturbed.get_samples()["theta"], atol=1e-5)
 
 
 def test_two_runs_in_two_threads(undisturbed: MCMC) -> None:
@@ -145,8 +146,8 @@ def test_two_runs_in_two_threads(undisturbed: MCMC) -> None:
 
     def run(number: int) -> MCMC:
         if number:
-            return run_mcmc(small(lasso_regression), X, y=Y)
-        return run_mcmc(small(shrunken_means), DATA, SCALE, num_chains=2)
+            return run_mcmc(light_kernel(lasso_regression), X, y=Y)
+        return run_mcmc(light_kernel(shrunken_means), DATA, SCALE)
 
     with ThreadPoolExecutor(2) as pool:
         means, lasso = pool.map(run, range(2))
@@ -194,7 +195,7 @@ def test_run_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     with pytest.raises(AssertionError, match="socket"):
         socket.create_connection(("localhost", 9))
-    mcmc = run_mcmc(small(shrunken_means), DATA, SCALE)
+    mcmc = run_mcmc(light_kernel(shrunken_means), DATA, SCALE)
     assert np.isfinite(mcmc.get_samples()["theta"]).all()
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import OPTIMIZED, run_mcmc
+from helpers import OPTIMIZED, light_kernel, run_mcmc
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -166,7 +166,7 @@ def test_any_pytree_any_precision_any_number_of_particles(
         init = jax.tree.map(lambda a: a.astype(np.float64 if double else np.float32), init)
         start = jax.tree.map(lambda a: np.broadcast_to(a, (num_chains, *a.shape)), init)
         mcmc = run_mcmc(
-            RWPO(potential_fn=standard_normal, num_particles=num_particles, attention="marginal"),
+            light_kernel(potential_fn=standard_normal, num_particles=num_particles),
             num_chains=num_chains,
             num_warmup=num_warmup,
             num_samples=num_particles + 3,

@@ -38,8 +38,12 @@ def ridge(X: Any, y: Any) -> None:
 @pytest.mark.usefixtures("no_nans")
 @pytest.mark.parametrize(
     ("model", "options"),
-    [(lasso, {}), (ridge, {"attention": "joint"}), (lasso, {"dense_mass": False})],
-    ids=["lasso", "ridge-joint", "lasso-diagonal"],
+    [
+        (lasso, {}),
+        (ridge, {"attention": "joint", "dense_mass": False}),
+        pytest.param(lasso, {"attention": "marginal"}, marks=pytest.mark.slow),
+    ],
+    ids=["lasso", "ridge-joint-diagonal", "lasso-marginal"],
 )
 def test_no_program_of_a_run_computes_a_nan(model: Any, options: dict[str, Any]) -> None:
     """JAX looks at the results of every program: preparation, warm-up, each draw."""
@@ -49,8 +53,14 @@ def test_no_program_of_a_run_computes_a_nan(model: Any, options: dict[str, Any])
 
 
 @pytest.mark.usefixtures("strict_dtypes", "no_nans")
-@pytest.mark.parametrize("head", list(BUILT_IN_HEADS))
-@pytest.mark.parametrize("dim", [1, 3])
+@pytest.mark.parametrize(
+    ("head", "dim"),
+    [
+        *((head, 3) for head in BUILT_IN_HEADS),
+        ("copula", 1),  # its correlation is a special case
+        *(pytest.param(head, 1, marks=pytest.mark.slow) for head in ("marginal", "joint")),
+    ],
+)
 def test_heads_under_strict_dtypes(head: str, dim: int) -> None:
     """Fit, evaluate and sample every head, within a program and its derivative."""
     particles = jax.random.normal(jax.random.key(0), (12, dim))

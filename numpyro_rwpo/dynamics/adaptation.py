@@ -173,7 +173,9 @@ def _is_steady(
     ahead = (adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
     steady = jnp.abs(ahead) < STEADY_STEP
     steady &= jnp.abs(mean - adaptation.potential) < STEADY_POTENTIAL * spread
-    steady &= adaptation.disagreement < MAX_DISAGREEMENT
+    # The means of few particles scatter more.
+    limit = MAX_DISAGREEMENT * max(1.0, 64 / settings.num_particles)
+    steady &= adaptation.disagreement < limit
     steady &= adaptation.diverging < MAX_DIVERGING
     return steady & (adaptation.updates >= trial + MIN_UPDATES)
 

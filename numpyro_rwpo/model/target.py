@@ -95,17 +95,21 @@ def pool_chains(target: Target, axis_name: str) -> Target:
     if placement.mesh is not None:
         return target._replace(placement=placement)
 
-    def smooth(*batches: jax.Array) -> tuple[jax.Array, jax.Array]:
-        pooled = (lax.all_gather(x, axis_name, tiled=True) for x in batches)
-        value, gradient = target.smooth(*pooled)
-        number = batches[0].shape[0]
-        start = lax.axis_index(axis_name) * number
-        return (
-            lax.dynamic_slice_in_dim(value, start, number),
-            lax.dynamic_slice_in_dim(gradient, start, number),
-        )
+    def pooled(of_all: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., Any]:
+        def of_one_chain(*batches: jax.Array) -> tuple[jax.Array, jax.Array]:
+            gathered = (lax.all_gather(x, axis_name, tiled=True) for x in batches)
+            first, second = of_all(*gathered)
+            number = batches[0].shape[0]
+            start = lax.axis_index(axis_name) * number
+            return (
+                lax.dynamic_slice_in_dim(first, start, number),
+                lax.dynamic_slice_in_dim(second, start, number),
+            )
 
-    return target._replace(smooth=smooth, placement=placement)
+        return of_one_chain
+
+    recenter = None if target.recenter is None else pooled(target.recenter)
+    return target._replace(smooth=pooled(target.smooth), recenter=recenter, placement=placement)
 
 
 def has_loop(bind: Callable[[], Target], dim: int, dtype: Any) -> bool:

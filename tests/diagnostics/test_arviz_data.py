@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from numpyro_rwpo import RWPO, to_arviz
-from tests.helpers import normal_mean, regression_data, run_mcmc
+from numpyro_rwpo import to_arviz
+from tests.helpers import light_kernel, normal_mean, regression_data, run_mcmc
 
 Y = regression_data()[1]
 
@@ -55,7 +55,7 @@ def test_it_goes_to_a_file_and_back(lasso_run: Any, tmp_path: Any) -> None:
 
 @pytest.fixture(scope="module")
 def noise_free() -> Any:
-    kernel = RWPO(normal_mean, num_particles=16, corrected=False)
+    kernel = light_kernel(normal_mean, corrected=False)
     return run_mcmc(kernel, Y, num_chains=2, num_warmup=60, num_samples=100)
 
 

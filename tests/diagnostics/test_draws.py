@@ -10,9 +10,9 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC
 
-from numpyro_rwpo import RWPO, compare_runs, to_arviz
+from numpyro_rwpo import compare_runs, to_arviz
 from numpyro_rwpo.diagnostics.draws import flat_sites, samples_of
-from tests.helpers import run_mcmc
+from tests.helpers import light_kernel, run_mcmc
 
 
 class Pair(NamedTuple):
@@ -51,8 +51,7 @@ ARRAYS = {
 
 @pytest.fixture(scope="module")
 def run() -> MCMC:
-    kernel = RWPO(structured, num_particles=16, attention="marginal", dense_mass=False)
-    return run_mcmc(kernel, num_chains=2, num_samples=20)
+    return run_mcmc(light_kernel(structured), num_chains=2, num_samples=20)
 
 
 def test_structured_sites_in_compare(run: MCMC) -> None:

@@ -8,10 +8,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import run_mcmc
+from helpers import light_kernel, run_mcmc
 from jax import random
 
-from numpyro_rwpo import RWPO
 from numpyro_rwpo.dynamics.centering import log_determinant, recentered
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.target import Differentiation, Target
@@ -80,7 +79,8 @@ def test_log_determinant() -> None:
 
 @pytest.mark.parametrize(("noise", "centering"), [(None, 0), (0.01, 1)])
 def test_chains_of_a_run_choose_it_together(noise: float | None, centering: int) -> None:
-    mcmc = run_mcmc(RWPO(hierarchy), noise, num_samples=1000, num_chains=2)
+    kernel = light_kernel(hierarchy, num_particles=64)
+    mcmc = run_mcmc(kernel, noise, num_samples=1000, num_chains=2)
     np.testing.assert_array_equal(mcmc.last_state.centering, centering)
     log_scale = np.log(np.asarray(mcmc.get_samples()["scale"], np.float64))
     if noise is None:  # the prior; z-scores with 200 effective draws, at least

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import two_islands
+from helpers import light_kernel, two_islands
 from jax import random
 from test_moves import SCALE, exact_draws, largest_z, make_target
 
-from numpyro_rwpo import RWPO
 from numpyro_rwpo.dynamics.adaptation import MAX_DISAGREEMENT, disagreement
 from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import ExactFlow
@@ -100,7 +99,7 @@ def test_what_has_not_converged_starts_anew() -> None:
 
 @pytest.mark.parametrize(("starts", "move"), [((20, 20), HamiltonianMove), ((20, -20), TreeMove)])
 def test_chains_in_different_modes_get_trees(starts: tuple[float, float], move: type) -> None:
-    kernel = RWPO(two_islands, num_particles=16)
+    kernel = light_kernel(two_islands)
     keys = random.split(random.key(0), 2)
     init_params = {"x": jnp.asarray(starts, jnp.float32)}
     state = kernel.init(keys, 100, init_params, (), {})

@@ -13,9 +13,9 @@ import numpyro.distributions as dist
 import pandas as pd
 import pytest
 import scipy.sparse
+from helpers import light_kernel
 from jax.experimental import sparse
 
-from numpyro_rwpo import RWPO
 from numpyro_rwpo.model.checks import check_model, describe_arguments
 
 X = np.array([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0], [0.0, 0.0, -1.0], [4.0, 0.0, 0.0]], np.float32)
@@ -104,9 +104,8 @@ ARGUMENTS: list[tuple[Callable[..., None], Any, str]] = [
 )
 def test_arguments_of_any_class(model: Callable[..., None], value: Any, words: str) -> None:
     """The model is prepared as it is, and its own errors come with a description of them."""
-    state = RWPO(model, num_particles=8, dense_mass=False).init(
-        jax.random.key(0), 8, None, (value, Y), {}
-    )
+    kernel = light_kernel(model, num_particles=8, corrected=False)
+    state = kernel.init(jax.random.key(0), 8, None, (value, Y), {})
     assert state.z["beta"].shape == (3,)
 
     def fails(X: Any, y: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import run_mcmc
+from helpers import light_kernel, run_mcmc
 
 from numpyro_rwpo import RWPO
 
@@ -47,7 +47,7 @@ def make_model(log_likelihood: Any) -> Any:
 
 
 def small(model: Any) -> RWPO:
-    return RWPO(model, num_particles=8, attention="marginal", dense_mass=False)
+    return light_kernel(model, num_particles=8)
 
 
 def test_draws_are_those_of_the_same_likelihood_in_jax() -> None:

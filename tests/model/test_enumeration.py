@@ -17,7 +17,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import Moments, assert_moments, run_mcmc
+from helpers import Moments, assert_moments, light_kernel, run_mcmc
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.contrib.funsor import config_enumerate, markov
@@ -214,7 +214,7 @@ def test_moments_of_a_share() -> None:
     density /= np.trapezoid(density, share)
     mean = np.trapezoid(density * share, share)
     variance = np.trapezoid(density * (share - mean) ** 2, share)
-    kernel = RWPO(model, num_particles=64, attention="marginal", dense_mass=False)
+    kernel = light_kernel(model, num_particles=64)
     mcmc = run_mcmc(kernel, Y, num_warmup=100, num_samples=500, num_chains=4)
     assert_moments(mcmc.get_samples(group_by_chain=True), {"share": Moments(mean, variance)})
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import run_mcmc
+from helpers import light_kernel, run_mcmc
 from numpyro.infer import init_to_uniform, init_to_value
 from numpyro.infer.util import initialize_model
 
@@ -74,7 +74,7 @@ def test_density_and_draws_are_those_of_nuts(model: Callable[..., None]) -> None
 
 
 def small(model: Any, **options: Any) -> RWPO:
-    return RWPO(model, num_particles=8, attention="marginal", dense_mass=False, **options)
+    return light_kernel(model, num_particles=8, **options)
 
 
 def test_runs() -> None:

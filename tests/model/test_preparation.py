@@ -8,9 +8,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import lasso_regression, regression_data
+from helpers import lasso_regression, light_kernel, regression_data
 
-from numpyro_rwpo import RWPO
 from numpyro_rwpo.model.preparation import CompiledOnce, join_arrays, split_arrays
 
 
@@ -26,6 +25,11 @@ def keyed(y):
     noise = jax.random.normal(numpyro.prng_key(), y.shape)
     mean = numpyro.sample("mean", dist.Normal(0, 1))
     numpyro.sample("y", dist.Normal(mean + 0.0 * noise, 1), obs=y)
+
+
+def small(model):
+    """Without what follows the preparation, as far as that is possible."""
+    return light_kernel(model, num_particles=8, corrected=False)
 
 
 def init(kernel, *args, key=0):
@@ -68,7 +72,7 @@ def test_a_function_that_looks_at_its_data_has_them_as_constants():
 
 def test_start_of_new_data_compiles_nothing(caplog: pytest.LogCaptureFixture):
     X, y = regression_data()
-    kernel = RWPO(lasso_regression, num_particles=8)
+    kernel = light_kernel(lasso_regression, num_particles=8)
     with jax.log_compiles():
         init(kernel, X, y)
         assert "Compiling" in caplog.text
@@ -79,10 +83,10 @@ def test_start_of_new_data_compiles_nothing(caplog: pytest.LogCaptureFixture):
 
 def test_models_that_look_at_their_data_and_that_ask_for_a_key():
     y, group = np.zeros(4, np.float32), np.array([0, 1, 1, 2])
-    kernel = RWPO(grouped, num_particles=8)
+    kernel = small(grouped)
     assert init(kernel, y, group).z["mean"].shape == (2, 3)
     assert init(kernel, y, np.array([0, 1, 1, 1])).z["mean"].shape == (2, 2)
-    assert np.isfinite(init(RWPO(keyed, num_particles=8), y).z["mean"]).all()
+    assert np.isfinite(init(small(keyed), y).z["mean"]).all()
 
 
 def test_a_model_whose_sites_follow_something_else_than_its_arguments():
@@ -92,7 +96,7 @@ def test_a_model_whose_sites_follow_something_else_than_its_arguments():
     def model():
         numpyro.sample("mean", dist.Laplace(0, 1).expand([size]))
 
-    kernel = RWPO(model, num_particles=8)
+    kernel = small(model)
     assert init(kernel).z["mean"].shape == (2, 2)
     size = 3
     assert init(kernel).z["mean"].shape == (2, 3)

@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 import pytest
 from helpers import (
     assert_moments,
+    light_kernel,
     log_laplace,
     log_normal,
     quadrature,
@@ -22,11 +23,12 @@ from helpers import (
     scalar_moments,
     stack_moments,
 )
-from numpyro.infer import init_to_uniform
+from numpyro.infer import MCMC, init_to_uniform
 
 from numpyro_rwpo import RWPO, diagnose, load_state, save_state
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, find_kind, registry_with
+from numpyro_rwpo.model.split_check import describe_laplace_sites
 from numpyro_rwpo.model.target import Differentiation, Target
 from numpyro_rwpo.priors.composite import CompositePrior
 from numpyro_rwpo.priors.laplace import LaplacePrior
@@ -73,7 +75,12 @@ def source(model: Any, *args: Any, priors: Any = None) -> ModelSource:
 
 
 def light(model: Any = two_kinds, **options: Any) -> RWPO:
-    return RWPO(model, num_particles=32, attention="marginal", dense_mass=False, **options)
+    return light_kernel(model, num_particles=32, **options)
+
+
+def treatment(model: Any, *args: Any, priors: Any) -> dict[str, str]:
+    """What `diagnose` says about the sites of a model."""
+    return describe_laplace_sites(model, args, {}, "auto", np.zeros(1), registry_with(priors))
 
 
 @pytest.mark.parametrize(
@@ -165,16 +172,14 @@ def test_draws_are_those_of_the_model() -> None:
 
 
 def test_latent_parameters_stay_as_written() -> None:
-    mcmc = run_mcmc(light(latent_parameters, priors=NORMAL), num_warmup=40, num_samples=40)
-    sites = diagnose(mcmc).to_dict()["laplace_sites"]
+    sites = treatment(latent_parameters, priors=NORMAL)
     assert sites["t"] == "known location and scale: split off, closed forms"
     assert sites["x"].startswith("left in the smooth part: cannot be split")
     assert sites["z"].startswith("latent location or scale: standardi")
 
 
 def test_a_prior_that_is_not_the_distribution_is_left_alone() -> None:
-    mcmc = run_mcmc(light(priors={dist.Normal: twice_too_narrow}), Y, num_warmup=40, num_samples=40)
-    sites = diagnose(mcmc).to_dict()["laplace_sites"]
+    sites = treatment(two_kinds, Y, priors={dist.Normal: twice_too_narrow})
     assert sites["a"].startswith("left in the smooth part: with this site split off")
     assert sites["b"] == "known location and scale: split off, closed forms"
 
@@ -187,13 +192,14 @@ def test_potential_fn() -> None:
         return (normal + 2 * jnp.abs(x["b"]) + 0.5 * x["c"] ** 2).sum()
 
     laplace_sites = {"a": dist.Normal(1.0, 0.5), "b": dist.Laplace(0.0, 0.5), "c": None}
-    options = {"num_particles": 32, "laplace_sites": laplace_sites, "dense_mass": False}
+    options = {"num_particles": 32, "laplace_sites": laplace_sites}
     start = {name: jnp.zeros((4, 2)) for name in "abc"}
     with pytest.raises(ValueError, match="leaves are Laplace or AsymmetricLaplace distributions"):
         run_mcmc(
-            RWPO(potential_fn=potential_fn, **options), init_params={n: start[n][0] for n in start}
+            light_kernel(potential_fn=potential_fn, **options),
+            init_params={n: start[n][0] for n in start},
         )
-    kernel = RWPO(potential_fn=potential_fn, priors=NORMAL, **options)
+    kernel = light_kernel(potential_fn=potential_fn, priors=NORMAL, **options)
     mcmc = run_mcmc(kernel, init_params=start, num_warmup=100, num_samples=600, num_chains=4)
     moments = {
         "a": scalar_moments(1.0, 0.25),
@@ -212,7 +218,7 @@ def test_saved_runs_compare_priors_by_name(tmp_path: Path) -> None:
     assert names["numpyro.distributions.continuous.Normal"] == function
     save_state(mcmc, tmp_path / "run.npz")
     load_state(tmp_path / "run.npz", mcmc)
-    other = run_mcmc(light(), Y, num_warmup=8, num_samples=8)
+    other = MCMC(light(), num_warmup=8, num_samples=8)
     assert other.sampler._arguments.record()["priors"] is None
     with pytest.raises(ValueError, match="priors was {.*} and is None"):
         load_state(tmp_path / "run.npz", other)

@@ -23,6 +23,7 @@ from tests.helpers import (
     assert_moments,
     gaussian_moments,
     gaussian_potential,
+    light_kernel,
     mcse_z,
     normal_mean,
     run_mcmc,
@@ -42,7 +43,7 @@ def islands(probability: float, sd: float) -> dist.Distribution:
 
 def test_jumps_bring_islands_into_balance() -> None:
     """Shares of two modes that no trajectory connects, from a proposal that has them wrong."""
-    kernel = RWPO(two_islands, proposal=islands(0.8, 1.5), num_particles=64)
+    kernel = light_kernel(two_islands, proposal=islands(0.8, 1.5), num_particles=64)
     mcmc = run_mcmc(kernel, num_warmup=200, num_samples=500, num_chains=4)
     x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
     assert effective_sample_size(np.where(x > 0, 1.0, 0.0)) > 1000  # of 2000
@@ -53,7 +54,8 @@ def test_jumps_bring_islands_into_balance() -> None:
 
 def test_particles_start_as_draws() -> None:
     """With a warm-up of one iteration the first ensemble is what was proposed."""
-    kernel = RWPO(two_islands, proposal=islands(0.5, 0.1), num_particles=64, corrected=False)
+    options = {"num_particles": 64, "corrected": False}
+    kernel = light_kernel(two_islands, proposal=islands(0.5, 0.1), **options)
     x = np.asarray(run_mcmc(kernel, num_warmup=1, num_samples=64).get_samples()["x"])
     assert np.abs(np.abs(x) - 20).max() < 0.5
     assert 10 < (x > 0).sum() < 54

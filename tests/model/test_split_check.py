@@ -17,6 +17,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import light_kernel
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.contrib.module import random_eqx_module
@@ -24,7 +25,6 @@ from numpyro.infer import init_to_uniform
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import potential_energy
 
-from numpyro_rwpo import RWPO
 from numpyro_rwpo.diagnostics.posterior import model_posterior
 from numpyro_rwpo.model import laplace_sites
 from numpyro_rwpo.model.laplace_sites import split_laplace_sites
@@ -422,7 +422,7 @@ def test_check_finds_a_density_of_its_own() -> None:
 @pytest.mark.parametrize("is_mapped", [False, True])
 def test_site_that_the_check_refuses_is_left_alone(is_mapped: bool) -> None:
     """Also where the whole run is mapped over chains, so that `init` sees no numbers."""
-    kernel = RWPO(patched, num_particles=4)
+    kernel = light_kernel(patched, num_particles=4, corrected=False)
 
     def init(keys: jax.Array) -> Any:
         return kernel.init(keys, 4, None, (), {}).z
@@ -446,7 +446,7 @@ def test_check_is_part_of_the_preparation(caplog: pytest.LogCaptureFixture) -> N
     keys = jax.random.split(jax.random.key(0), 2)
     for model, number in ((with_a_latent_location, 1), (patched, 2)):
         with jax.log_compiles():
-            RWPO(model, num_particles=4).init(keys, 4, None, (), {})
+            light_kernel(model, num_particles=4, corrected=False).init(keys, 4, None, (), {})
         assert caplog.text.count("Compiling jit(prepared)") == number
         caplog.clear()
 

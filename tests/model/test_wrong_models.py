@@ -316,7 +316,7 @@ def test_options(options: dict[str, Any], error: type[Exception], match: str) ->
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"chain_method": "vectorized", "num_chains": 2}, ValueError, '"vectorized"'),
+        ({"chain_method": "batched", "num_chains": 2}, ValueError, '"vectorized"'),
         ({"chain_method": 3, "num_chains": 2}, ValueError, '"vectorized"'),
         ({"num_warmup": -1}, ValueError, "num_warmup must be a nonnegative integer"),
         ({"num_warmup": 10.5}, ValueError, "num_warmup must be a nonnegative integer"),

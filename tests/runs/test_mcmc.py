@@ -14,7 +14,7 @@ from numpyro.infer import MCMC, NUTS
 import numpyro_rwpo
 from numpyro_rwpo import RWPO
 from numpyro_rwpo.runs.mcmc import latest_draws, read_finished_run, read_run
-from tests.helpers import normal_mean, regression_data, run_mcmc
+from tests.helpers import light_kernel, normal_mean, regression_data, run_mcmc
 
 Y = regression_data()[1]
 PACKAGE = Path(numpyro_rwpo.__file__).parent
@@ -24,7 +24,7 @@ NUM_PARTICLES = 8
 @pytest.fixture(scope="module")
 def still() -> MCMC:
     """Noise-free particles: they do not move, so a draw shows which particle it is."""
-    kernel = RWPO(normal_mean, num_particles=NUM_PARTICLES, corrected=False)
+    kernel = light_kernel(normal_mean, num_particles=NUM_PARTICLES, corrected=False)
     mcmc = MCMC(kernel, num_warmup=20, num_samples=30, num_chains=2, chain_method="vectorized")
     mcmc.progress_bar = True
     mcmc.run(jax.random.key(0), Y)
@@ -101,7 +101,8 @@ def test_what_cannot_be_read(lasso_run: Any) -> None:
 
 
 def test_a_single_chain_has_its_axis() -> None:
-    run = read_run(run_mcmc(RWPO(normal_mean, num_particles=NUM_PARTICLES), Y, num_chains=1))
+    kernel = light_kernel(normal_mean, num_particles=NUM_PARTICLES)
+    run = read_run(run_mcmc(kernel, Y, num_chains=1))
     assert run.samples["mu"].ndim == 2
     assert run.state.ensemble.particles.shape[:2] == (1, NUM_PARTICLES)
 

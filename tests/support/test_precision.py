@@ -7,8 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-
-from numpyro_rwpo import RWPO
+from helpers import light_kernel
 
 
 def model(X: jax.Array, y: jax.Array) -> None:
@@ -22,7 +21,7 @@ def test_every_product_of_a_step(chosen: str | None) -> None:
     rng = np.random.default_rng(0)
     data = rng.normal(size=(20, 3)).astype(np.float32), rng.normal(size=20).astype(np.float32)
     with jax.default_matmul_precision(chosen):
-        kernel = RWPO(model)
+        kernel = light_kernel(model, dense_mass=True)
         state = kernel.init(jax.random.key(0), 20, None, data, {})
         program = jax.jit(lambda state: kernel.sample(state, data, {})).lower(state).as_text()
     products = [line for line in program.splitlines() if "dot_general" in line]
