@@ -51,7 +51,7 @@ CAUTION, CAUTIOUS_ACCEPTANCE = 0.25, 0.95
 STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
 # Largest disagreement of the ensembles of all chains. Of 64 independent draws each it is 1/64 on
 # average, and below 0.1 for all of a thousand statistics of four chains; 0.2 makes R-hat 1.1.
-MAX_DISAGREEMENT = 0.2
+MAX_DISAGREEMENT = 0.1
 # Largest share of divergent trajectories, a running mean over some five sweeps: one particle of 64
 # that diverges adds 0.003. Where more do, the particles avoid a part of the posterior.
 MAX_DIVERGING = 0.005

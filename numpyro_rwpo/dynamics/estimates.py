@@ -27,8 +27,11 @@ from numpyro_rwpo.model.target import Target
 MAX_STEPS = 1024
 # The correlation of a particle's slowest statistic between two of its draws that are kept, above
 # which further trajectories come between them, as long as these together take no more than
-# AFFORDABLE_STEPS gradients: beyond, ArviZ sees what is left.
-KEPT_CORRELATION, AFFORDABLE_STEPS = 0.5, 24
+# AFFORDABLE_STEPS gradients. Beyond that, ArviZ sees what is left, up to a correlation of 0.8: a
+# thousand draws of each of four chains are then worth 400, the least that ArviZ does not warn of.
+KEPT_CORRELATION, AFFORDABLE_STEPS, MAX_KEPT_CORRELATION = 0.5, 24, 0.8
+# Gradients for which this may be done: a draw of NUTS on such posteriors takes as many.
+MOST_STEPS = 256
 # Share of the particles that have not jumped between two draws, at most: a jump costs one gradient,
 # and may be all that brings particles from one mode to another. So many jumps at most.
 JUMP_CORRELATION, MAX_JUMPS = 0.1, 64
@@ -160,14 +163,20 @@ def make_move(name: str, number: int, adaptation: Adaptation, target: Target) ->
     # The steps together make exactly a quarter turn, unless that takes too many of them.
     step_size = jnp.where(num_steps < MAX_STEPS, TRAJECTORY_LENGTH / num_steps, step_size)
     slowest = jnp.clip(adaptation.correlation[number].max(), 1e-3, 0.999)
-    wanted = jnp.ceil(math.log(KEPT_CORRELATION) / jnp.log(slowest))
-    most = jnp.maximum(AFFORDABLE_STEPS // num_steps, 1)
+
+    def sweeps(correlation: float, most_steps: int) -> jax.Array:
+        wanted = jnp.ceil(math.log(correlation) / jnp.log(slowest))
+        return jnp.clip(wanted, 1, jnp.maximum(most_steps // num_steps, 1))
+
+    num_sweeps = jnp.maximum(
+        sweeps(KEPT_CORRELATION, AFFORDABLE_STEPS), sweeps(MAX_KEPT_CORRELATION, MOST_STEPS)
+    )
     missed = jnp.clip(1 - adaptation.jump_rate, 1e-3, 0.999)
     jumps = jnp.ceil(math.log(JUMP_CORRELATION) / jnp.log(missed))
     return HamiltonianMove(
         flow=make_flow(name, adaptation, target),
         step_size=step_size,
         num_steps=num_steps,
-        num_sweeps=jnp.clip(wanted, 1, most).astype(int),
+        num_sweeps=num_sweeps.astype(int),
         num_jumps=jnp.clip(jumps, 1, MAX_JUMPS).astype(int),
     )

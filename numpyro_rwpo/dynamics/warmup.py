@@ -143,13 +143,21 @@ def _transport(
     numbers: Numbers,
     most: int,
 ) -> Placed:
-    """Evaluate particles and transport them until they are at rest, by at most ``most`` steps."""
+    """Evaluate particles and transport them until they are at rest, by at most ``most`` steps.
+
+    They stay where they are if that is better. In directions much narrower than the ensemble, the
+    flow overshoots, and can carry particles away to where the potential overflows.
+    """
     target = target._replace(centering=centering)
-    return lax.while_loop(
+    before = _placed(particles, target, settings)
+    after = lax.while_loop(
         lambda p: (p.progress.steps < most) & ~is_at_rest(p.progress, settings.corrected),
         lambda p: _transported(p, target, settings, numbers),
-        _placed(particles, target, settings),
+        before,
     )
+    is_worse = settings.corrected & (_evidence(after, target) < _evidence(before, target))
+    kept = jax.tree.map(lambda old, new: jnp.where(is_worse, old, new), before, after)
+    return kept._replace(progress=after.progress)
 
 
 def transport_path(

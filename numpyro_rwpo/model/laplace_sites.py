@@ -35,6 +35,7 @@ from numpyro_rwpo.model.location_scale import (
     LocationScale,
     is_laplace,
     is_location_scale,
+    location_and_scale,
     shape_parameters,
     standardize,
 )
@@ -111,7 +112,7 @@ def _latent_parents(
         if not is_location_scale(fn):
             return [], [], jax.tree.leaves(site_prior(fn, registry))
         family = unwrapped(fn)
-        return family.loc, family.scale, shape_parameters(family)
+        return *location_and_scale(family), shape_parameters(family)
 
     provenance = eval_provenance(parameters, **values)
 
@@ -229,7 +230,7 @@ class LaplaceSplit(NamedTuple):
         sites = self.rewritten_sites(values, centering, args, kwargs)
         log_jacobian = jnp.zeros(())
         for site in sites.values():
-            log_jacobian -= (1 - centering) * jnp.log(site.scale).sum()
+            log_jacobian -= (1 - centering) * site.log_scale.sum()
         # These sites are real, so that their constrained values are their unconstrained values.
         return {**values, **{name: site.value for name, site in sites.items()}}, log_jacobian
 
@@ -241,9 +242,8 @@ class LaplaceSplit(NamedTuple):
         log_scale = jnp.zeros(())
         there = dict(values)
         for name, site in sites.items():
-            log_scale += jnp.log(site.scale).sum()
-            base = (site.value - site.location) / site.scale
-            there[name] = jnp.where(centering > 0, base, site.value)
+            log_scale += site.log_scale.sum()
+            there[name] = jnp.where(centering > 0, site.base, site.value)
         return there, log_scale
 
     def from_user_values(
@@ -251,8 +251,7 @@ class LaplaceSplit(NamedTuple):
     ) -> dict[str, Any]:
         """Unconstrained values of the user's sites as values of the rewritten sites."""
         sites = self.rewritten_sites(values, 1, args, kwargs)
-        bases = {name: (site.value - site.location) / site.scale for name, site in sites.items()}
-        return {**values, **bases}
+        return {**values, **{name: site.base for name, site in sites.items()}}
 
 
 def split_laplace_sites(

@@ -6,14 +6,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.scipy.linalg import solve_triangular
 from numpyro.primitives import Messenger
 
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, find_kind, unwrapped
 from numpyro_rwpo.model.tracing import Model
 
-# Smooth families on the whole real line, which are rewritten but not split off. In a hierarchical
-# model with little data, standard sites have fewer funnels than the user's sites.
-SMOOTH_FAMILIES = (dist.Normal, dist.StudentT, dist.Cauchy, dist.Logistic, dist.Gumbel)
+# Smooth families of real numbers or vectors, which are rewritten but not split off. In a
+# hierarchical model with little data, standard sites have fewer funnels than the user's sites.
+SMOOTH_FAMILIES = (
+    dist.Normal,
+    dist.StudentT,
+    dist.Cauchy,
+    dist.Logistic,
+    dist.Gumbel,
+    dist.GaussianRandomWalk,
+    dist.MultivariateNormal,
+)
 
 
 class LocationScale(NamedTuple):
@@ -22,12 +31,32 @@ class LocationScale(NamedTuple):
     Attributes:
         value: value of the user's site.
         location: location in the site's shape.
-        scale: scale in the site's shape; for an asymmetric site, that without the asymmetry.
+        scale: scale in the site's shape; for an asymmetric site, that without the asymmetry. For a
+            multivariate normal site the factor L of its covariance, with one more axis.
     """
 
     value: jax.Array
     location: jax.Array
     scale: jax.Array
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether the scale is a triangular matrix."""
+        return self.scale.ndim > self.value.ndim
+
+    @property
+    def log_scale(self) -> jax.Array:
+        """Logarithms, in the site's shape, whose sum is the log determinant of the scale."""
+        scale = jnp.diagonal(self.scale, axis1=-2, axis2=-1) if self.is_factor else self.scale
+        return jnp.log(scale)
+
+    @property
+    def base(self) -> jax.Array:
+        """The value of the standard site."""
+        centered = self.value - self.location
+        if not self.is_factor:
+            return centered / self.scale
+        return solve_triangular(self.scale, centered[..., None], lower=True)[..., 0]
 
 
 class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
@@ -61,18 +90,43 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
             return
         msg["fn"] = self._originals.pop(msg["name"])
         family, base = unwrapped(msg["fn"]), msg["value"]
-        location, scale = (jnp.broadcast_to(x, base.shape) for x in (family.loc, family.scale))
-        shift = jnp.where(self.is_centered, 0, location)
-        factor = jnp.where(self.is_centered, 1, scale)
-        msg["value"] = shift + factor * base
+        location, scale = location_and_scale(family)
+        location = jnp.broadcast_to(location, base.shape)
+        if isinstance(family, dist.MultivariateNormal):
+            scale = jnp.broadcast_to(scale, (*base.shape, base.shape[-1]))
+            scaled = (scale @ base[..., None])[..., 0]
+        else:
+            scale = jnp.broadcast_to(scale, base.shape)
+            scaled = scale * base
+        msg["value"] = jnp.where(self.is_centered, base, location + scaled)
         self.sites[msg["name"]] = LocationScale(msg["value"], location, scale)
 
     def _base(self, fn: Any) -> Any:
-        family = unwrapped(fn)
-        location = jnp.where(self.is_centered, family.loc, 0)
-        scale = jnp.where(self.is_centered, family.scale, 1)
-        base = _family_class(family)(**shape_parameters(family), loc=location, scale=scale)
-        return base.expand(fn.shape()).to_event(fn.event_dim)
+        base = _with_scale(unwrapped(fn), self.is_centered)
+        batch_shape = fn.shape()[: len(fn.shape()) - base.event_dim]
+        return base.expand(batch_shape).to_event(fn.event_dim - base.event_dim)
+
+
+def _with_scale(family: Any, is_centered: jax.Array) -> Any:
+    """The distribution itself where it is centered, and the standard one where it is not."""
+    location, scale = location_and_scale(family)
+    location = jnp.where(is_centered, location, 0)
+    if isinstance(family, dist.MultivariateNormal):
+        factor = jnp.where(is_centered, scale, jnp.eye(scale.shape[-1], dtype=scale.dtype))
+        return dist.MultivariateNormal(location, scale_tril=factor)
+    if isinstance(family, dist.GaussianRandomWalk):
+        return dist.GaussianRandomWalk(jnp.where(is_centered, family.scale, 1), family.num_steps)
+    scale = jnp.where(is_centered, scale, 1)
+    return _family_class(family)(**shape_parameters(family), loc=location, scale=scale)
+
+
+def location_and_scale(family: Any) -> tuple[Any, Any]:
+    """Location and scale, which broadcast to the site; the factor L of a multivariate normal."""
+    if isinstance(family, dist.MultivariateNormal):
+        return family.loc, family.scale_tril
+    if isinstance(family, dist.GaussianRandomWalk):  # one scale for all steps of a walk
+        return 0.0, jnp.asarray(family.scale)[..., None]
+    return family.loc, family.scale
 
 
 def _family_class(family: Any) -> Any:
@@ -82,6 +136,8 @@ def _family_class(family: Any) -> Any:
 
 def shape_parameters(family: Any) -> dict[str, Any]:
     """Parameters other than location and scale, by name."""
+    if isinstance(family, dist.MultivariateNormal | dist.GaussianRandomWalk):
+        return {}
     names = set(_family_class(family).arg_constraints) - {"loc", "scale"}
     # An asymmetric Laplace site computes two scales from its scale and asymmetry.
     names -= {"left_scale", "right_scale"}

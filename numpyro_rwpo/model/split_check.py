@@ -129,7 +129,7 @@ def _errors_at(
         parts = [-split.potential(values, centering, args, kwargs, is_smooth_part=True)]
         parts += [jnp.where(is_split[name], closed[name].log_prob.sum(), 0.0) for name in priors]
         parts += [
-            jnp.where(centering == 0, -jnp.log(sites[name].scale).sum(), 0.0)
+            jnp.where(centering == 0, -sites[name].log_scale.sum(), 0.0)
             for name in sorted(split.smooth)
         ]
         terms = jnp.stack(parts)
@@ -166,7 +166,7 @@ def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _Clo
     magnitude = slope * (jnp.abs(x) + jnp.abs(prior.location)) + jnp.abs(log_mass)
     if site is None:
         return _ClosedForm(log_prob, magnitude)
-    log_scale = jnp.log(site.scale)
+    log_scale = site.log_scale
     canceled = slope * (jnp.abs(site.value) + jnp.abs(site.location)) / site.scale
     return _ClosedForm(log_prob - log_scale, magnitude + jnp.abs(log_scale) + canceled)
 
@@ -194,7 +194,7 @@ def _standardized_error(
     if not original.shape == original.expected_shape == smooth.shape:
         return jnp.asarray(jnp.inf)
     event = tuple(range(len(original.shape) - original.event_dim, len(original.shape)))
-    log_scale = jnp.where(is_standardized, jnp.log(site.scale), 0.0)
+    log_scale = jnp.where(is_standardized, site.log_scale, 0.0)
     expected = smooth.log_prob - log_scale.sum(event)
     magnitude = jnp.abs(original.log_prob) + jnp.abs(log_scale).sum(event)
     return _gap(original.log_prob, expected, magnitude)

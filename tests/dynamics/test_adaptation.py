@@ -23,9 +23,9 @@ from numpyro_rwpo.dynamics.adaptation import (
 )
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.dynamics.estimates import (
-    AFFORDABLE_STEPS,
     MAX_JUMPS,
     MAX_STEPS,
+    MOST_STEPS,
     Adaptation,
     initial_adaptation,
     learn_moments,
@@ -370,9 +370,10 @@ def test_chains_choose_one_flow_together_and_share_nothing_else() -> None:
         (0.1, 1.0, 1),
         (0.49, 1.0, 1),
         (0.9, 1.0, 7),  # 0.9^7 = 0.48
-        (0.99, 1.0, AFFORDABLE_STEPS // 2),  # of two steps each
-        (0.9, TRAJECTORY_LENGTH / 10.1, AFFORDABLE_STEPS // 10),
-        (0.9, 1e-2, 1),  # longer than all that is affordable
+        (0.99, 1.0, 23),  # of two steps each; 0.99^23 = 0.79
+        (0.9, TRAJECTORY_LENGTH / 10.1, 3),  # 0.9^3 = 0.73; all seven would take 70 steps
+        (0.99, TRAJECTORY_LENGTH / 10.1, MOST_STEPS // 10),
+        (0.99, 1e-3, 1),  # longer than all that is affordable
     ],
 )
 def test_slow_statistics_get_more_trajectories_between_draws(

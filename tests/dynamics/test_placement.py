@@ -9,6 +9,7 @@ import pytest
 from jax import lax, random
 
 from numpyro_rwpo import RWPO
+from numpyro_rwpo.dynamics import warmup
 from numpyro_rwpo.dynamics.ensemble import evaluate, gradient
 from numpyro_rwpo.dynamics.metric import ensemble_moments, fisher_preconditioner, without_outliers
 from numpyro_rwpo.dynamics.pathfinder import (
@@ -16,6 +17,7 @@ from numpyro_rwpo.dynamics.pathfinder import (
     NUM_ROUNDS,
     quasi_newton_start,
 )
+from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.transport import initial_progress, transport_step
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, find_head
 from numpyro_rwpo.model.target import Differentiation
@@ -180,3 +182,32 @@ def test_the_path_of_transport_leads_to_the_posterior():
 
     with pytest.raises(ValueError, match="needs a model"):
         RWPO(potential_fn=potential_fn).transport_path(jax.random.key(0))
+
+
+@pytest.mark.parametrize(("corrected", "is_kept"), [(True, True), (False, False)])
+def test_an_ensemble_that_transport_would_worsen_stays(monkeypatch, corrected, is_kept):
+    """The noise-free flow of the papers is returned as it is."""
+
+    def overshooting(ensemble, progress, *others, **options):
+        return 1e3 * ensemble.particles, progress._replace(steps=progress.steps + 1)
+
+    monkeypatch.setattr(warmup, "transport_step", overshooting)
+    target = Differentiation(1.0, False).target(lambda x, centering: (x**2).sum() / 2, None)
+    settings = Settings(
+        num_warmup=10,
+        num_particles=64,
+        num_states=4,
+        radius=2.0,
+        attention=find_head("copula"),
+        corrected=corrected,
+        dense=True,
+        rank=0,
+        flows=("harmonic",),
+        inverse_temperature=1.0,
+        placement=target.placement,
+    )
+    start = random.normal(random.key(0), (64, 3))
+    numbers = Numbers(target_accept_prob=0.8, relative_prox_time=0.1)
+    placed = warmup._transport(start, target.centering, target, settings, numbers, most=2)
+    assert placed.progress.steps == 2  # they were taken, and are counted
+    assert np.array_equal(placed.ensemble.particles, start) == is_kept

@@ -199,6 +199,22 @@ def other_families() -> None:
     observe(a + b + c + d + numpyro.sample("e", dist.Gumbel(0.0, scale)))
 
 
+def vectors() -> None:
+    """Multivariate normal sites in each of its three forms, and random walks."""
+    scale, mean = latent_scale(), numpyro.sample("mean", dist.Normal(0.0, 1.0).expand([2]))
+    corr = numpyro.sample("corr", dist.LKJCholesky(2, 2.0))
+    square = scale**2 * (jnp.eye(2) + 0.5)
+    with numpyro.plate("groups", 3):
+        a = numpyro.sample("a", dist.MultivariateNormal(mean, scale_tril=scale * corr))
+        b = numpyro.sample("b", dist.MultivariateNormal(a, covariance_matrix=square))
+    c = numpyro.sample(
+        "c", dist.MultivariateNormal(0.0, precision_matrix=square), sample_shape=(3,)
+    )
+    walks = dist.GaussianRandomWalk(scale * jnp.array([1.0, 2.0]), 4).to_event(1)
+    numpyro.sample("d", dist.MultivariateNormal(mean, scale_tril=jnp.eye(2)))
+    observe(numpyro.sample("walks", walks).sum() + (b + c).sum())
+
+
 def degrees_of_freedom_are_latent() -> None:
     df = numpyro.sample("df", dist.Gamma(5.0, 1.0))
     observe(numpyro.sample("b", dist.StudentT(df, 0.0, latent_scale())))
@@ -237,7 +253,7 @@ def subclass_with_its_own_constructor() -> None:
 
 
 # NumPyro's own `log_prob` broadcasts parameters against values of more axes silently.
-BATCHED_PARAMETERS = (sample_shape_of_events, expanded_twice)
+BATCHED_PARAMETERS = (sample_shape_of_events, expanded_twice, vectors)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +282,7 @@ BATCHED_PARAMETERS = (sample_shape_of_events, expanded_twice)
         (chain_of_sites, "", "a b"),
         (normal_hierarchy, "", "theta"),
         (other_families, "", "a b c d e"),
+        (vectors, "", "a b c walks"),
         (degrees_of_freedom_are_latent, "", ""),
         (subclass_with_its_own_density, "", ""),
         (subclass_with_its_own_constructor, "c", "b"),
