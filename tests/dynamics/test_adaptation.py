@@ -372,7 +372,7 @@ def test_chains_choose_one_flow_together_and_share_nothing_else() -> None:
         (0.9, 1.0, 7),  # 0.9^7 = 0.48
         (0.99, 1.0, 23),  # of two steps each; 0.99^23 = 0.79
         (0.9, TRAJECTORY_LENGTH / 10.1, 3),  # 0.9^3 = 0.73; all seven would take 70 steps
-        (0.99, TRAJECTORY_LENGTH / 10.1, MOST_STEPS // 10),
+        (0.999, TRAJECTORY_LENGTH / 10.1, MOST_STEPS // 10),
         (0.99, 1e-3, 1),  # longer than all that is affordable
     ],
 )
