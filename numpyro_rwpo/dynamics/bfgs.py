@@ -41,6 +41,9 @@ class History(NamedTuple):
         initial: the initial inverse Hessian, a multiple of the identity, (num_paths,).
         num_factors: number of factors in use, (num_paths,).
         log_det: log determinant of H, (num_paths,).
+        num_tried: number of points that have been tried on every path, scalar. No path has more
+            factors. Loops over factors are bounded by it because it is the same for all chains:
+            loops of different lengths would have to be masked, and take longer to trace.
     """
 
     steps: jax.Array
@@ -48,6 +51,7 @@ class History(NamedTuple):
     initial: jax.Array
     num_factors: jax.Array
     log_det: jax.Array
+    num_tried: jax.Array
 
 
 class Descent(NamedTuple):
@@ -79,6 +83,7 @@ def first_descent(positions: jax.Array, length: int) -> Descent:
         initial=jnp.ones(num_paths, dtype),
         num_factors=jnp.zeros(num_paths, int),
         log_det=jnp.zeros(num_paths, dtype),
+        num_tried=jnp.zeros((), int),
     )
     # A path whose value is infinite accepts the first finite point, which is its own start.
     return Descent(
@@ -97,7 +102,7 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _newton_direction(gradient: jax.Array, history: History) -> jax.Array:
     """The quasi-Newton direction -H g of every path, (num_paths, dim)."""
-    last = history.num_factors.max()
+    last = history.num_tried
 
     def transposed(i: jax.Array, q: jax.Array) -> jax.Array:
         j = last - 1 - i
@@ -126,7 +131,7 @@ def apply_factors(
         dual = jnp.where((j < num_factors)[:, None], history.duals[:, j], 0.0)[path]
         return vectors + history.steps[:, j][path] * _dot(dual, vectors)[:, None]
 
-    return lax.fori_loop(0, num_factors.max(), factor, vectors)
+    return lax.fori_loop(0, history.num_tried, factor, vectors)
 
 
 def _remember(
@@ -157,6 +162,7 @@ def _remember(
         jnp.where(keep, initial, history.initial),
         history.num_factors + keep,
         jnp.where(keep, log_det, history.log_det),
+        history.num_tried + 1,
     )
 
 

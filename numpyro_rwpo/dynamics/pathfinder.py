@@ -23,6 +23,7 @@ from numpyro_rwpo.dynamics.bfgs import (
     first_descent,
 )
 from numpyro_rwpo.model.target import Target
+from numpyro_rwpo.support.control_flow import batched_like
 
 NUM_PATHS = 8
 NUM_ROUNDS = 12  # comparisons of the evidence lower bound along a path
@@ -227,6 +228,10 @@ def _follow_paths(
         log_det=jnp.zeros(num_paths, dtype),
     )
     descent = first_descent(particles[:num_paths], NUM_ROUNDS * EVALUATIONS_PER_ROUND)
+    num_tried = descent.history.num_tried  # the same for all chains
+    best, descent = batched_like(particles, (best, descent))
+    history = descent.history._replace(num_tried=num_tried)
+    descent = descent._replace(history=history)
     zero = jnp.zeros((), int)
     last = lax.while_loop(
         lambda round_: round_.which < NUM_ROUNDS + search.num_last_rounds,

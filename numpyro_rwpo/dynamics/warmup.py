@@ -31,6 +31,7 @@ from numpyro_rwpo.dynamics.transport import (
     transport_step,
 )
 from numpyro_rwpo.model.target import Target
+from numpyro_rwpo.support.control_flow import batched_like
 
 # The centering is chosen again after the placement, and after the first and the second segment of
 # this number of updates, because ensembles that have not spread out yet say little about it.
@@ -149,7 +150,7 @@ def _transport(
     flow overshoots, and can carry particles away to where the potential overflows.
     """
     target = target._replace(centering=centering)
-    before = _placed(particles, target, settings)
+    before = batched_like(particles, _placed(particles, target, settings))
     after = lax.while_loop(
         lambda p: (p.progress.steps < most) & ~is_at_rest(p.progress, settings.corrected),
         lambda p: _transported(p, target, settings, numbers),
@@ -314,6 +315,7 @@ def _adapted(
         return *until(limit, (ensemble, adaptation), here), centering
 
     start = placed.ensemble, placed.adaptation, placed.centering
+    start = batched_like(placed.ensemble.particles, start)
     if target.recenter is None or target.proposal is not None:
         limit = jnp.asarray(settings.num_warmup)
         return *until(

@@ -1,4 +1,4 @@
-"""Branches that cost little when they are not taken, even under ``vmap``."""
+"""Loops and branches that cost little under ``vmap``."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,3 +25,15 @@ def run_if(active: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> C
         return jnp.zeros_like(active), body(carry)
 
     return lax.while_loop(lambda state: state[0], once, (active, carry))[1]
+
+
+def batched_like(x: jax.Array, tree: Carry) -> Carry:
+    """The arrays of ``tree``, batched by ``vmap`` wherever ``x`` is.
+
+    ``vmap`` traces the body of a loop again until it knows which parts of the carry are batched,
+    and every body in it as many times again. If all of them are from the start, once is enough.
+    Compiled programs contain no trace of this.
+    """
+    first = x.ravel()[0]
+    never = jnp.zeros((), bool)
+    return jax.tree.map(lambda leaf: jnp.where(never, first.astype(leaf.dtype), leaf), tree)

@@ -189,7 +189,8 @@ def test_an_ensemble_that_transport_would_worsen_stays(monkeypatch, corrected, i
     """The noise-free flow of the papers is returned as it is."""
 
     def overshooting(ensemble, progress, *others, **options):
-        return 1e3 * ensemble.particles, progress._replace(steps=progress.steps + 1)
+        moved = ensemble._replace(particles=1e3 * ensemble.particles)
+        return moved, progress._replace(steps=progress.steps + 1)
 
     monkeypatch.setattr(warmup, "transport_step", overshooting)
     target = Differentiation(1.0, False).target(lambda x, centering: (x**2).sum() / 2, None)
