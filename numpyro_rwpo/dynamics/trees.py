@@ -22,6 +22,7 @@ from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential, replac
 from numpyro_rwpo.dynamics.flows import ExactFlow, leapfrog
 from numpyro_rwpo.dynamics.moves import DIVERGENCE_THRESHOLD, Sweep
 from numpyro_rwpo.model.target import Target
+from numpyro_rwpo.support.control_flow import batched_like
 
 # NUTS's default: trajectories of at most 1,023 steps.
 MAX_DEPTH = 10
@@ -219,7 +220,8 @@ def warm_up_trees(
             state.num_rows + sweep.num_steps.max(),
         )
 
-    state = lax.fori_loop(0, num_updates, update, _before_updates(particles, target))
+    start = batched_like(particles, _before_updates(particles, target))
+    state = lax.fori_loop(0, num_updates, update, start)
     return state._replace(move=state.move._replace(step_size=jnp.exp(state.log_step_mean)))
 
 
