@@ -62,6 +62,9 @@ class Placement(NamedTuple):
         is_descent: whether the descent was kept, scalar.
         num_gradients: number of gradient evaluations, of all particles together, scalar.
         num_rows: number of gradient evaluations one after another, scalar.
+        rivals: particles and potentials after transport, of descent and plain start: (2,
+            num_particles, dim) and (2, num_particles). There is only one if the user gave a
+            proposal.
     """
 
     placed: Placed
@@ -69,6 +72,7 @@ class Placement(NamedTuple):
     is_descent: jax.Array
     num_gradients: jax.Array
     num_rows: jax.Array
+    rivals: tuple[jax.Array, jax.Array]
 
 
 class WarmUp(NamedTuple):
@@ -109,7 +113,7 @@ def spread(rng_key: jax.Array, start: jax.Array, settings: Settings) -> jax.Arra
     return particles.at[0].set(start)
 
 
-def _placed(particles: jax.Array, target: Target, settings: Settings) -> Placed:
+def evaluated_start(particles: jax.Array, target: Target, settings: Settings) -> Placed:
     """Evaluated particles before transport."""
     dim, dtype = particles.shape[1], particles.dtype
     ensemble = evaluate(particles, target)
@@ -148,7 +152,7 @@ def _transport(
     return lax.while_loop(
         lambda p: (p.progress.steps < most) & ~is_at_rest(p.progress, settings.corrected),
         lambda p: _transported(p, target, settings, numbers),
-        _placed(particles, target, settings),
+        evaluated_start(particles, target, settings),
     )
 
 
@@ -168,7 +172,7 @@ def transport_path(
     Returns:
         Positions, (num_steps + 1, num_particles, dim).
     """
-    first = _placed(spread(rng_key, start, settings), target, settings)
+    first = evaluated_start(spread(rng_key, start, settings), target, settings)
 
     def step(placed: Placed, _: None) -> tuple[Placed, jax.Array]:
         after = _transported(placed, target, settings, numbers)
@@ -190,6 +194,12 @@ def _evidence(placed: Placed, target: Target) -> jax.Array:
     return jnp.where(jnp.isfinite(bound), bound, -jnp.inf)
 
 
+def _heights(placed: Placed, target: Target) -> tuple[jax.Array, jax.Array]:
+    """The particles, and the potential at each, prior included."""
+    target = target._replace(centering=placed.centering)
+    return placed.ensemble.particles, potential(placed.ensemble, target)
+
+
 def place(
     rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
 ) -> Placement:
@@ -208,7 +218,8 @@ def place(
         placed = _transport(draws, target.centering, target, settings, numbers, most)
         rows = 1 + placed.progress.steps
         none = jnp.full(2, jnp.nan, start.dtype)
-        return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows)
+        rivals = jax.tree.map(lambda x: x[None], _heights(placed, target))
+        return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows, rivals)
     descent, centering, cost = quasi_newton_start(key_start, plain, target)
 
     def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
@@ -228,6 +239,7 @@ def place(
         is_descent=best == 0,
         num_gradients=cost.num_gradients + num_particles * (steps + 1).sum(),
         num_rows=cost.num_rows + (steps + 1).sum(),
+        rivals=jax.vmap(lambda p: _heights(p, target))(found),
     )
 
 
@@ -248,7 +260,7 @@ def warm_up(
     placed = placement.placed
     ensemble, adaptation, centering = placed.ensemble, placed.adaptation, placed.centering
     if settings.corrected:
-        ensemble, adaptation, centering = _adapted(key_adapt, placed, target, settings, numbers)
+        ensemble, adaptation, centering = adapted(key_adapt, placed, target, settings, numbers)
     target = target._replace(centering=centering)
     num_steps = adaptation.num_steps
     return WarmUp(
@@ -267,7 +279,7 @@ def warm_up(
     )
 
 
-def _adapted(
+def adapted(
     rng_key: jax.Array, placed: Placed, target: Target, settings: Settings, numbers: Numbers
 ) -> tuple[Ensemble, Adaptation, jax.Array]:
     """The ensemble after adaptation, the estimates, and the centering."""
@@ -291,7 +303,7 @@ def _adapted(
         here = target._replace(centering=centering)
         particles, centering, is_new = recentered(ensemble.particles, here, settings.dense)
         here = target._replace(centering=centering)
-        anew = _placed(particles, here, settings)
+        anew = evaluated_start(particles, here, settings)
         # Estimates in other coordinates are of no use, but the costs remain.
         again = anew.adaptation._replace(
             total_updates=adaptation.total_updates, num_steps=adaptation.num_steps + 1

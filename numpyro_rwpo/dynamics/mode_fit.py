@@ -1,0 +1,187 @@
+"""Normal densities and weights of the modes, from the ensembles that explored them.
+
+Everything here runs on the host in double precision, because it is done once and is small.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from numpyro_rwpo.dynamics.exploration import Explored
+from numpyro_rwpo.dynamics.factors import Factor, LowRank
+from numpyro_rwpo.dynamics.modes import Modes, log_densities, place_in
+
+Array = NDArray[np.floating]
+Evaluate = Callable[[Array], Array]
+
+# Two ensembles are in the same mode if more than this share of either lies where the other one's
+# normal density is larger.
+MAX_OVERLAP = 0.1
+# Modes whose weight is below this share are left out: in 4,000 draws, they have less than one.
+MIN_WEIGHT = 1e-4
+# Steps of the iteration of bridge sampling, which converges quickly.
+_NUM_BRIDGE_STEPS = 50
+
+
+class Fitted(NamedTuple):
+    """The modes, and the numbers of the ensembles from which they come.
+
+    Attributes:
+        modes: the list of modes.
+        kept: numbers of the ensembles, (num_modes,).
+    """
+
+    modes: Modes
+    kept: NDArray[np.intp]
+
+
+def fit_modes(rng_key: jax.Array, explored: Explored, evaluate: Evaluate) -> Fitted:
+    """The distinct modes that are worth a place in the list.
+
+    Args:
+        rng_key: one key, for draws of the normal densities.
+        explored: ensembles with a leading axis.
+        evaluate: potential at positions, (n, dim) -> (n,).
+    """
+    modes = normal_modes(explored)
+    evidence = -np.asarray(explored.potential).mean(1) + np.asarray(modes.log_det)
+    kept = _distinct(_overlap(modes, explored.particles), evidence)
+    modes = _selected(modes, kept)
+    if len(kept) > 1:
+        log_weight = _log_evidence(rng_key, modes, explored, kept, evaluate)
+        log_weight -= log_weight.max()
+        is_large = log_weight > np.log(MIN_WEIGHT)
+        kept, log_weight = kept[is_large], log_weight[is_large]
+        log_weight -= np.log(np.exp(log_weight).sum())
+        modes = _selected(modes, np.flatnonzero(is_large))
+        modes = modes._replace(log_weight=jnp.asarray(log_weight, modes.mean.dtype))
+    return Fitted(modes, kept)
+
+
+def _selected(tree: Any, kept: NDArray[np.intp]) -> Any:
+    return jax.tree.map(lambda x: x[kept], tree)
+
+
+def normal_modes(explored: Explored) -> Modes:
+    """The normal density of each ensemble, with equal weights.
+
+    The covariances are the metrics of warm-up, wider where the particles are wider beyond what
+    their number explains. The factors are symmetric, so that the map from one mode to another
+    turns as little as possible.
+    """
+    preconditioner = explored.adaptation.preconditioner
+    num_particles, dim = explored.particles.shape[1:]
+    factor: Any = jax.tree.map(lambda x: np.asarray(x, np.float64), preconditioner.factor)
+    spectrum = np.asarray(preconditioner.spectrum, np.float64)
+    # The largest eigenvalue of the covariance of normal particles of unit variance is below this
+    # edge (Marchenko and Pastur); running moments average over some ten ensembles.
+    edge = (1 + np.sqrt(dim / (10 * num_particles))) ** 4
+    widening = np.maximum(spectrum / edge, 1.0) ** 0.25
+    mean = _means(explored, factor, spectrum)
+    dtype = explored.particles.dtype
+    if isinstance(factor, LowRank):
+        core = _symmetric_root(factor.core @ factor.core.swapaxes(-1, -2))
+        form: Factor = LowRank(factor.scale, factor.directions, core)  # type: ignore[arg-type]
+        inverse: Factor = LowRank(1 / factor.scale, factor.directions, np.linalg.inv(core))  # type: ignore[arg-type]
+        log_det = np.log(factor.scale).sum(1) + np.linalg.slogdet(core)[1]
+    elif factor.ndim == 2:
+        form = factor * widening
+        inverse, log_det = 1 / form, np.log(form).sum(1)
+    else:
+        wide = factor * widening[:, None]
+        covariance = wide @ wide.swapaxes(-1, -2)
+        unit = np.exp(np.log(np.diagonal(covariance, axis1=1, axis2=2)).mean(0) / 2)
+        form = unit[:, None] * _symmetric_root(covariance / np.outer(unit, unit))
+        inverse, log_det = np.linalg.inv(form), np.linalg.slogdet(form)[1]
+    number = len(mean)
+    numbers = (mean, form, inverse, log_det, np.full(number, -np.log(number)))
+    return Modes(*jax.tree.map(lambda x: jnp.asarray(x, dtype), numbers))
+
+
+def _symmetric_root(matrix: Array) -> Array:
+    """The symmetric square roots of positive matrices, (..., n, n)."""
+    spectrum, vectors = np.linalg.eigh(matrix)
+    root = np.sqrt(np.maximum(spectrum, 1e-12 * spectrum.max(-1, keepdims=True)))
+    return (vectors * root[..., None, :]) @ vectors.swapaxes(-1, -2)
+
+
+def _means(explored: Explored, factor: Any, spectrum: Array) -> Array:
+    """Means of the ensembles, (num_modes, dim), with the gradients as control variates.
+
+    Gradients have mean zero, and in a normal density they tell how far the ensemble's mean is off.
+    """
+    mean = np.asarray(explored.particles, np.float64).mean(1)
+    slope = np.asarray(explored.gradient, np.float64).mean(1)
+    if isinstance(factor, LowRank):
+        return mean
+    damping = np.maximum(spectrum, 1.0) ** -0.5
+    if factor.ndim == 2:
+        return mean - factor**2 * damping * slope
+    along = np.einsum("kji,kj->ki", factor, slope) * damping
+    return mean - np.einsum("kij,kj->ki", factor, along)
+
+
+def _overlap(modes: Modes, particles: jax.Array) -> Array:
+    """Share of the particles of mode k where mode l has the larger density, (k, l)."""
+    densities = np.asarray(jax.vmap(lambda x: log_densities(modes, x))(particles))  # (k, l, n)
+    own = np.diagonal(densities, axis1=0, axis2=1).T[:, None]
+    share = (densities > own).mean(2)
+    return np.maximum(share, share.T)
+
+
+def _distinct(overlap: Array, evidence: Array) -> NDArray[np.intp]:
+    """Numbers of ensembles that do not overlap, of those that do the one with most evidence."""
+    kept: list[int] = []
+    for k in np.argsort(-np.where(np.isfinite(evidence), evidence, -np.inf), kind="stable"):
+        if np.isfinite(evidence[k]) and all(overlap[k, other] <= MAX_OVERLAP for other in kept):
+            kept.append(int(k))
+    return np.array(kept, dtype=np.intp)
+
+
+def _log_evidence(
+    rng_key: jax.Array,
+    modes: Modes,
+    explored: Explored,
+    kept: NDArray[np.intp],
+    evaluate: Evaluate,
+) -> Array:
+    """Log evidence of each mode by bridge sampling from its normal density, (num_modes,).
+
+    Reference: Meng and Wong (1996), Simulating ratios of normalizing constants via a simple
+    identity, eq. (4.1).
+    """
+    num_modes, (num_particles, dim) = len(kept), explored.particles.shape[1:]
+    noise = jax.random.normal(rng_key, (num_modes * num_particles, dim), modes.mean.dtype)
+    number = jnp.repeat(jnp.arange(num_modes), num_particles)
+    drawn = place_in(modes, number, noise)
+    heights = evaluate(np.asarray(drawn))
+    shift = np.log(num_modes)  # Densities of single modes, not weighted ones.
+    densities = np.asarray(log_densities(modes, drawn), np.float64) + shift
+    # What lies in another mode is that mode's evidence.
+    is_own = densities.argmax(0) == np.asarray(number)
+    of_draws = np.where(is_own, -heights - densities[number, np.arange(len(number))], -np.inf)
+    particles = explored.particles[kept]
+    own = np.asarray(jax.vmap(lambda x: log_densities(modes, x))(particles), np.float64) + shift
+    own = np.diagonal(own, axis1=0, axis2=1).T
+    of_particles = -np.asarray(explored.potential, np.float64)[kept] - own
+    return np.array(
+        [
+            _bridge(x, y)
+            for x, y in zip(of_particles, of_draws.reshape(num_modes, -1), strict=True)
+        ]
+    )
+
+
+def _bridge(of_particles: Array, of_draws: Array) -> float:
+    """Log evidence from log ratios of posterior and proposal, at draws of each."""
+    log_mean = np.logaddexp.reduce
+    estimate = float(np.median(of_particles))
+    for _ in range(_NUM_BRIDGE_STEPS):
+        above = log_mean(of_draws - np.logaddexp(of_draws, estimate))
+        below = log_mean(-np.logaddexp(of_particles, estimate))
+        estimate = float(above - below) if np.isfinite(above) else float(np.median(of_particles))
+    return estimate

@@ -1,0 +1,159 @@
+"""Where the particles of all chains lie in separated groups, and whether a barrier is between them.
+
+Groups are looked for in the few directions in which the particles are spread farther than their
+gradients say, because these are the directions in which modes lie apart: in each mode, the
+gradients vary as much as its own width makes them. This takes no gradient. Only if there are two
+groups or more, the potential is computed along the segments between them.
+
+Everything here runs on the host in double precision, because it is done once and is small.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Evaluate = Callable[[Array], Array]
+
+# Spread in a direction, as a variance relative to the one that the gradients indicate, below which
+# it holds no separate groups; two groups of equal size are then less than three standard deviations
+# apart. So many directions at most, in which modes of as many kinds can differ.
+MIN_SPREAD, MAX_DIRECTIONS = 2.5, 10
+# Two particles are neighbors if their distance is at most this factor times the distance of each to
+# the particle that is its NEIGHBOR-th nearest. In a normal density, gaps of that size are rare.
+GAP, NEIGHBOR = 3.0, 4
+# Largest number of groups that are looked at, the largest ones.
+MAX_GROUPS = 64
+# Height in nats of a barrier on the straight way between two groups, above which they count as
+# separated. Trajectories cross lower ones often enough.
+BARRIER = 3.0
+# Points on a segment, and the number of nearest groups to which each is compared.
+NUM_POINTS, NUM_NEAREST = 7, 4
+
+
+def find_groups(positions: Array, gradients: Array) -> list[Array]:
+    """Groups of particles that wide gaps separate, the largest first.
+
+    Args:
+        positions: particles of all chains, (n, dim).
+        gradients: gradients of the potential at particles at rest, (m, dim).
+
+    Returns:
+        Indices of the particles of each group. Groups of fewer particles than have a neighbor of
+        the required rank are left out.
+    """
+    projected = _projected(positions, gradients)
+    if projected.shape[1] == 0:
+        return [np.arange(len(positions))]
+    distinct, inverse = np.unique(projected.round(6), axis=0, return_inverse=True)
+    if len(distinct) <= NEIGHBOR:
+        return [np.arange(len(positions))]
+    number = _components(_are_neighbors(distinct))[inverse.ravel()]
+    sizes = np.bincount(number)
+    order = np.argsort(-sizes, kind="stable")[:MAX_GROUPS]
+    return [np.flatnonzero(number == k) for k in order if sizes[k] >= NEIGHBOR]
+
+
+def _projected(positions: Array, gradients: Array) -> Array:
+    """Positions in the directions of large spread, in units that follow from the gradients."""
+    num_rows, dim = gradients.shape
+    slopes = gradients - np.median(gradients, 0)
+    quartiles = np.quantile(np.abs(slopes), 0.5, axis=0)
+    limit = 15.0 * np.where(quartiles > 0, quartiles, np.inf)
+    slopes = np.clip(slopes, -limit, limit)
+    scaled = positions - np.median(positions, 0)
+    if num_rows >= 4 * dim:
+        unit = slopes.std(0) + np.finfo(np.float32).tiny
+        spectrum, vectors = np.linalg.eigh(np.corrcoef((slopes / unit).T).reshape(dim, dim))
+        scaled = (scaled * unit) @ (vectors * np.sqrt(np.maximum(spectrum, 1e-6)))
+    else:
+        scaled = scaled * slopes.std(0)
+    _, singular, directions = np.linalg.svd(scaled - scaled.mean(0), full_matrices=False)
+    spread = singular**2 / len(scaled)
+    kept = (spread > MIN_SPREAD) & (np.arange(len(spread)) < MAX_DIRECTIONS)
+    return scaled @ directions[kept].T
+
+
+def _distances(points: Array) -> Array:
+    """Distances between all points (n, dim), (n, n)."""
+    square = (points**2).sum(1)
+    return np.sqrt(np.maximum(square[:, None] + square - 2 * points @ points.T, 0.0))
+
+
+def _are_neighbors(points: Array) -> NDArray[np.bool_]:
+    """Which points are not separated by a wide gap, (n, n)."""
+    distance = _distances(points)
+    radius = np.partition(distance, NEIGHBOR, axis=1)[:, NEIGHBOR]
+    return distance <= GAP * np.minimum(radius[:, None], radius)
+
+
+def _components(is_joined: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Number of the connected component of each point, from 0 on, (n,)."""
+    number = np.full(len(is_joined), -1)
+    for first in range(len(is_joined)):
+        if number[first] >= 0:
+            continue
+        label = number.max() + 1
+        front = np.zeros(len(is_joined), bool)
+        front[first] = True
+        while front.any():
+            number[front] = label
+            front = is_joined[front].any(0) & (number < 0)
+    return number
+
+
+def find_separated(
+    positions: Array, heights: Array, groups: list[Array], evaluate: Evaluate
+) -> Array:
+    """One position in each set of groups that barriers separate from all others.
+
+    Args:
+        positions: particles of all chains, (n, dim).
+        heights: potential at each, (n,).
+        groups: indices of the particles of each group.
+        evaluate: potential at positions, (n, dim) -> (n,).
+
+    Returns:
+        Positions, (number of sets, dim).
+    """
+    lowest = np.array([group[np.argmin(heights[group])] for group in groups])
+    centers = np.stack([positions[group].mean(0) for group in groups])
+    # The mean of a group is lower than its particles, unless the group is curved. From typical
+    # particles of many dimensions, a barrier would be hidden: halfway between two of them, the
+    # potential in all other directions is lower.
+    at_center = evaluate(centers)
+    is_lower = at_center < heights[lowest]
+    points = np.where(is_lower[:, None], centers, positions[lowest])
+    height = np.where(is_lower, at_center, heights[lowest])
+    is_joined = np.eye(len(groups), dtype=bool)
+    unit = positions.std(0) + np.finfo(np.float32).tiny
+    nearest = np.argsort(_distances(points / unit), axis=1, kind="stable")
+    for rank in range(1, min(NUM_NEAREST + 1, len(groups))):
+        pairs = np.stack([np.arange(len(groups)), nearest[:, rank]], 1)
+        number = _components(is_joined)
+        pairs = pairs[number[pairs[:, 0]] != number[pairs[:, 1]]]
+        pairs = np.unique(np.sort(pairs, 1), axis=0)
+        if len(pairs):
+            low = _barriers(points, height, pairs, evaluate) < BARRIER
+            first, second = pairs[low].T
+            is_joined[first, second] = is_joined[second, first] = True
+    number = _components(is_joined)
+    return np.stack(
+        [
+            points[members[np.argmin(height[members])]]
+            for members in (np.flatnonzero(number == k) for k in range(number.max() + 1))
+        ]
+    )
+
+
+def _barriers(
+    points: Array, height: Array, pairs: NDArray[np.intp], evaluate: Evaluate
+) -> Array:
+    """Heights of the barriers between pairs of points, above the higher of the two, (pairs,)."""
+    share = np.arange(1, NUM_POINTS + 1) / (NUM_POINTS + 1)
+    start, end = points[pairs[:, 0]], points[pairs[:, 1]]
+    between = start[:, None] + share[:, None] * (end - start)[:, None]
+    values = evaluate(between.reshape(-1, points.shape[1])).reshape(len(pairs), NUM_POINTS)
+    values = np.where(np.isfinite(values), values, np.inf)
+    return values.max(1) - height[pairs].max(1)
