@@ -9,6 +9,7 @@ Everything here runs on the host in double precision, because it is done once an
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,25 @@ MIN_SPREAD, MAX_DIRECTIONS = 2.5, 10
 GAP, NEIGHBOR = 3.0, 4
 # Largest number of groups that are looked at, the largest ones.
 MAX_GROUPS = 64
+# Largest number of particles that belong to no group and are looked at one by one.
+MAX_SINGLES = 12
 # Height in nats of a barrier on the straight way between two groups, above which they count as
 # separated. Trajectories cross lower ones often enough.
 BARRIER = 3.0
 # Points on a segment, and the number of nearest groups to which each is compared.
 NUM_POINTS, NUM_NEAREST = 7, 4
+
+
+class Group(NamedTuple):
+    """Particles without a wide gap.
+
+    Attributes:
+        positions: (n, dim).
+        heights: potential at each, infinite where it is not known, (n,).
+    """
+
+    positions: Array
+    heights: Array
 
 
 def find_groups(positions: Array, gradients: Array) -> list[Array]:
@@ -40,11 +55,11 @@ def find_groups(positions: Array, gradients: Array) -> list[Array]:
         gradients: gradients of the potential at particles at rest, (m, dim).
 
     Returns:
-        Indices of the particles of each group. Groups of fewer particles than have a neighbor of
-        the required rank are left out.
+        Indices of the particles of each group. Of the particles that are in no group of at least
+        ``NEIGHBOR``, a few that are far from all others are groups of their own.
     """
     projected = _projected(positions, gradients)
-    if projected.shape[1] == 0:
+    if projected.shape[1] == 0 or len(positions) <= NEIGHBOR:
         return [np.arange(len(positions))]
     distinct, inverse = np.unique(projected.round(6), axis=0, return_inverse=True)
     if len(distinct) <= NEIGHBOR:
@@ -52,7 +67,26 @@ def find_groups(positions: Array, gradients: Array) -> list[Array]:
     number = _components(_are_neighbors(distinct))[inverse.ravel()]
     sizes = np.bincount(number)
     order = np.argsort(-sizes, kind="stable")[:MAX_GROUPS]
-    return [np.flatnonzero(number == k) for k in order if sizes[k] >= NEIGHBOR]
+    groups = [np.flatnonzero(number == k) for k in order if sizes[k] >= NEIGHBOR]
+    is_single = sizes[number] < NEIGHBOR
+    return groups + [np.array([k]) for k in _farthest(projected, is_single)]
+
+
+def _farthest(points: Array, is_candidate: NDArray[np.bool_]) -> list[int]:
+    """Candidates of which each is as far as possible from all others and all that are none."""
+    chosen: list[int] = []
+    known = points[~is_candidate]
+    rest = np.flatnonzero(is_candidate)
+    while len(rest) and len(chosen) < MAX_SINGLES:
+        if len(known):
+            gap = ((points[rest][:, None] - known) ** 2).sum(2).min(1)
+            pick = int(rest[np.argmax(gap)])
+        else:
+            pick = int(rest[0])
+        chosen.append(pick)
+        known = np.concatenate([known, points[pick][None]])
+        rest = rest[rest != pick]
+    return chosen
 
 
 def _projected(positions: Array, gradients: Array) -> Array:
@@ -103,31 +137,30 @@ def _components(is_joined: NDArray[np.bool_]) -> NDArray[np.intp]:
     return number
 
 
-def find_separated(
-    positions: Array, heights: Array, groups: list[Array], evaluate: Evaluate
-) -> Array:
+def find_separated(groups: list[Group], evaluate: Evaluate) -> Array:
     """One position in each set of groups that barriers separate from all others.
 
     Args:
-        positions: particles of all chains, (n, dim).
-        heights: potential at each, (n,).
-        groups: indices of the particles of each group.
+        groups: groups of particles.
         evaluate: potential at positions, (n, dim) -> (n,).
 
     Returns:
         Positions, (number of sets, dim).
     """
-    lowest = np.array([group[np.argmin(heights[group])] for group in groups])
-    centers = np.stack([positions[group].mean(0) for group in groups])
     # The mean of a group is lower than its particles, unless the group is curved. From typical
     # particles of many dimensions, a barrier would be hidden: halfway between two of them, the
     # potential in all other directions is lower.
-    at_center = evaluate(centers)
-    is_lower = at_center < heights[lowest]
-    points = np.where(is_lower[:, None], centers, positions[lowest])
-    height = np.where(is_lower, at_center, heights[lowest])
+    centers = np.stack([group.positions.mean(0) for group in groups])
+    lowest = np.stack([group.positions[np.argmin(group.heights)] for group in groups])
+    at_lowest = np.array([group.heights.min() for group in groups])
+    is_new = np.isinf(at_lowest)
+    values = evaluate(np.concatenate([centers, lowest[is_new]]))
+    at_center, at_lowest[is_new] = values[: len(groups)], values[len(groups) :]
+    is_lower = at_center < at_lowest
+    points = np.where(is_lower[:, None], centers, lowest)
+    height = np.where(is_lower, at_center, at_lowest)
     is_joined = np.eye(len(groups), dtype=bool)
-    unit = positions.std(0) + np.finfo(np.float32).tiny
+    unit = points.std(0) + np.finfo(np.float32).tiny
     nearest = np.argsort(_distances(points / unit), axis=1, kind="stable")
     for rank in range(1, min(NUM_NEAREST + 1, len(groups))):
         pairs = np.stack([np.arange(len(groups)), nearest[:, rank]], 1)

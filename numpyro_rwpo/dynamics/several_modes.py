@@ -18,7 +18,7 @@ from numpyro_rwpo.dynamics.estimates import JUMP_CORRELATION, MAX_JUMPS, MAX_STE
 from numpyro_rwpo.dynamics.exploration import Explored
 from numpyro_rwpo.dynamics.mode_fit import Fitted, fit_modes
 from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
-from numpyro_rwpo.dynamics.mode_search import Array, find_groups, find_separated
+from numpyro_rwpo.dynamics.mode_search import Array, Group, find_groups, find_separated
 from numpyro_rwpo.dynamics.modes import mode_of
 from numpyro_rwpo.dynamics.moves import num_leapfrog_steps
 from numpyro_rwpo.dynamics.programs import Programs
@@ -77,13 +77,10 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
     """
     cost = Cost()
     evaluate = _evaluator(ready, call, cost)
-    positions, heights = _particles(warm)
-    gradients = _rows(warm.ensemble.gradient)
-    gradients = gradients[np.isfinite(gradients).all(1)]
-    groups = find_groups(positions, gradients) if len(gradients) > 1 else []
-    if len(groups) < 2:
+    groups = _groups(warm)
+    if len(groups) < 3:  # one of either kind
         return ready, False
-    starts = find_separated(positions, heights, groups, evaluate)
+    starts = find_separated(groups, evaluate)
     fitted = None
     if len(starts) > 1:
         key, numbers = random.fold_in(call.inputs[0][0], 1), call.inputs[2]
@@ -104,18 +101,28 @@ def _rows(x: jax.Array) -> Array:
     return np.asarray(x, np.float64).reshape(-1, x.shape[-1])
 
 
-def _particles(warm: WarmUp) -> tuple[Array, Array]:
-    """All particles that came to rest, and the potential at each.
+def _descents(warm: WarmUp) -> jax.Array:
+    """The draws of the descents of each chain; none of them if the coordinates were others."""
+    first = warm.placement.first
+    is_same = np.array_equal(warm.centering, warm.placement.placed.centering)
+    return first if is_same else first[:, :0]
 
-    Those of the placement that was not kept are among them, unless their coordinates were others.
-    """
-    positions, heights = _rows(warm.ensemble.particles), np.asarray(warm.potential).ravel()
-    if np.array_equal(warm.centering, warm.placement.placed.centering):
-        rivals = warm.placement.rivals
-        positions = np.concatenate([positions, _rows(rivals[0])])
-        heights = np.concatenate([heights, np.asarray(rivals[1]).ravel()])
-    is_finite = np.isfinite(positions).all(1) & np.isfinite(heights)
-    return positions[is_finite], heights[is_finite]
+
+def _groups(warm: WarmUp) -> list[Group]:
+    """Groups among the particles at rest, and among the draws of the descents, of all chains."""
+    gradients = _rows(warm.ensemble.gradient)
+    gradients = gradients[np.isfinite(gradients).all(1)]
+    heights = np.asarray(warm.potential, np.float64).ravel()
+    groups = []
+    for positions in (_rows(warm.ensemble.particles), _rows(_descents(warm))):
+        known = heights if len(positions) == len(heights) and not groups else None
+        known = np.full(len(positions), np.inf) if known is None else known
+        is_finite = np.isfinite(positions).all(1)
+        positions, known = positions[is_finite], known[is_finite]
+        if len(positions) > 1 and len(gradients) > 1:
+            found = find_groups(positions, gradients)
+            groups += [Group(positions[index], known[index]) for index in found]
+    return groups
 
 
 def _evaluator(ready: Ready, call: Call, cost: Cost) -> Callable[[Array], Array]:
@@ -180,10 +187,8 @@ def _first_move(fitted: Fitted, explored: Explored, warm: WarmUp) -> ModeMove:
 
 def _is_found(fitted: Fitted, warm: WarmUp, chain: int) -> jax.Array:
     """Which modes a chain's own particles are in, (num_modes,)."""
-    own = [warm.ensemble.particles[chain]]
-    if np.array_equal(warm.centering, warm.placement.placed.centering):
-        own += list(warm.placement.rivals[0][chain])
-    number = mode_of(fitted.modes, jnp.concatenate(own))
+    own = jnp.concatenate([warm.ensemble.particles[chain], _descents(warm)[chain]])
+    number = mode_of(fitted.modes, own)
     return jnp.zeros(len(fitted.kept), bool).at[number].set(True)
 
 

@@ -62,9 +62,8 @@ class Placement(NamedTuple):
         is_descent: whether the descent was kept, scalar.
         num_gradients: number of gradient evaluations, of all particles together, scalar.
         num_rows: number of gradient evaluations one after another, scalar.
-        rivals: particles and potentials after transport, of descent and plain start: (2,
-            num_particles, dim) and (2, num_particles). There is only one if the user gave a
-            proposal.
+        first: draws of the descent before transport, or of the user's proposal, (num_particles,
+            dim). Transport blurs separated groups, which here are still distinct.
     """
 
     placed: Placed
@@ -72,7 +71,7 @@ class Placement(NamedTuple):
     is_descent: jax.Array
     num_gradients: jax.Array
     num_rows: jax.Array
-    rivals: tuple[jax.Array, jax.Array]
+    first: jax.Array
 
 
 class WarmUp(NamedTuple):
@@ -194,12 +193,6 @@ def _evidence(placed: Placed, target: Target) -> jax.Array:
     return jnp.where(jnp.isfinite(bound), bound, -jnp.inf)
 
 
-def _heights(placed: Placed, target: Target) -> tuple[jax.Array, jax.Array]:
-    """The particles, and the potential at each, prior included."""
-    target = target._replace(centering=placed.centering)
-    return placed.ensemble.particles, potential(placed.ensemble, target)
-
-
 def place(
     rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
 ) -> Placement:
@@ -218,8 +211,7 @@ def place(
         placed = _transport(draws, target.centering, target, settings, numbers, most)
         rows = 1 + placed.progress.steps
         none = jnp.full(2, jnp.nan, start.dtype)
-        rivals = jax.tree.map(lambda x: x[None], _heights(placed, target))
-        return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows, rivals)
+        return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows, draws)
     descent, centering, cost = quasi_newton_start(key_start, plain, target)
 
     def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
@@ -239,7 +231,7 @@ def place(
         is_descent=best == 0,
         num_gradients=cost.num_gradients + num_particles * (steps + 1).sum(),
         num_rows=cost.num_rows + (steps + 1).sum(),
-        rivals=jax.vmap(lambda p: _heights(p, target))(found),
+        first=descent,
     )
 
 
