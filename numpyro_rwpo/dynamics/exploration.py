@@ -15,7 +15,7 @@ from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
-from numpyro_rwpo.dynamics.warmup import adapted, evaluated_start, spread
+from numpyro_rwpo.dynamics.warmup import adapted, evaluated_start
 from numpyro_rwpo.model.target import Target
 
 
@@ -42,23 +42,28 @@ class Explored(NamedTuple):
 
 
 def explore(
-    rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
+    rng_key: jax.Array,
+    start: jax.Array,
+    is_placed: jax.Array,
+    target: Target,
+    settings: Settings,
+    numbers: Numbers,
 ) -> Explored:
-    """Place an ensemble by descents from around ``start``, and adapt its moves there.
+    """Adapt the moves of an ensemble in one mode.
 
     Args:
         rng_key: one key.
-        start: a position in the mode, (dim,).
+        start: positions in the mode, (num_particles, dim).
+        is_placed: whether these are at rest, scalar; if not, descents from them place the ensemble.
         target: the posterior, in the centering that the chains have chosen.
         settings: settings of the run.
         numbers: target acceptance probability and bandwidth.
     """
-    key_spread, key_start, key_adapt = random.split(rng_key, 3)
+    key_start, key_adapt = random.split(rng_key)
     # The ensembles explore in one centering, in which the modes can be compared.
     target = target._replace(full_prior=target.prior, is_rewritten=None, recenter=None)
-    particles = spread(key_spread, start, settings._replace(radius=None))
-    particles, _, cost = quasi_newton_start(key_start, particles, target)
-    placed = evaluated_start(particles, target, settings)
+    particles, _, cost = quasi_newton_start(key_start, start, target)
+    placed = evaluated_start(jnp.where(is_placed, start, particles), target, settings)
     ensemble, adaptation, _ = adapted(key_adapt, placed, target, settings, numbers)
     return Explored(
         particles=ensemble.particles,

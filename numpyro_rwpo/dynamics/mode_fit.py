@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numpyro_rwpo.dynamics.exploration import Explored
-from numpyro_rwpo.dynamics.factors import Factor, LowRank
+from numpyro_rwpo.dynamics.factors import Factor, LowRank, to_whitened
+from numpyro_rwpo.dynamics.mode_search import components
 from numpyro_rwpo.dynamics.modes import Modes, log_densities, place_in
 
 Array = NDArray[np.floating]
@@ -21,8 +22,16 @@ Evaluate = Callable[[Array], Array]
 # Two ensembles are in the same mode if more than this share of either lies where the other one's
 # normal density is larger.
 MAX_OVERLAP = 0.1
+# Closest pairs of particles of two ensembles between which a barrier is looked for, points between
+# them, and the height in nats that counts as a barrier; and the number of nearest ensembles to
+# which each is compared.
+_NUM_CLOSEST, _NUM_POINTS, MAX_EXCESS = 4, 3, 3.0
+_NUM_NEAREST = 4
 # Modes whose weight is below this share are left out: in 4,000 draws, they have less than one.
 MIN_WEIGHT = 1e-4
+# Squared ratio of a variance to that of the metric, 1 for a normal density, up to which gradients
+# tell the mean better than a running mean does.
+MAX_NORMAL_EXCESS = 1.25
 # Steps of the iteration of bridge sampling, which converges quickly.
 _NUM_BRIDGE_STEPS = 50
 
@@ -49,7 +58,9 @@ def fit_modes(rng_key: jax.Array, explored: Explored, evaluate: Evaluate) -> Fit
     """
     modes = normal_modes(explored)
     evidence = -np.asarray(explored.potential).mean(1) + np.asarray(modes.log_det)
-    kept = _distinct(_overlap(modes, explored.particles), evidence)
+    is_same = _overlap(modes, explored.particles) > MAX_OVERLAP
+    is_same |= _are_connected(modes, explored, is_same, evaluate)
+    kept = _distinct(is_same, evidence)
     modes = _selected(modes, kept)
     if len(kept) > 1:
         log_weight = _log_evidence(rng_key, modes, explored, kept, evaluate)
@@ -81,7 +92,7 @@ def normal_modes(explored: Explored) -> Modes:
     # edge (Marchenko and Pastur); running moments average over some ten ensembles.
     edge = (1 + np.sqrt(dim / (10 * num_particles))) ** 4
     widening = np.maximum(spectrum / edge, 1.0) ** 0.25
-    mean = _means(explored, factor, spectrum)
+    mean = _means(explored, factor, spectrum / edge)
     dtype = explored.particles.dtype
     if isinstance(factor, LowRank):
         core = _symmetric_root(factor.core @ factor.core.swapaxes(-1, -2))
@@ -109,20 +120,30 @@ def _symmetric_root(matrix: Array) -> Array:
     return (vectors * root[..., None, :]) @ vectors.swapaxes(-1, -2)
 
 
-def _means(explored: Explored, factor: Any, spectrum: Array) -> Array:
-    """Means of the ensembles, (num_modes, dim), with the gradients as control variates.
+def _means(explored: Explored, factor: Any, excess: Array) -> Array:
+    """Means of the ensembles, (num_modes, dim).
 
-    Gradients have mean zero, and in a normal density they tell how far the ensemble's mean is off.
+    Gradients have mean zero, and where the density is normal, they tell how far the mean of an
+    ensemble is off. Along columns of the factor where it is not, the running mean of all sweeps is
+    better.
+
+    Args:
+        explored: the ensembles.
+        factor: factors of their metrics.
+        excess: squared ratio of the variance to that of the metric, along each column, beyond what
+            the number of particles explains, (num_modes, dim).
     """
     mean = np.asarray(explored.particles, np.float64).mean(1)
     slope = np.asarray(explored.gradient, np.float64).mean(1)
+    running = np.asarray(explored.adaptation.moments.mean, np.float64)
     if isinstance(factor, LowRank):
-        return mean
-    damping = np.maximum(spectrum, 1.0) ** -0.5
+        return running
     if factor.ndim == 2:
-        return mean - factor**2 * damping * slope
-    along = np.einsum("kji,kj->ki", factor, slope) * damping
-    return mean - np.einsum("kij,kj->ki", factor, along)
+        return np.where(excess > MAX_NORMAL_EXCESS, running, mean - factor**2 * slope)
+    by_gradient = -np.einsum("kji,kj->ki", factor, slope)
+    by_average = np.linalg.solve(factor, (running - mean)[..., None])[..., 0]
+    shift = np.where(excess > MAX_NORMAL_EXCESS, by_average, by_gradient)
+    return mean + np.einsum("kij,kj->ki", factor, shift)
 
 
 def _overlap(modes: Modes, particles: jax.Array) -> Array:
@@ -133,12 +154,59 @@ def _overlap(modes: Modes, particles: jax.Array) -> Array:
     return np.maximum(share, share.T)
 
 
-def _distinct(overlap: Array, evidence: Array) -> NDArray[np.intp]:
-    """Numbers of ensembles that do not overlap, of those that do the one with most evidence."""
+def _are_connected(
+    modes: Modes, explored: Explored, is_same: NDArray[np.bool_], evaluate: Evaluate
+) -> NDArray[np.bool_]:
+    """Whether there is no barrier between the particles of two ensembles that are next to each other.
+
+    On the segment between two draws of a normal density, the potential is lower than at its ends,
+    by t (1 - t) / 2 times their squared distance in whitened coordinates. A barrier is what lies
+    above that curve.
+    """
+    particles = np.asarray(explored.particles, np.float64)
+    heights = np.asarray(explored.potential, np.float64)
+    inverse = jax.tree.map(lambda x: np.asarray(x), modes.inverse)
+    number = len(particles)
+    share = np.arange(1, _NUM_POINTS + 1) / (_NUM_POINTS + 1)
+    pairs, ends, expected = [], [], []
+    for k in range(number):
+        own = jax.tree.map(lambda x: x[k], inverse)
+        white = np.asarray(to_whitened(own, jnp.asarray(particles, modes.mean.dtype)))
+        gap = ((white - white[k].mean(0)) ** 2).sum(-1).min(1)
+        nearest = [other for other in np.argsort(gap, kind="stable") if other != k]
+        for other in nearest[:_NUM_NEAREST]:
+            if is_same[k, other]:
+                continue
+            square = ((white[k][:, None] - white[other][None]) ** 2).sum(-1)
+            closest = np.argsort(square, axis=None)[:_NUM_CLOSEST]
+            first, second = np.unravel_index(closest, square.shape)
+            pairs += [(k, other)] * len(closest)
+            ends.append(np.stack([particles[k, first], particles[other, second]], 1))
+            start, end = heights[k, first], heights[other, second]
+            line = start[:, None] + share * (end - start)[:, None]
+            expected.append(line - share * (1 - share) / 2 * square[first, second][:, None])
+    connected = np.zeros((number, number), bool)
+    if pairs:
+        segment = np.concatenate(ends)  # (pairs, 2, dim)
+        start, step = segment[:, 0], segment[:, 1] - segment[:, 0]
+        between = start[:, None] + share[:, None] * step[:, None]
+        values = evaluate(between.reshape(-1, between.shape[2])).reshape(-1, _NUM_POINTS)
+        is_low = (values - np.concatenate(expected)).max(1) < MAX_EXCESS
+        for (k, other), low in zip(pairs, is_low, strict=True):
+            connected[k, other] |= low
+            connected[other, k] |= low
+    return connected
+
+
+def _distinct(is_same: NDArray[np.bool_], evidence: Array) -> NDArray[np.intp]:
+    """Numbers of ensembles in different modes, of those in the same the one with most evidence."""
+    number = components(is_same | np.eye(len(evidence), dtype=bool))
     kept: list[int] = []
+    taken: set[int] = set()
     for k in np.argsort(-np.where(np.isfinite(evidence), evidence, -np.inf), kind="stable"):
-        if np.isfinite(evidence[k]) and all(overlap[k, other] <= MAX_OVERLAP for other in kept):
+        if np.isfinite(evidence[k]) and int(number[k]) not in taken:
             kept.append(int(k))
+            taken.add(int(number[k]))
     return np.array(kept, dtype=np.intp)
 
 

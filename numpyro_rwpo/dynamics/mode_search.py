@@ -21,9 +21,12 @@ Evaluate = Callable[[Array], Array]
 # it holds no separate groups; two groups of equal size are then less than three standard deviations
 # apart. So many directions at most, in which modes of as many kinds can differ.
 MIN_SPREAD, MAX_DIRECTIONS = 2.5, 10
-# Two particles are neighbors if their distance is at most this factor times the distance of each to
-# the particle that is its NEIGHBOR-th nearest. In a normal density, gaps of that size are rare.
-GAP, NEIGHBOR = 3.0, 4
+# Two particles are neighbors if their distance is at most 1 + GAP / sqrt(r) times the distance of
+# each to the particle that is its NEIGHBOR-th nearest, in r directions. In a normal density, gaps of
+# that size are rare.
+GAP, NEIGHBOR = 2.0, 4
+# A particle that is higher than this share of the NUM_LOCAL nearest ones does not join groups.
+MAX_RANK, NUM_LOCAL = 0.85, 16
 # Largest number of groups that are looked at, the largest ones.
 MAX_GROUPS = 64
 # Largest number of particles that belong to no group and are looked at one by one.
@@ -47,11 +50,15 @@ class Group(NamedTuple):
     heights: Array
 
 
-def find_groups(positions: Array, gradients: Array) -> list[Array]:
+def find_groups(
+    positions: Array, gradients: Array, heights: Array | None = None
+) -> list[NDArray[np.intp]]:
     """Groups of particles that wide gaps separate, the largest first.
 
     Args:
         positions: particles of all chains, (n, dim).
+        heights: potential at each, (n,), ``None`` where it is not known. The few particles on a
+            saddle then do not join the groups on either side.
         gradients: gradients of the potential at particles at rest, (m, dim).
 
     Returns:
@@ -61,15 +68,34 @@ def find_groups(positions: Array, gradients: Array) -> list[Array]:
     projected = _projected(positions, gradients)
     if projected.shape[1] == 0 or len(positions) <= NEIGHBOR:
         return [np.arange(len(positions))]
-    distinct, inverse = np.unique(projected.round(6), axis=0, return_inverse=True)
+    distinct, first, inverse = np.unique(
+        projected.round(6), axis=0, return_index=True, return_inverse=True
+    )
     if len(distinct) <= NEIGHBOR:
         return [np.arange(len(positions))]
-    number = _components(_are_neighbors(distinct))[inverse.ravel()]
+    is_core = np.ones(len(distinct), bool)
+    if heights is not None and len(distinct) > 2 * NUM_LOCAL:
+        is_core = ~_are_high(distinct, heights[first])
+    number = _joined(distinct, is_core)[inverse.ravel()]
     sizes = np.bincount(number)
     order = np.argsort(-sizes, kind="stable")[:MAX_GROUPS]
     groups = [np.flatnonzero(number == k) for k in order if sizes[k] >= NEIGHBOR]
     is_single = sizes[number] < NEIGHBOR
     return groups + [np.array([k]) for k in _farthest(projected, is_single)]
+
+
+def _are_high(points: Array, heights: Array) -> NDArray[np.bool_]:
+    """Which points are higher than nearly all of the points around them, (n,)."""
+    around = np.argsort(_distances(points), axis=1, kind="stable")[:, 1 : NUM_LOCAL + 1]
+    return (heights[around] < heights[:, None]).mean(1) > MAX_RANK
+
+
+def _joined(points: Array, is_core: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Number of each point's group: those of the core by gaps, others that of the nearest, (n,)."""
+    core = points[is_core]
+    of_core = components(_are_neighbors(core))
+    nearest = np.array([np.argmin(((core - point) ** 2).sum(1)) for point in points])
+    return of_core[nearest]
 
 
 def _farthest(points: Array, is_candidate: NDArray[np.bool_]) -> list[int]:
@@ -119,10 +145,11 @@ def _are_neighbors(points: Array) -> NDArray[np.bool_]:
     """Which points are not separated by a wide gap, (n, n)."""
     distance = _distances(points)
     radius = np.partition(distance, NEIGHBOR, axis=1)[:, NEIGHBOR]
-    return distance <= GAP * np.minimum(radius[:, None], radius)
+    factor = 1 + GAP / np.sqrt(points.shape[1])
+    return distance <= factor * np.minimum(radius[:, None], radius)
 
 
-def _components(is_joined: NDArray[np.bool_]) -> NDArray[np.intp]:
+def components(is_joined: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Number of the connected component of each point, from 0 on, (n,)."""
     number = np.full(len(is_joined), -1)
     for first in range(len(is_joined)):
@@ -137,15 +164,24 @@ def _components(is_joined: NDArray[np.bool_]) -> NDArray[np.intp]:
     return number
 
 
-def find_separated(groups: list[Group], evaluate: Evaluate) -> Array:
-    """One position in each set of groups that barriers separate from all others.
+class Separated(NamedTuple):
+    """A set of groups that barriers separate from all others.
+
+    Attributes:
+        position: where the potential is low, (dim,).
+        members: the particles at rest in it, (n, dim); there may be none.
+    """
+
+    position: Array
+    members: Array
+
+
+def find_separated(groups: list[Group], evaluate: Evaluate) -> list[Separated]:
+    """The sets of groups that barriers separate from each other.
 
     Args:
         groups: groups of particles.
         evaluate: potential at positions, (n, dim) -> (n,).
-
-    Returns:
-        Positions, (number of sets, dim).
     """
     # The mean of a group is lower than its particles, unless the group is curved. From typical
     # particles of many dimensions, a barrier would be hidden: halfway between two of them, the
@@ -164,20 +200,21 @@ def find_separated(groups: list[Group], evaluate: Evaluate) -> Array:
     nearest = np.argsort(_distances(points / unit), axis=1, kind="stable")
     for rank in range(1, min(NUM_NEAREST + 1, len(groups))):
         pairs = np.stack([np.arange(len(groups)), nearest[:, rank]], 1)
-        number = _components(is_joined)
+        number = components(is_joined)
         pairs = pairs[number[pairs[:, 0]] != number[pairs[:, 1]]]
         pairs = np.unique(np.sort(pairs, 1), axis=0)
         if len(pairs):
             low = _barriers(points, height, pairs, evaluate) < BARRIER
             first, second = pairs[low].T
             is_joined[first, second] = is_joined[second, first] = True
-    number = _components(is_joined)
-    return np.stack(
-        [
-            points[members[np.argmin(height[members])]]
-            for members in (np.flatnonzero(number == k) for k in range(number.max() + 1))
-        ]
-    )
+    number = components(is_joined)
+    separated = []
+    for k in range(number.max() + 1):
+        members = np.flatnonzero(number == k)
+        at_rest = [groups[i].positions[np.isfinite(groups[i].heights)] for i in members]
+        position = points[members[np.argmin(height[members])]]
+        separated.append(Separated(position, np.concatenate(at_rest)))
+    return separated
 
 
 def _barriers(

@@ -18,7 +18,7 @@ from numpyro_rwpo.dynamics.estimates import JUMP_CORRELATION, MAX_JUMPS, MAX_STE
 from numpyro_rwpo.dynamics.exploration import Explored
 from numpyro_rwpo.dynamics.mode_fit import Fitted, fit_modes
 from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
-from numpyro_rwpo.dynamics.mode_search import Array, Group, find_groups, find_separated
+from numpyro_rwpo.dynamics.mode_search import Array, Group, Separated, find_groups, find_separated
 from numpyro_rwpo.dynamics.modes import mode_of
 from numpyro_rwpo.dynamics.moves import num_leapfrog_steps
 from numpyro_rwpo.dynamics.programs import Programs
@@ -31,6 +31,8 @@ TRIAL_JUMPS, TRIAL_STATES = 2, 6
 # Share of a mode that jumps must have exchanged when the chains have settled, and the states that
 # this takes at least and at most.
 SETTLED, MIN_STATES, MAX_STATES = 0.99, 5, 50
+# An ensemble starts from the particles at rest if there is at least one for so many of its own.
+MIN_MEMBERS = 4
 # Proposed jumps out of a mode that are needed to say how many are accepted.
 MIN_PROPOSED = 5
 # The less successful kind of jump is still tried with this probability.
@@ -80,20 +82,37 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
     groups = _groups(warm)
     if len(groups) < 3:  # one of either kind
         return ready, False
-    starts = find_separated(groups, evaluate)
-    fitted = None
-    if len(starts) > 1:
-        key, numbers = random.fold_in(call.inputs[0][0], 1), call.inputs[2]
-        keys, key_fit = random.split(key, len(starts)), random.fold_in(key, 0)
-        inputs = keys, jnp.asarray(starts, ready.potential.dtype), ready.centering[0], numbers
-        constants = call.programs.layout, call.settings
-        explored = call.programs.explore(constants, inputs, call.args, call.kwargs)
-        cost.add(explored.num_gradients.sum(), explored.num_rows.max())
-        fitted = fit_modes(key_fit, explored, evaluate)
-    if fitted is None or len(fitted.kept) < 2:
+    separated = find_separated(groups, evaluate)
+    if len(separated) < 2:
+        return _charged(ready, cost), False
+    explored = _explored(separated, ready, call, cost)
+    fitted = fit_modes(random.fold_in(call.inputs[0][0], 3), explored, evaluate)
+    if len(fitted.kept) < 2:
         return _charged(ready, cost), False
     move = _first_move(fitted, explored, warm)
     return _settled(ready, move, explored, fitted, call, cost), True
+
+
+def _explored(separated: list[Separated], ready: Ready, call: Call, cost: Cost) -> Explored:
+    """An ensemble in each set of groups: its particles at rest, or those around its position."""
+    key, number = random.fold_in(call.inputs[0][0], 1), call.settings.num_particles
+    keys = random.split(key, len(separated))
+    is_placed = np.array([len(one.members) >= number // MIN_MEMBERS for one in separated])
+    random_numbers = np.random.default_rng(np.asarray(random.bits(key, (2,))))
+    starts = []
+    for one, placed in zip(separated, is_placed, strict=True):
+        if placed:
+            chosen = random_numbers.permutation(len(one.members))
+            starts.append(one.members[np.resize(chosen, number)])
+        else:
+            noise = random_numbers.normal(size=(number, len(one.position)))
+            starts.append(one.position + 0.1 * noise)
+    positions = jnp.asarray(np.stack(starts), ready.potential.dtype)
+    inputs = keys, positions, jnp.asarray(is_placed), ready.centering[0], call.inputs[2]
+    constants = call.programs.layout, call.settings
+    explored = call.programs.explore(constants, inputs, call.args, call.kwargs)
+    cost.add(explored.num_gradients.sum(), explored.num_rows.max())
+    return explored
 
 
 def _rows(x: jax.Array) -> Array:
@@ -120,7 +139,8 @@ def _groups(warm: WarmUp) -> list[Group]:
         is_finite = np.isfinite(positions).all(1)
         positions, known = positions[is_finite], known[is_finite]
         if len(positions) > 1 and len(gradients) > 1:
-            found = find_groups(positions, gradients)
+            is_known = np.isfinite(known).all()
+            found = find_groups(positions, gradients, known if is_known else None)
             groups += [Group(positions[index], known[index]) for index in found]
     return groups
 
