@@ -91,11 +91,32 @@ def _are_high(points: Array, heights: Array) -> NDArray[np.bool_]:
 
 
 def _joined(points: Array, is_core: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Number of each point's group: those of the core by gaps, others that of the nearest, (n,)."""
+    """Number of each point's group: those of the core by gaps, others that of the nearest, (n,).
+
+    A point that a gap separates from the core is a group of its own.
+    """
     core = points[is_core]
+    radius, factor = _radius(_distances(core)), _largest_gap(points)
     of_core = components(_are_neighbors(core))
-    nearest = np.array([np.argmin(((core - point) ** 2).sum(1)) for point in points])
-    return of_core[nearest]
+    number = np.empty(len(points), np.intp)
+    number[is_core] = of_core
+    for k in np.flatnonzero(~is_core):
+        distance = np.sqrt(((core - points[k]) ** 2).sum(1))
+        nearest = int(np.argmin(distance))
+        is_near = distance[nearest] <= factor * radius[nearest]
+        number[k] = of_core[nearest] if is_near else number[is_core].max() + 1 + k
+    return np.unique(number, return_inverse=True)[1]
+
+
+def _largest_gap(points: Array) -> float:
+    """The gap, in units of the distance to a near neighbor, that separates groups."""
+    return float(1 + GAP / np.sqrt(points.shape[1]))
+
+
+def _radius(distance: Array) -> Array:
+    """Distance of each point to the one that is its ``NEIGHBOR``-th nearest, (n,)."""
+    rank = min(NEIGHBOR, len(distance) - 1)
+    return np.partition(distance, rank, axis=1)[:, rank]
 
 
 def _farthest(points: Array, is_candidate: NDArray[np.bool_]) -> list[int]:
@@ -144,9 +165,8 @@ def _distances(points: Array) -> Array:
 def _are_neighbors(points: Array) -> NDArray[np.bool_]:
     """Which points are not separated by a wide gap, (n, n)."""
     distance = _distances(points)
-    radius = np.partition(distance, NEIGHBOR, axis=1)[:, NEIGHBOR]
-    factor = 1 + GAP / np.sqrt(points.shape[1])
-    return distance <= factor * np.minimum(radius[:, None], radius)
+    radius = _radius(distance)
+    return distance <= _largest_gap(points) * np.minimum(radius[:, None], radius)
 
 
 def components(is_joined: NDArray[np.bool_]) -> NDArray[np.intp]:
