@@ -60,8 +60,10 @@ def fit_modes(rng_key: jax.Array, explored: Explored, evaluate: Evaluate) -> Fit
     """
     modes = normal_modes(explored)
     evidence = -np.asarray(explored.potential).mean(1) + np.asarray(modes.log_det)
-    is_same = _overlap(modes, explored.particles) > MAX_OVERLAP
-    is_same |= _are_connected(modes, explored, is_same, evaluate)
+    belongs = _belongs(modes, explored.particles)
+    is_same = (1 - belongs.mean(2)) > MAX_OVERLAP
+    is_same |= is_same.T
+    is_same |= _are_connected(modes, explored, belongs, is_same, evaluate)
     kept = _distinct(is_same, evidence)
     modes = _selected(modes, kept)
     if len(kept) > 1:
@@ -148,59 +150,93 @@ def _means(explored: Explored, factor: Any, excess: Array) -> Array:
     return mean + np.einsum("kij,kj->ki", factor, shift)
 
 
-def _overlap(modes: Modes, particles: jax.Array) -> Array:
-    """Share of the particles of mode k where mode l has the larger density, (k, l)."""
+def _belongs(modes: Modes, particles: jax.Array) -> NDArray[np.bool_]:
+    """Whether each particle of ensemble k is rather in mode k than in mode l, (k, l, n)."""
     densities = np.asarray(jax.vmap(lambda x: log_densities(modes, x))(particles))  # (k, l, n)
     own = np.diagonal(densities, axis1=0, axis2=1).T[:, None]
-    share = (densities > own).mean(2)
-    return np.maximum(share, share.T)
+    return own >= densities
+
+
+class _Segments(NamedTuple):
+    """Segments between close particles of two ensembles.
+
+    Attributes:
+        pair: numbers of the two ensembles, (n, 2).
+        start: (n, dim).
+        step: from start to end, (n, dim).
+        heights: potential at both ends, (n, 2).
+        square: squared length in whitened coordinates, (n,).
+    """
+
+    pair: NDArray[np.intp]
+    start: Array
+    step: Array
+    heights: Array
+    square: Array
 
 
 def _are_connected(
-    modes: Modes, explored: Explored, is_same: NDArray[np.bool_], evaluate: Evaluate
+    modes: Modes,
+    explored: Explored,
+    belongs: NDArray[np.bool_],
+    is_same: NDArray[np.bool_],
+    evaluate: Evaluate,
 ) -> NDArray[np.bool_]:
-    """Whether there is no barrier between the particles of two ensembles that are next to each other.
+    """Whether there is no barrier between those particles of two ensembles that are closest.
 
     On the segment between two draws of a normal density, the potential is lower than at its ends,
     by t (1 - t) / 2 times their squared distance in whitened coordinates. A barrier is what lies
     above that curve.
     """
-    particles = np.asarray(explored.particles, np.float64)
-    heights = np.asarray(explored.potential, np.float64)
-    inverse = jax.tree.map(lambda x: np.asarray(x), modes.inverse)
-    typical = np.quantile(heights, 0.75, axis=1)
-    number = len(particles)
+    found = [_closest(modes, explored, k, belongs, is_same[k]) for k in range(len(is_same))]
+    segments = _Segments(*(np.concatenate(field) for field in zip(*found, strict=True)))
+    connected = np.zeros_like(is_same)
+    if not len(segments.pair):
+        return connected
     share = np.arange(1, _NUM_POINTS + 1) / (_NUM_POINTS + 1)
-    pairs, ends, expected = [], [], []
-    for k in range(number):
-        own = jax.tree.map(lambda x: x[k], inverse)
-        white = np.asarray(to_whitened(own, jnp.asarray(particles, modes.mean.dtype)))
-        gap = ((white - white[k].mean(0)) ** 2).sum(-1).min(1)
-        nearest = [other for other in np.argsort(gap, kind="stable") if other != k]
-        for other in nearest[:_NUM_NEAREST]:
-            if is_same[k, other]:
-                continue
-            square = ((white[k][:, None] - white[other][None]) ** 2).sum(-1)
-            closest = np.argsort(square, axis=None)[:_NUM_CLOSEST]
-            first, second = np.unravel_index(closest, square.shape)
-            pairs += [(k, other)] * len(closest)
-            ends.append(np.stack([particles[k, first], particles[other, second]], 1))
-            # Particles that are next to each other may both be on the way up to a saddle.
-            start = np.minimum(heights[k, first], typical[k])
-            end = np.minimum(heights[other, second], typical[other])
-            line = start[:, None] + share * (end - start)[:, None]
-            expected.append(line - share * (1 - share) / 2 * square[first, second][:, None])
-    connected = np.zeros((number, number), bool)
-    if pairs:
-        segment = np.concatenate(ends)  # (pairs, 2, dim)
-        start, step = segment[:, 0], segment[:, 1] - segment[:, 0]
-        between = start[:, None] + share[:, None] * step[:, None]
-        values = evaluate(between.reshape(-1, between.shape[2])).reshape(-1, _NUM_POINTS)
-        is_low = (values - np.concatenate(expected)).max(1) < MAX_EXCESS
-        for (k, other), low in zip(pairs, is_low, strict=True):
-            connected[k, other] |= low
-            connected[other, k] |= low
+    start, end = segments.heights[:, :1], segments.heights[:, 1:]
+    expected = start + share * (end - start) - share * (1 - share) / 2 * segments.square[:, None]
+    between = segments.start[:, None] + share[:, None] * segments.step[:, None]
+    values = evaluate(between.reshape(-1, between.shape[2])).reshape(-1, _NUM_POINTS)
+    first, second = segments.pair[(values - expected).max(1) < MAX_EXCESS].T
+    connected[first, second] = connected[second, first] = True
     return connected
+
+
+def _closest(
+    modes: Modes,
+    explored: Explored,
+    k: int,
+    belongs: NDArray[np.bool_],
+    is_same: NDArray[np.bool_],
+) -> _Segments:
+    """Segments from ensemble k to the nearest others that are not known to be in the same mode.
+
+    The few particles that have crossed a barrier during warm-up are left out.
+    """
+    heights = np.asarray(explored.potential, np.float64)
+    # Particles that are next to each other may both be on the way up to a saddle.
+    heights = np.minimum(heights, np.quantile(heights, 0.75, axis=1, keepdims=True))
+    particles = np.asarray(explored.particles, np.float64)
+    inverse = jax.tree.map(lambda x: x[k], modes.inverse)
+    white = np.asarray(to_whitened(inverse, explored.particles), np.float64)
+    gap = ((white - white[k].mean(0)) ** 2).sum(-1).min(1)
+    nearest = np.argsort(gap, kind="stable")
+    nearest = nearest[nearest != k][:_NUM_NEAREST]
+    found = []
+    for other in nearest[~is_same[nearest]]:
+        square = ((white[k][:, None] - white[other][None]) ** 2).sum(-1)
+        is_usual = belongs[k, other][:, None] & belongs[other, k]
+        order = np.argsort(np.where(is_usual, square, np.inf), axis=None)[:_NUM_CLOSEST]
+        i, j = np.unravel_index(order, square.shape)
+        start = particles[k, i]
+        ends = np.stack([heights[k, i], heights[other, j]], 1)
+        pair = np.full((len(i), 2), (k, other))
+        found.append(_Segments(pair, start, particles[other, j] - start, ends, square[i, j]))
+    if not found:
+        nothing = np.zeros((0, particles.shape[2]))
+        return _Segments(np.zeros((0, 2), np.intp), nothing, nothing, np.zeros((0, 2)), np.zeros(0))
+    return _Segments(*(np.concatenate(field) for field in zip(*found, strict=True)))
 
 
 def _distinct(is_same: NDArray[np.bool_], evidence: Array) -> NDArray[np.intp]:
@@ -242,10 +278,7 @@ def _log_evidence(
     own = np.diagonal(own, axis1=0, axis2=1).T
     of_particles = -np.asarray(explored.potential, np.float64)[kept] - own
     return np.array(
-        [
-            _bridge(x, y)
-            for x, y in zip(of_particles, of_draws.reshape(num_modes, -1), strict=True)
-        ]
+        [_bridge(x, y) for x, y in zip(of_particles, of_draws.reshape(num_modes, -1), strict=True)]
     )
 
 
@@ -255,8 +288,9 @@ def _bridge(of_particles: Array, of_draws: Array) -> float:
     estimate = float(np.median(of_particles))
     excess = np.log(len(of_draws) / len(of_particles))
     for _ in range(_NUM_BRIDGE_STEPS):
-        mixed = np.logaddexp(of_particles, estimate + excess), np.logaddexp(
-            of_draws, estimate + excess
+        mixed = (
+            np.logaddexp(of_particles, estimate + excess),
+            np.logaddexp(of_draws, estimate + excess),
         )
         above = log_mean(of_draws - mixed[1]) - excess
         below = log_mean(-mixed[0])

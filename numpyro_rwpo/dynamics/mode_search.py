@@ -22,8 +22,8 @@ Evaluate = Callable[[Array], Array]
 # apart. So many directions at most, in which modes of as many kinds can differ.
 MIN_SPREAD, MAX_DIRECTIONS = 2.5, 10
 # Two particles are neighbors if their distance is at most 1 + GAP / sqrt(r) times the distance of
-# each to the particle that is its NEIGHBOR-th nearest, in r directions. In a normal density, gaps of
-# that size are rare.
+# each to the particle that is its NEIGHBOR-th nearest, in r directions. In a normal density, gaps
+# of that size are rare.
 GAP, NEIGHBOR = 2.0, 4
 # A particle that is higher than this share of the NUM_LOCAL nearest ones does not join groups.
 MAX_RANK, NUM_LOCAL = 0.85, 16
@@ -237,9 +237,7 @@ def find_separated(groups: list[Group], evaluate: Evaluate) -> list[Separated]:
     return separated
 
 
-def _barriers(
-    points: Array, height: Array, pairs: NDArray[np.intp], evaluate: Evaluate
-) -> Array:
+def _barriers(points: Array, height: Array, pairs: NDArray[np.intp], evaluate: Evaluate) -> Array:
     """Heights of the barriers between pairs of points, above the higher of the two, (pairs,)."""
     share = np.arange(1, NUM_POINTS + 1) / (NUM_POINTS + 1)
     start, end = points[pairs[:, 0]], points[pairs[:, 1]]

@@ -234,9 +234,7 @@ def with_measured_jumps(move: ModeMove, tally: Tally) -> ModeMove:
     return move._replace(
         num_jumps=jnp.full_like(move.num_jumps, num_jumps),
         hop_share=jnp.full_like(move.hop_share, share),
-        jump_rate=jnp.broadcast_to(
-            jnp.asarray(rate, move.jump_rate.dtype), move.jump_rate.shape
-        ),
+        jump_rate=jnp.broadcast_to(jnp.asarray(rate, move.jump_rate.dtype), move.jump_rate.shape),
     )
 
 
