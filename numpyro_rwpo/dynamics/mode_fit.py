@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numpyro_rwpo.dynamics.exploration import Explored
-from numpyro_rwpo.dynamics.factors import Factor, LowRank, to_whitened
+from numpyro_rwpo.dynamics.factors import LowRank, to_whitened
 from numpyro_rwpo.dynamics.mode_search import components
 from numpyro_rwpo.dynamics.modes import Modes, log_densities, place_in
 
@@ -98,23 +98,35 @@ def normal_modes(explored: Explored) -> Modes:
     widening = np.maximum(spectrum / edge, 1.0) ** 0.25
     mean = _means(explored, factor, spectrum / edge)
     dtype = explored.particles.dtype
-    if isinstance(factor, LowRank):
-        core = _symmetric_root(factor.core @ factor.core.swapaxes(-1, -2))
-        form: Factor = LowRank(factor.scale, factor.directions, core)  # type: ignore[arg-type]
-        inverse: Factor = LowRank(1 / factor.scale, factor.directions, np.linalg.inv(core))  # type: ignore[arg-type]
-        log_det = np.log(factor.scale).sum(1) + np.linalg.slogdet(core)[1]
-    elif factor.ndim == 2:
-        form = factor * widening
-        inverse, log_det = 1 / form, np.log(form).sum(1)
-    else:
-        wide = factor * widening[:, None]
-        covariance = wide @ wide.swapaxes(-1, -2)
-        unit = np.exp(np.log(np.diagonal(covariance, axis1=1, axis2=2)).mean(0) / 2)
-        form = unit[:, None] * _symmetric_root(covariance / np.outer(unit, unit))
-        inverse, log_det = np.linalg.inv(form), np.linalg.slogdet(form)[1]
+    form, inverse, log_det = _symmetric(factor, widening)
     number = len(mean)
     numbers = (mean, form, inverse, log_det, np.full(number, -np.log(number)))
     return Modes(*jax.tree.map(lambda x: jnp.asarray(x, dtype), numbers))
+
+
+def _symmetric(factor: Any, widening: Array) -> tuple[Any, Any, Array]:
+    """Symmetric factors of the covariances, their inverses, and their log determinants.
+
+    Args:
+        factor: factors of the metrics, with a leading axis of modes.
+        widening: by how much to widen each column, (num_modes, dim).
+    """
+    if isinstance(factor, LowRank):
+        square: Any = factor.core @ factor.core.swapaxes(-1, -2)
+        core = _symmetric_root(square)
+        scale: Any = factor.scale
+        inverse: Any = LowRank(1 / scale, factor.directions, np.linalg.inv(core))  # type: ignore[arg-type]
+        log_det = np.log(scale).sum(1) + np.linalg.slogdet(core)[1]
+        return factor._replace(core=core), inverse, log_det  # type: ignore[arg-type]
+    if factor.ndim == 2:
+        wide = factor * widening
+        return wide, 1 / wide, np.log(wide).sum(1)
+    wide = factor * widening[:, None]
+    covariance = wide @ wide.swapaxes(-1, -2)
+    # In common units, coordinates of all modes are treated alike.
+    unit = np.exp(np.log(np.diagonal(covariance, axis1=1, axis2=2)).mean(0) / 2)
+    root = unit[:, None] * _symmetric_root(covariance / np.outer(unit, unit))
+    return root, np.linalg.inv(root), np.linalg.slogdet(root)[1]
 
 
 def _symmetric_root(matrix: Array) -> Array:

@@ -46,8 +46,8 @@ class OwnFlow(NamedTuple):
         def one(
             flow: Flow, phase: Phase, momentum: jax.Array, step_size: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            row = jax.tree.map(lambda x: x[None], (phase, momentum, step_size))
-            position, momentum = flow.drift(*row, target)
+            row: Phase = jax.tree.map(lambda x: x[None], phase)
+            position, momentum = flow.drift(row, momentum[None], step_size[None], target)
             return position[0], momentum[0]
 
         return jax.vmap(one)(self.flow, phase, momentum, step_size)

@@ -132,7 +132,7 @@ def _groups(warm: WarmUp) -> list[Group]:
     gradients = _rows(warm.ensemble.gradient)
     gradients = gradients[np.isfinite(gradients).all(1)]
     heights = np.asarray(warm.potential, np.float64).ravel()
-    groups = []
+    groups: list[Group] = []
     for positions in (_rows(warm.ensemble.particles), _rows(_descents(warm))):
         known = heights if len(positions) == len(heights) and not groups else None
         known = np.full(len(positions), np.inf) if known is None else known
