@@ -56,14 +56,16 @@ def choose_move(
     is_traced = isinstance(chosen, jax.core.Tracer)
     number = 0 if is_traced else int(chosen)
     ready = after_warm_up(warm, number)
-    can_search = (
+    can_choose = (
         settings.corrected
         and arguments.proposal is None
         and settings.placement.mesh is None
         and not is_traced
     )
-    can_start_anew = can_search and settings.num_warmup >= MIN_WARMUP
-    if can_search:
+    can_start_anew = can_choose and settings.num_warmup >= MIN_WARMUP
+    # NumPyro stacks the states of chains that run one after another. Such chains would find lists
+    # of different length.
+    if can_choose and len(ready.potential) > 1:
         call = Call(programs, settings, inputs, model_args, model_kwargs)
         ready, has_several = share_modes(warm, ready, call)
         if has_several:
