@@ -22,8 +22,8 @@ Evaluate = Callable[[Array], Array]
 # apart. So many directions at most, in which modes of as many kinds can differ.
 MIN_SPREAD, MAX_DIRECTIONS = 2.5, 10
 # Two particles are neighbors if their distance is at most 1 + GAP / sqrt(r) times the distance of
-# each to the particle that is its NEIGHBOR-th nearest, in r directions. In a normal density, gaps
-# of that size are rare.
+# each to the particle that is its NEIGHBOR-th nearest, in r >= 2 directions. In a normal density,
+# gaps of that size are rare, and they cost no more than a few evaluations.
 GAP, NEIGHBOR = 2.0, 4
 # A particle that is higher than this share of the NUM_LOCAL nearest ones does not join groups.
 MAX_RANK, NUM_LOCAL = 0.85, 16
@@ -35,7 +35,7 @@ MAX_SINGLES = 12
 # separated. Trajectories cross lower ones often enough.
 BARRIER = 3.0
 # Points on a segment, and the number of nearest groups to which each is compared.
-NUM_POINTS, NUM_NEAREST = 7, 4
+NUM_POINTS, NUM_NEAREST = 7, 3
 
 
 class Group(NamedTuple):
@@ -110,7 +110,7 @@ def _joined(points: Array, is_core: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 def _largest_gap(points: Array) -> float:
     """The gap, in units of the distance to a near neighbor, that separates groups."""
-    return float(1 + GAP / np.sqrt(points.shape[1]))
+    return float(1 + GAP / np.sqrt(max(points.shape[1], 2)))
 
 
 def _radius(distance: Array) -> Array:
@@ -215,19 +215,7 @@ def find_separated(groups: list[Group], evaluate: Evaluate) -> list[Separated]:
     is_lower = at_center < at_lowest
     points = np.where(is_lower[:, None], centers, lowest)
     height = np.where(is_lower, at_center, at_lowest)
-    is_joined = np.eye(len(groups), dtype=bool)
-    unit = points.std(0) + np.finfo(np.float32).tiny
-    nearest = np.argsort(_distances(points / unit), axis=1, kind="stable")
-    for rank in range(1, min(NUM_NEAREST + 1, len(groups))):
-        pairs = np.stack([np.arange(len(groups)), nearest[:, rank]], 1)
-        number = components(is_joined)
-        pairs = pairs[number[pairs[:, 0]] != number[pairs[:, 1]]]
-        pairs = np.unique(np.sort(pairs, 1), axis=0)
-        if len(pairs):
-            low = _barriers(points, height, pairs, evaluate) < BARRIER
-            first, second = pairs[low].T
-            is_joined[first, second] = is_joined[second, first] = True
-    number = components(is_joined)
+    number = _merged(height, *_saddles(points, height, evaluate))
     separated = []
     for k in range(number.max() + 1):
         members = np.flatnonzero(number == k)
@@ -237,11 +225,32 @@ def find_separated(groups: list[Group], evaluate: Evaluate) -> list[Separated]:
     return separated
 
 
-def _barriers(points: Array, height: Array, pairs: NDArray[np.intp], evaluate: Evaluate) -> Array:
-    """Heights of the barriers between pairs of points, above the higher of the two, (pairs,)."""
+def _saddles(points: Array, height: Array, evaluate: Evaluate) -> tuple[NDArray[np.intp], Array]:
+    """Pairs of points that are near each other, (n, 2), and the highest potential between them."""
+    unit = points.std(0) + np.finfo(np.float32).tiny
+    nearest = np.argsort(_distances(points / unit), axis=1, kind="stable")[:, 1 : NUM_NEAREST + 1]
+    first = np.repeat(np.arange(len(points)), nearest.shape[1])
+    pairs = np.unique(np.sort(np.stack([first, nearest.ravel()], 1), 1), axis=0)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     share = np.arange(1, NUM_POINTS + 1) / (NUM_POINTS + 1)
     start, end = points[pairs[:, 0]], points[pairs[:, 1]]
     between = start[:, None] + share[:, None] * (end - start)[:, None]
     values = evaluate(between.reshape(-1, points.shape[1])).reshape(len(pairs), NUM_POINTS)
     values = np.where(np.isfinite(values), values, np.inf)
-    return values.max(1) - height[pairs].max(1)
+    return pairs, np.maximum(values.max(1), height[pairs].max(1))
+
+
+def _merged(height: Array, pairs: NDArray[np.intp], saddle: Array) -> NDArray[np.intp]:
+    """Number of each point's set, (n,): sets join over saddles, from the lowest one on.
+
+    A set is as low as its lowest point, so that a point on a saddle does not join two sets.
+    """
+    number = np.arange(len(height))
+    lowest = np.where(np.isfinite(height), height, np.inf)
+    for k in np.argsort(saddle, kind="stable"):
+        first, second = number[pairs[k]]
+        higher = max(lowest[first], lowest[second])
+        if first != second and (saddle[k] - higher < BARRIER or not np.isfinite(higher)):
+            number[number == second] = first
+            lowest[first] = min(lowest[first], lowest[second])
+    return np.unique(number, return_inverse=True)[1]
