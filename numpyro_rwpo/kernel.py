@@ -51,9 +51,10 @@ class RWPO(MCMCKernel):
     One chain is one independent ensemble of particles. Warm-up runs inside :meth:`init`, before
     NumPyro's loop, and makes at most ``num_warmup`` updates: it places the ensemble, moves it onto
     the posterior by a noise-free flow of gradients and attention among the particles, and adapts
-    Metropolis-adjusted split Hamiltonian moves that follow Laplace priors exactly. If the ensembles
-    of the chains still disagree then, smaller ones start again and move by NUTS transitions. All
-    moves are frozen before the first draw.
+    Metropolis-adjusted split Hamiltonian moves that follow Laplace priors exactly. If the particles
+    of all chains are in several separated modes then, they jump between them. If the ensembles of
+    the chains otherwise disagree, smaller ones start again and move by NUTS transitions. All moves
+    are frozen before the first draw.
 
     A refresh takes every particle through S successive states, with S = 1024 / ``num_particles``,
     but at least 4 and at most 32. These states are drawn one after another, particle after

@@ -532,9 +532,9 @@ def test_progress_bar_and_diagnostics(
 # --------------------------------------------------------------------- starting points
 
 
-@pytest.mark.parametrize("starts", [(20.0, 20.0), (20.0, -20.0)])
+@pytest.mark.parametrize("starts", [(20.0, 20.0), (-20.0, -20.0)])
 def test_init_params_are_where_each_chain_starts(starts: tuple[float, float]) -> None:
-    """Between the two islands no chain can change sides."""
+    """If no chain starts on the other of the two islands, none finds it."""
     init_params = {"x": np.array(starts, np.float32)}
     mcmc = run_mcmc(light_kernel(two_islands), num_chains=2, init_params=init_params)
     draws = mcmc.get_samples(group_by_chain=True)["x"]

@@ -27,6 +27,7 @@ from numpyro_rwpo.diagnostics.measurements import (
     SteinFigures,
 )
 from numpyro_rwpo.diagnostics.mixing import particle_mixing, statistics
+from numpyro_rwpo.diagnostics.modes import measure_modes
 from numpyro_rwpo.diagnostics.posterior import Posterior, posterior_of
 from numpyro_rwpo.diagnostics.report import Report
 from numpyro_rwpo.diagnostics.stein import MAX_DRAWS, stein_discrepancy, stein_identities
@@ -34,6 +35,7 @@ from numpyro_rwpo.diagnostics.thresholds import FALSE_ALARM_RATE, RELEVANT_ERROR
 from numpyro_rwpo.dynamics.adaptation import STUCK
 from numpyro_rwpo.dynamics.estimates import MAX_STEPS
 from numpyro_rwpo.dynamics.flows import ExactFlow
+from numpyro_rwpo.dynamics.mode_moves import ModeMove
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.dynamics.transport import is_at_rest
@@ -100,6 +102,7 @@ def measure(run: Run, seed: int) -> Measurements:
     return CorrectedMeasurements(
         coordinates=coordinates,
         chains=_corrected_chains(run, draws[:, :, worst]),
+        modes=measure_modes(run.state.move, draws, posterior.names),
         mixing=_mixing(draws, log_density, posterior.names, run.particles),
         **common,
     )
@@ -205,6 +208,7 @@ def _corrected_chains(run: Run, worst: np.ndarray) -> list[CorrectedChain]:
         particles = np.repeat(np.arange(run.num_particles), run.num_states)
     diverging = np.asarray(run.extra_fields["diverging"])
     metric, flow = _metric_and_flow(run)
+    has_jumps = run.has_proposal or isinstance(state.move, ModeMove)
     rows = []
     for chain, row in enumerate(_chains(run)):
         num_steps, num_sweeps, num_jumps = _way_between_draws(state, chain)
@@ -230,7 +234,7 @@ def _corrected_chains(run: Run, worst: np.ndarray) -> list[CorrectedChain]:
                 steps_per_trajectory=num_steps,
                 is_trajectory_cut=num_steps >= MAX_STEPS,
                 trajectories_per_draw=num_sweeps,
-                jumps_per_draw=num_jumps if run.has_proposal else 0,
+                jumps_per_draw=num_jumps if has_jumps else 0,
                 gradients_per_draw=int(state.num_steps[chain]),
                 share_stuck=stuck_share(accept_prob[chain], particles, num_sweeps),
             )
@@ -241,7 +245,7 @@ def _corrected_chains(run: Run, worst: np.ndarray) -> list[CorrectedChain]:
 def _way_between_draws(state: RWPOState, chain: int) -> tuple[int, int, int]:
     """Steps of a trajectory, trajectories, and jumps between two draws of a particle."""
     move = state.move
-    if isinstance(move, HamiltonianMove):
+    if isinstance(move, (HamiltonianMove, ModeMove)):
         numbers = move.num_steps[chain], move.num_sweeps[chain], move.num_jumps[chain]
         return int(numbers[0]), int(numbers[1]), int(numbers[2])
     return round(float(state.buffer.num_steps[chain].mean())), 1, 0
@@ -252,7 +256,7 @@ def _metric_and_flow(run: Run) -> tuple[str, str]:
     move = run.state.move
     if isinstance(move, TreeMove):
         return "diagonal", "no U-turn"
-    assert isinstance(move, HamiltonianMove)
+    assert isinstance(move, (HamiltonianMove, ModeMove))
     if isinstance(move.flow, ExactFlow):
         return "diagonal", "exact"
     settings = run.settings

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from numpyro_rwpo.diagnostics.density_findings import Finding, fit_findings, stein_findings
 from numpyro_rwpo.diagnostics.measurements import CorrectedMeasurements, Measurements
+from numpyro_rwpo.diagnostics.modes import Mode
 from numpyro_rwpo.diagnostics.tables import fixed
 from numpyro_rwpo.diagnostics.thresholds import MAX_R_HAT, MIN_ESS_PER_CHAIN, max_z
 from numpyro_rwpo.dynamics.estimates import MAX_STEPS
@@ -29,6 +30,10 @@ _MAX_CORRELATION = 0.9
 # (Beskos et al. 2013), so that at this share of a target of 0.8 the step size is 1.7 times the one
 # aimed at: adaptation has not settled.
 _MIN_ACCEPTANCE = 0.6
+
+# Share of the jumps out of a mode that are accepted. With at most 64 jumps between two draws, a
+# particle then leaves its mode less than once in three draws.
+_MIN_JUMP_RATE = 0.005
 
 
 def find(measurements: Measurements) -> list[Finding]:
@@ -229,6 +234,51 @@ def _step_size(measurements: CorrectedMeasurements) -> Finding | None:
     )
 
 
+def _place(mode: Mode) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in mode.center.items())
+
+
+def _lonely_modes(measurements: CorrectedMeasurements) -> Finding | None:
+    found = [mode for mode in measurements.modes if len(mode.found_by) <= 1]
+    if not found or measurements.settings.num_chains == 1:
+        return None
+    return Finding(
+        "modes",
+        f"{len(found)} of {len(measurements.modes)} modes, such as that at {_place(found[0])}, "
+        "were found by one chain only; a mode that is so rarely found may have company that no "
+        "chain found; run with more chains, or raise `num_particles`.",
+    )
+
+
+def _rare_jumps(measurements: CorrectedMeasurements) -> Finding | None:
+    stuck = [mode for mode in measurements.modes if mode.jump_rate < _MIN_JUMP_RATE]
+    if not stuck:
+        return None
+    worst = min(stuck, key=lambda mode: mode.jump_rate)
+    return Finding(
+        "jumps",
+        f"Only {worst.jump_rate:.1%} of the jumps from the mode at {_place(worst)} to others are "
+        "accepted; shares of modes may still be those with which the chains began; compare the "
+        "chains, raise `num_samples`, or give a density that fits the modes (`proposal=`).",
+    )
+
+
+def _unequal_shares(measurements: CorrectedMeasurements) -> Finding | None:
+    modes, num_chains = measurements.modes, measurements.settings.num_chains
+    if not modes or num_chains == 1:
+        return None
+    worst = max(modes, key=lambda mode: mode.largest_z)
+    if not worst.largest_z > max_z(len(modes) * num_chains):
+        return None
+    shares = ", ".join(f"{share:.2g}" for share in worst.share_of_chain)
+    return Finding(
+        "shares of modes",
+        f"The chains have the shares {shares} of the mode at {_place(worst)}, which differ by "
+        f"{fixed(worst.largest_z, 1)} standard errors; jumps are too rare to even them out; raise "
+        "`num_samples`, or give a density that fits the modes (`proposal=`).",
+    )
+
+
 def _at_rest(measurements: Measurements) -> Finding | None:
     moving = [row for row in measurements.chains if not row.transport_at_rest]
     if not moving:
@@ -267,6 +317,9 @@ _OF_CHAINS: tuple[Callable[[CorrectedMeasurements], Finding | None], ...] = (
     _divergences,
     _acceptance,
     _step_size,
+    _lonely_modes,
+    _rare_jumps,
+    _unequal_shares,
     _ess,
 )
 _OF_PARTICLES: tuple[Callable[[Measurements], Finding | None], ...] = (

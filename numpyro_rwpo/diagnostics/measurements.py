@@ -13,6 +13,7 @@ import numpy as np
 from numpyro_rwpo.diagnostics.evidence import Evidence
 from numpyro_rwpo.diagnostics.importance import Coverage
 from numpyro_rwpo.diagnostics.jumps import Jumps
+from numpyro_rwpo.diagnostics.modes import Mode
 from numpyro_rwpo.diagnostics.stein import SteinDiscrepancy
 
 
@@ -118,7 +119,8 @@ class CorrectedChain(Chain):
         steps_per_trajectory: leapfrog steps in a trajectory.
         is_trajectory_cut: whether that is the most that is allowed.
         trajectories_per_draw: trajectories between two draws of a particle.
-        jumps_per_draw: jumps to draws of the user's proposal between two draws of a particle.
+        jumps_per_draw: jumps to draws of the user's proposal, or to other modes, between two draws
+            of a particle.
         gradients_per_draw: gradient evaluations of a particle between two of its draws.
         share_stuck: share of the particles that have hardly moved in all their draws.
     """
@@ -229,10 +231,13 @@ class CorrectedMeasurements(Measurements):
     Attributes:
         coordinates: one record for each unconstrained coordinate.
         chains: one record for each chain.
+        modes: one record for each of several modes between which particles jumped, the largest
+            first; empty if there was no jump.
     """
 
     coordinates: Sequence[CorrectedCoordinate]
     chains: Sequence[CorrectedChain]
+    modes: Sequence[Mode] = ()
 
 
 def plain(record: Any) -> Any:

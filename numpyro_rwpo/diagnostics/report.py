@@ -16,6 +16,7 @@ from numpyro_rwpo.diagnostics.measurements import (
     Measurements,
     plain,
 )
+from numpyro_rwpo.diagnostics.modes import modes_table
 from numpyro_rwpo.diagnostics.tables import (
     WIDTH,
     Table,
@@ -81,6 +82,8 @@ class Report:
         measured = self.measurements
         if isinstance(measured, CorrectedMeasurements):
             first = [_chains(measured), _corrected_coordinates(measured.coordinates)]
+            if measured.modes:
+                first.append(modes_table(measured.modes, measured.settings.num_chains))
         else:
             first = [_ensembles(measured), _coordinates(measured)]
         return [*first, _density(measured), _laplace(measured)]
@@ -173,7 +176,7 @@ def _chains(measured: CorrectedMeasurements) -> Table:
         ["trajectories a draw x steps", *trajectories, common(trajectories)],
     ]
     if any(jumps):
-        rows.append(["jumps to the proposal a draw", *map(str, jumps), span(jumps, "d")])
+        rows.append(["jumps a draw", *map(str, jumps), span(jumps, "d")])
     rows += [
         ["start", *placements, common(placements)],
         ["metric", *metrics, common(metrics)],

@@ -1,7 +1,8 @@
 """The move that a chain samples with, chosen when warm-up is over.
 
-It is that of the flow that warm-up chose. If the ensembles of the chains still disagree, smaller
-ones start again and move by NUTS transitions (:mod:`numpyro_rwpo.dynamics.trees`).
+It is that of the flow that warm-up chose, with jumps if the particles are in several modes
+(:mod:`numpyro_rwpo.dynamics.several_modes`). If the ensembles of the chains otherwise disagree,
+smaller ones start again and move by NUTS transitions (:mod:`numpyro_rwpo.dynamics.trees`).
 """
 
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import jax
 from numpyro_rwpo.arguments import Arguments
 from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import Settings, num_states
+from numpyro_rwpo.dynamics.several_modes import Call, share_modes
 from numpyro_rwpo.dynamics.state import Ready, after_trees, after_warm_up, has_converged
 from numpyro_rwpo.dynamics.trees import MIN_WARMUP, NUM_PARTICLES
 from numpyro_rwpo.dynamics.warmup import WarmUp
@@ -54,13 +56,20 @@ def choose_move(
     is_traced = isinstance(chosen, jax.core.Tracer)
     number = 0 if is_traced else int(chosen)
     ready = after_warm_up(warm, number)
-    can_start_anew = (
+    can_choose = (
         settings.corrected
-        and settings.num_warmup >= MIN_WARMUP
         and arguments.proposal is None
         and settings.placement.mesh is None
         and not is_traced
     )
+    can_start_anew = can_choose and settings.num_warmup >= MIN_WARMUP
+    # NumPyro stacks the states of chains that run one after another. Such chains would find lists
+    # of different length.
+    if can_choose and len(ready.potential) > 1:
+        call = Call(programs, settings, inputs, model_args, model_kwargs)
+        ready, has_several = share_modes(warm, ready, call)
+        if has_several:
+            return Choice(ready, settings.num_states, number)
     if not can_start_anew or has_converged(ready.warm_up):
         return Choice(ready, settings.num_states, number)
     small = settings._replace(num_particles=NUM_PARTICLES)

@@ -20,7 +20,7 @@ References: Shahbaba, Lan, Johnson and Neal (2014), split HMC; Pakman and Panins
 HMC for piecewise potentials; Tuckerman, Berne and Martyna (1992), substeps for the cheap force.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +146,18 @@ class HarmonicFlow(NamedTuple):
 Flow = ExactFlow | HarmonicFlow
 
 
+class FlowLike(Protocol):
+    """What :func:`leapfrog` needs of a flow."""
+
+    def phase(self, ensemble: Ensemble, momentum: jax.Array) -> Phase:
+        """The phase of evaluated particles with whitened momenta."""
+
+    def drift(
+        self, phase: Phase, momentum: jax.Array, step_size: jax.Array, target: Target
+    ) -> tuple[jax.Array, jax.Array]:
+        """Positions and whitened momenta after one step, (num_particles, dim)."""
+
+
 def _rotate(
     position: jax.Array, velocity: jax.Array, angle: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -153,7 +165,7 @@ def _rotate(
     return cos * position + sin * velocity, cos * velocity - sin * position
 
 
-def leapfrog(flow: Flow, phase: Phase, step_size: jax.Array, target: Target) -> Phase:
+def leapfrog(flow: FlowLike, phase: Phase, step_size: jax.Array, target: Target) -> Phase:
     """One step: half a kick, the flow, half a kick.
 
     Args:

@@ -12,6 +12,7 @@ exploring posterior distributions, sec. 2.3.3, on independence proposals.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax, random
 
 from numpyro_rwpo.dynamics.ensemble import Ensemble, is_usable, potential
-from numpyro_rwpo.dynamics.flows import Flow, leapfrog
+from numpyro_rwpo.dynamics.flows import Flow, FlowLike, leapfrog
 from numpyro_rwpo.model.target import Target
 
 # The length of a trajectory in whitened time: a quarter turn, after which the position in a normal
@@ -81,8 +82,13 @@ def num_leapfrog_steps(step_size: jax.Array, most: jax.Array | int) -> jax.Array
     return jnp.clip(steps, 1, most).astype(int)
 
 
-def _accept(
-    uniform: jax.Array, old: Ensemble, new: Ensemble, change: jax.Array, target: Target
+def accept(
+    uniform: jax.Array,
+    old: Ensemble,
+    new: Ensemble,
+    change: jax.Array,
+    target: Target,
+    is_allowed: jax.Array | None = None,
 ) -> tuple[Ensemble, jax.Array, jax.Array]:
     """Accept or reject the particles of ``new``.
 
@@ -92,6 +98,7 @@ def _accept(
         new: evaluated proposals.
         change: minus the log of the Metropolis ratio, (num_particles,).
         target: the posterior.
+        is_allowed: whether the way back exists, (num_particles,); ``None`` if it always does.
 
     Returns:
         The particles after the step, the acceptance probabilities, and whether the proposals
@@ -99,6 +106,8 @@ def _accept(
     """
     valid = is_usable(potential(new, target), new.gradient) & ~jnp.isnan(change)
     accept_prob = jnp.where(valid, jnp.exp(-jnp.maximum(change, 0.0)), 0.0)
+    if is_allowed is not None:
+        accept_prob = jnp.where(is_allowed, accept_prob, 0.0)
     is_accepted = uniform < accept_prob
     moved = jax.tree.map(
         lambda a, b: jnp.where(is_accepted.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old
@@ -109,10 +118,11 @@ def _accept(
 def hamiltonian_sweep(
     rng_key: jax.Array,
     ensemble: Ensemble,
-    flow: Flow,
+    flow: FlowLike,
     step_size: jax.Array,
     num_steps: jax.Array,
     target: Target,
+    is_allowed: Callable[[Ensemble], jax.Array] | None = None,
 ) -> tuple[Ensemble, Sweep]:
     """Move every particle along a trajectory of its own, with Metropolis acceptance.
 
@@ -123,6 +133,8 @@ def hamiltonian_sweep(
         step_size: mean step size, scalar; each particle has its own, within 25 % of it.
         num_steps: number of leapfrog steps, scalar.
         target: the posterior.
+        is_allowed: maps the evaluated ends of the trajectories to whether the way back exists,
+            (num_particles,); ``None`` if it always does.
 
     Returns:
         The moved ensemble and the statistics of the sweep.
@@ -145,7 +157,10 @@ def hamiltonian_sweep(
     )
     before = potential(ensemble, target) + (momentum**2).sum(-1) / 2
     after = potential(end.ensemble, target) + (end.momentum**2).sum(-1) / 2
-    moved, accept_prob, diverging = _accept(uniform, ensemble, end.ensemble, after - before, target)
+    allowed = None if is_allowed is None else is_allowed(end.ensemble)
+    moved, accept_prob, diverging = accept(
+        uniform, ensemble, end.ensemble, after - before, target, allowed
+    )
     energy = jnp.where(uniform < accept_prob, after, before)
     taken = jnp.broadcast_to(num_steps, energy.shape)
     return moved, Sweep(accept_prob, diverging, energy, taken)
@@ -168,7 +183,7 @@ def jump_sweep(
     new = Ensemble(drawn, *target.value_and_grad(drawn))
     change = potential(new, target) + there - potential(ensemble, target) - here
     uniform = random.uniform(key_accept, change.shape, change.dtype)
-    moved, accept_prob, _ = _accept(uniform, ensemble, new, change, target)
+    moved, accept_prob, _ = accept(uniform, ensemble, new, change, target)
     return moved, accept_prob
 
 

@@ -1,12 +1,16 @@
 """The programs that run before NumPyro's loop, compiled once for all data of the same shapes."""
 
 from collections.abc import Hashable
+from functools import partial
 from typing import Any
 
 import jax
 from jax import random
 
 from numpyro_rwpo.arguments import Arguments
+from numpyro_rwpo.dynamics.ensemble import Ensemble
+from numpyro_rwpo.dynamics.exploration import Explored, explore, settle
+from numpyro_rwpo.dynamics.mode_moves import ModeMove
 from numpyro_rwpo.dynamics.state import (
     STATE_AXES,
     Ready,
@@ -43,6 +47,9 @@ class Programs:
         prepare: a program that finds a valid start for each chain.
         warm_up: a program that places and adapts an ensemble for each start.
         warm_up_trees: a program that adapts a small ensemble with NUTS transitions for each start.
+        heights: a program that computes the potential at positions in one centering.
+        explore: a program that adapts an ensemble around each of several positions.
+        settle: a program that moves ensembles between and within modes.
         first_state: a program that makes the state before NumPyro's first iteration.
     """
 
@@ -52,6 +59,9 @@ class Programs:
         self.prepare = CompiledOnce(self._prepared, lambda constants, inputs: quick_options(0))
         self.warm_up = CompiledOnce(self._warmed_up, _quick_where_small)
         self.warm_up_trees = CompiledOnce(self._trees)
+        self.heights = CompiledOnce(self._heights, lambda constants, inputs: quick_options(0))
+        self.explore = CompiledOnce(self._explored, _quick_where_small)
+        self.settle = CompiledOnce(self._settled)
         self.first_state = CompiledOnce(_first_state, lambda constants, inputs: quick_options(0))
 
     @property
@@ -116,6 +126,37 @@ class Programs:
             return warm_up_trees(key_trees, particles, target, settings.num_warmup, aim)
 
         return jax.vmap(one_chain)(rng_keys, starts)
+
+    def _heights(self, _: Any, inputs: Any, args: Args, kwargs: Kwargs) -> jax.Array:
+        positions, centering = inputs
+        target = self.bind(args, kwargs, positions.dtype)[0]._replace(centering=centering)
+        smooth, _ = target.value_and_grad(positions)
+        return smooth + target.prior_potential(positions)
+
+    def _explored(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Explored:
+        _, settings = constants
+        rng_keys, starts, is_placed, centering, numbers = inputs
+        target = self.bind(args, kwargs, starts.dtype)[0]._replace(centering=centering)
+        one_mode = partial(explore, target=target, settings=settings, numbers=numbers)
+        return jax.vmap(one_mode)(rng_keys, starts, is_placed)
+
+    def _settled(self, _: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Any:
+        rng_keys, ensemble, move, num_states, centering = inputs
+        target = pool_chains(self.bind(args, kwargs, ensemble.particles.dtype)[0], "chain")
+
+        def one_chain(
+            key: jax.Array,
+            ensemble: Ensemble,
+            move: ModeMove,
+            num_states: jax.Array,
+            centering: jax.Array,
+        ) -> Any:
+            here = target._replace(centering=centering)
+            return settle(key, ensemble, move, num_states, here)
+
+        return jax.vmap(one_chain, axis_name="chain")(
+            rng_keys, ensemble, move, num_states, centering
+        )
 
 
 def _make_source(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rwpo.dynamics.ensemble import Ensemble
+from numpyro_rwpo.dynamics.mode_moves import ModeMove
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.transport import Progress
 from numpyro_rwpo.dynamics.trees import NUM_UPDATES, TreeMove, TreeWarmUp
@@ -118,7 +119,7 @@ class RWPOState(NamedTuple):
     rng_key: jax.Array
     centering: jax.Array
     ensemble: Ensemble
-    move: HamiltonianMove | TreeMove
+    move: HamiltonianMove | TreeMove | ModeMove
     buffer: Buffer
     warm_up: WarmUpReport
 
@@ -179,7 +180,7 @@ class Ready(NamedTuple):
     ensemble: Ensemble
     potential: jax.Array
     centering: jax.Array
-    move: HamiltonianMove | TreeMove
+    move: HamiltonianMove | TreeMove | ModeMove
     warm_up: WarmUpReport
 
 

@@ -63,6 +63,8 @@ class Placement(NamedTuple):
         is_descent: whether the descent was kept, scalar.
         num_gradients: number of gradient evaluations, of all particles together, scalar.
         num_rows: number of gradient evaluations one after another, scalar.
+        first: draws of the descent before transport, or of the user's proposal, (num_particles,
+            dim). Transport blurs separated groups, which here are still distinct.
     """
 
     placed: Placed
@@ -70,6 +72,7 @@ class Placement(NamedTuple):
     is_descent: jax.Array
     num_gradients: jax.Array
     num_rows: jax.Array
+    first: jax.Array
 
 
 class WarmUp(NamedTuple):
@@ -110,7 +113,7 @@ def spread(rng_key: jax.Array, start: jax.Array, settings: Settings) -> jax.Arra
     return particles.at[0].set(start)
 
 
-def _placed(particles: jax.Array, target: Target, settings: Settings) -> Placed:
+def evaluated_start(particles: jax.Array, target: Target, settings: Settings) -> Placed:
     """Evaluated particles before transport."""
     dim, dtype = particles.shape[1], particles.dtype
     ensemble = evaluate(particles, target)
@@ -150,7 +153,7 @@ def _transport(
     flow overshoots, and can carry particles away to where the potential overflows.
     """
     target = target._replace(centering=centering)
-    before = batched_like(particles, _placed(particles, target, settings))
+    before = batched_like(particles, evaluated_start(particles, target, settings))
     after = lax.while_loop(
         lambda p: (p.progress.steps < most) & ~is_at_rest(p.progress, settings.corrected),
         lambda p: _transported(p, target, settings, numbers),
@@ -177,7 +180,7 @@ def transport_path(
     Returns:
         Positions, (num_steps + 1, num_particles, dim).
     """
-    first = _placed(spread(rng_key, start, settings), target, settings)
+    first = evaluated_start(spread(rng_key, start, settings), target, settings)
 
     def step(placed: Placed, _: None) -> tuple[Placed, jax.Array]:
         after = _transported(placed, target, settings, numbers)
@@ -217,7 +220,7 @@ def place(
         placed = _transport(draws, target.centering, target, settings, numbers, most)
         rows = 1 + placed.progress.steps
         none = jnp.full(2, jnp.nan, start.dtype)
-        return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows)
+        return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows, draws)
     descent, centering, cost = quasi_newton_start(key_start, plain, target)
 
     def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
@@ -237,6 +240,7 @@ def place(
         is_descent=best == 0,
         num_gradients=cost.num_gradients + num_particles * (steps + 1).sum(),
         num_rows=cost.num_rows + (steps + 1).sum(),
+        first=descent,
     )
 
 
@@ -257,7 +261,7 @@ def warm_up(
     placed = placement.placed
     ensemble, adaptation, centering = placed.ensemble, placed.adaptation, placed.centering
     if settings.corrected:
-        ensemble, adaptation, centering = _adapted(key_adapt, placed, target, settings, numbers)
+        ensemble, adaptation, centering = adapted(key_adapt, placed, target, settings, numbers)
     target = target._replace(centering=centering)
     num_steps = adaptation.num_steps
     return WarmUp(
@@ -276,7 +280,7 @@ def warm_up(
     )
 
 
-def _adapted(
+def adapted(
     rng_key: jax.Array, placed: Placed, target: Target, settings: Settings, numbers: Numbers
 ) -> tuple[Ensemble, Adaptation, jax.Array]:
     """The ensemble after adaptation, the estimates, and the centering."""
@@ -300,7 +304,7 @@ def _adapted(
         here = target._replace(centering=centering)
         particles, centering, is_new = recentered(ensemble.particles, here, settings.dense)
         here = target._replace(centering=centering)
-        anew = _placed(particles, here, settings)
+        anew = evaluated_start(particles, here, settings)
         # Estimates in other coordinates are of no use, but the costs remain.
         again = anew.adaptation._replace(
             total_updates=adaptation.total_updates, num_steps=adaptation.num_steps + 1

@@ -16,6 +16,7 @@ from test_moves import SCALE, exact_draws, largest_z, make_target
 from numpyro_rwpo.dynamics.adaptation import MAX_DISAGREEMENT, disagreement
 from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import ExactFlow
+from numpyro_rwpo.dynamics.mode_moves import ModeMove
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.state import MAX_CORRELATION, has_converged
 from numpyro_rwpo.dynamics.trees import NUM_PARTICLES, TreeMove, tree_sweep, warm_up_trees
@@ -97,13 +98,18 @@ def test_what_has_not_converged_starts_anew() -> None:
     assert not has_converged(report(True, correlation=MAX_CORRELATION + 0.01))
 
 
-@pytest.mark.parametrize(("starts", "move"), [((20, 20), HamiltonianMove), ((20, -20), TreeMove)])
-def test_chains_in_different_modes_get_trees(starts: tuple[float, float], move: type) -> None:
+@pytest.mark.parametrize(("starts", "move"), [((20, 20), HamiltonianMove), ((20, -20), ModeMove)])
+def test_chains_in_different_modes_get_jumps(starts: tuple[float, float], move: type) -> None:
+    """And not trees, which would stay where they are. A mode that no chain found is not entered."""
     kernel = light_kernel(two_islands)
     keys = random.split(random.key(0), 2)
     init_params = {"x": jnp.asarray(starts, jnp.float32)}
     state = kernel.init(keys, 100, init_params, (), {})
     assert isinstance(state.move, move)
-    number = NUM_PARTICLES if move is TreeMove else 16
-    assert state.ensemble.particles.shape == (2, number, 1)
-    assert np.all(np.sign(state.ensemble.particles[..., 0]) == np.sign(starts)[:, None])
+    assert state.ensemble.particles.shape == (2, 16, 1)
+    right = np.asarray(state.ensemble.particles[..., 0] > 0).mean(1)
+    if move is HamiltonianMove:
+        assert np.all(right == 1)
+    else:  # Of 16 fair coins, 2 to 14 show heads with a probability of 0.9995.
+        assert np.all((right > 0.1) & (right < 0.9))
+        np.testing.assert_array_equal(state.move.is_found.sum(1), 1)
