@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
+from numpyro_rwpo.distributions.fused import FusedLaplace
+from numpyro_rwpo.distributions.structured import StructuredDistribution
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, find_kind, unwrapped
 from numpyro_rwpo.model.tracing import Model
 
@@ -17,17 +19,29 @@ SMOOTH_FAMILIES = (dist.Normal, dist.StudentT, dist.Cauchy, dist.Logistic, dist.
 
 
 class LocationScale(NamedTuple):
-    """A site of the user's model, which is location + scale * base.
+    """A site of the user's model, which is location + scale * base, or a linear map of this.
 
     Attributes:
         value: value of the user's site.
         location: location in the site's shape.
         scale: scale in the site's shape; for an asymmetric site, that without the asymmetry.
+        family: distribution of a structured site, which knows the map; ``None`` for others.
     """
 
     value: jax.Array
     location: jax.Array
     scale: jax.Array
+    family: StructuredDistribution | None = None
+
+    @property
+    def coordinates(self) -> jax.Array:
+        """location + scale * base, which is what moves at centering 1."""
+        return self.value if self.family is None else self.family.to_coordinates(self.value)
+
+    @property
+    def base(self) -> jax.Array:
+        """The value of the standard site."""
+        return (self.coordinates - self.location) / self.scale
 
 
 class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
@@ -61,14 +75,25 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
             return
         msg["fn"] = self._originals.pop(msg["name"])
         family, base = unwrapped(msg["fn"]), msg["value"]
-        location, scale = (jnp.broadcast_to(x, base.shape) for x in (family.loc, family.scale))
+        is_structured = isinstance(family, StructuredDistribution)
+        parameters = (
+            (0.0, family.coordinate_scale()) if is_structured else (family.loc, family.scale)
+        )
+        location, scale = (jnp.broadcast_to(x, base.shape) for x in parameters)
         shift = jnp.where(self.is_centered, 0, location)
         factor = jnp.where(self.is_centered, 1, scale)
-        msg["value"] = shift + factor * base
-        self.sites[msg["name"]] = LocationScale(msg["value"], location, scale)
+        value = shift + factor * base
+        msg["value"] = family.to_vector(value) if is_structured else value
+        self.sites[msg["name"]] = LocationScale(
+            msg["value"], location, scale, family if is_structured else None
+        )
 
     def _base(self, fn: Any) -> Any:
         family = unwrapped(fn)
+        if isinstance(family, StructuredDistribution):
+            base = family.standard(jnp.where(self.is_centered, family.scale, 1.0))
+            event_dim = base.event_dim
+            return base.expand(fn.shape()[:-event_dim]).to_event(fn.event_dim - event_dim)
         location = jnp.where(self.is_centered, family.loc, 0)
         scale = jnp.where(self.is_centered, family.scale, 1)
         base = _family_class(family)(**shape_parameters(family), loc=location, scale=scale)
@@ -88,11 +113,29 @@ def shape_parameters(family: Any) -> dict[str, Any]:
     return {name: getattr(family, name) for name in names}
 
 
+def parameters(family: Any) -> tuple[Any, Any, Any]:
+    """Location, scale, and all other parameters of a location-scale family."""
+    if isinstance(family, StructuredDistribution):
+        other = {**vars(family), "scale": None}
+        return [], family.scale, [x for x in other.values() if isinstance(x, jax.Array)]
+    return family.loc, family.scale, shape_parameters(family)
+
+
 def is_location_scale(fn: Any) -> bool:
-    """Whether a distribution, expanded or not, is location + scale * a standard distribution."""
-    return is_laplace(fn) or type(unwrapped(fn)) in SMOOTH_FAMILIES
+    """Whether a distribution, expanded or not, is location + scale * a standard distribution.
+
+    That includes those that are a linear map of this.
+    """
+    family = unwrapped(fn)
+    is_structured = isinstance(family, StructuredDistribution)
+    return is_laplace(fn) or is_structured or type(family) in SMOOTH_FAMILIES
 
 
 def is_laplace(fn: Any) -> bool:
-    """Whether a distribution has the density of Laplace or AsymmetricLaplace, expanded or not."""
-    return find_kind(fn, BUILT_IN_PRIORS) is not None
+    """Whether a distribution, expanded or not, has closed forms in its standard coordinates."""
+    return is_mapped(fn) or find_kind(fn, BUILT_IN_PRIORS) is not None
+
+
+def is_mapped(fn: Any) -> bool:
+    """Whether a distribution, expanded or not, has closed forms in other coordinates only."""
+    return type(unwrapped(fn)) is FusedLaplace

@@ -24,7 +24,7 @@ from numpyro_rwpo.model.laplace_sites import (
 from numpyro_rwpo.model.location_scale import LocationScale
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, unwrapped
 from numpyro_rwpo.model.tracing import inspect_trace, is_latent, site_shape, trace_at
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 
 
 class _Term(NamedTuple):
@@ -101,7 +101,7 @@ def _irregular_values(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.
 
 def _errors_at(
     split: LaplaceSplit,
-    priors: dict[str, Prior],
+    priors: dict[str, AnyPrior],
     values: dict[str, jax.Array],
     centering: Any,
     args: tuple[Any, ...],
@@ -159,7 +159,7 @@ def _terms(
     return terms
 
 
-def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _ClosedForm:
+def _closed_form(x: jax.Array, prior: AnyPrior, site: LocationScale | None) -> _ClosedForm:
     """The closed form of a site, whose value or, if it is rewritten, base value is x."""
     log_mass, slope = prior.log_mass(), jnp.abs(prior.subgradient(x))
     log_prob = -prior.potential(x) - log_mass
@@ -167,7 +167,7 @@ def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _Clo
     if site is None:
         return _ClosedForm(log_prob, magnitude)
     log_scale = jnp.log(site.scale)
-    canceled = slope * (jnp.abs(site.value) + jnp.abs(site.location)) / site.scale
+    canceled = slope * (jnp.abs(site.coordinates) + jnp.abs(site.location)) / site.scale
     return _ClosedForm(log_prob - log_scale, magnitude + jnp.abs(log_scale) + canceled)
 
 
