@@ -32,7 +32,7 @@ from numpyro_rwpo.support.broadcasting import same_rank
 
 # The scale of a start without a prior, in the units of the vector. Its density is then constant in
 # either precision, and its constant, which is arbitrary, is that of this scale.
-FLAT_SCALE = 1e30
+FLAT_SCALE = 1e15
 
 
 class Increments(dist.Distribution):  # type: ignore[misc]

@@ -4,10 +4,11 @@ The density of a group of d coordinates is
 
 .. math:: p(x) = \frac{1}{Z_d\, s^d} \exp\Bigl\{-\frac{(1 - a) |x|_2 + a |x|_1}{s}\Bigr\},
 
-with a = 0 for :class:`GroupLaplace` (the prior whose posterior mode is the group lasso, Yuan and Lin
-2006, J. R. Stat. Soc. B 68). There :math:`Z_d = 2 \pi^{d/2} \Gamma(d) / \Gamma(d/2)`: the norm has a
-Gamma distribution of shape d and scale s, and the direction is uniform. For the sparse group lasso
-(Simon, Friedman, Hastie and Tibshirani 2013, J. Comput. Graph. Stat. 22), :math:`Z_d` is one integral.
+with a = 0 for :class:`GroupLaplace` (the prior whose posterior mode is the group lasso, Yuan and
+Lin 2006, J. R. Stat. Soc. B 68). There :math:`Z_d = 2 \pi^{d/2} \Gamma(d) / \Gamma(d/2)`: the norm
+has a Gamma distribution of shape d and scale s, and the direction is uniform. For the sparse group
+lasso (Simon, Friedman, Hastie and Tibshirani 2013, J. Comput. Graph. Stat. 22), :math:`Z_d` is one
+integral.
 """
 
 import math
@@ -135,21 +136,21 @@ class _GroupDistribution(StructuredDistribution):
 class GroupLaplace(_GroupDistribution):
     r"""Group lasso prior, density proportional to ``scale^-d exp(-|x|_2 / scale)`` for each group.
 
-    A group is either near 0 as a whole or free as a whole. Marginally, each coordinate has heavier
-    tails and a rounder peak than under a Laplace prior. Yuan and Lin's penalty gives larger groups a
-    larger rate: ``scale = tau / sqrt(size of the group)``.
+    A group is either near 0 as a whole or free as a whole. Marginally, a coordinate's density is
+    rounder at its peak than a Laplace density. Yuan and Lin's penalty gives larger groups a larger
+    rate: ``scale = tau / sqrt(size of the group)``.
 
     Args:
         scale: Scale > 0, in the units of the vector. With ``dim`` its shape is the batch shape, and
             with ``groups``, the last axis has one entry for each group or one for all.
         dim: Number of coordinates, which form one group.
-        groups: Instead of ``dim``, a partition of the coordinates: lists of their numbers from 0 on.
+        groups: Instead of ``dim``, a partition of the coordinates: lists of numbers from 0 on.
         validate_args: As for any NumPyro distribution.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If a concrete scale is not positive, the groups are no partition, or the shape of
-            the scale does not fit the groups.
+        ValueError: If a concrete scale is not positive, the groups are no partition, or the shape
+            of the scale does not fit the groups.
 
     Example:
         >>> GroupLaplace(1.0, 3).shape()
@@ -194,9 +195,9 @@ class GroupLaplace(_GroupDistribution):
 
 
 class SparseGroupLaplace(_GroupDistribution):
-    r"""Sparse group lasso prior, ``scale^-d exp(-[(1 - a) |x|_2 + a |x|_1] / scale)`` for each group.
+    r"""Sparse group lasso prior: the norm of each group, and that of each coordinate.
 
-    Groups are selected, and coordinates within the groups that are not near 0.
+    The density is proportional to ``scale^-d exp(-[(1 - a) |x|_2 + a |x|_1] / scale)``. Groups are selected, and coordinates within the groups that are not near 0.
 
     Args:
         scale: As for :class:`GroupLaplace`.

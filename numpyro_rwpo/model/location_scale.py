@@ -35,7 +35,7 @@ class LocationScale(NamedTuple):
 
     @property
     def coordinates(self) -> jax.Array:
-        """location + scale * base, which is what moves at centering 1."""
+        """Location plus scale times base, which is what moves at centering 1."""
         return self.value if self.family is None else self.family.to_coordinates(self.value)
 
     @property

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from numpyro_rwpo.distributions.fused import FusedLaplace
 from numpyro_rwpo.model.laplace_sites import (
     LaplaceSplit,
     split_laplace_sites,
 )
-from numpyro_rwpo.model.location_scale import LocationScale
+from numpyro_rwpo.model.location_scale import LocationScale, is_mapped
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, unwrapped
 from numpyro_rwpo.model.tracing import inspect_trace, is_latent, site_shape, trace_at
 from numpyro_rwpo.priors.protocol import AnyPrior
@@ -295,17 +296,17 @@ def describe_laplace_sites(
     """
     split, refused = checked_split(model, args, kwargs, laplace_sites, registry)
     able = split_laplace_sites(model, args, kwargs, registry=registry).names
-    kinds = tuple(registry)
+    kinds = (*registry, FusedLaplace)
     names = inspect_trace(
         model,
         args,
         kwargs,
-        lambda trace: [
-            name
+        lambda trace: {
+            name: is_mapped(site["fn"])
             for name, site in trace.items()
             if is_latent(site)
             and (isinstance(unwrapped(site["fn"]), kinds) or name in split.rewritten)
-        ],
+        },
     )
     as_written = sum(int(c > 0) for c in centering)
     standardized = len(centering) - as_written
@@ -315,6 +316,11 @@ def describe_laplace_sites(
             return "known location and scale: split off, closed forms"
         if name in split.smooth:
             return f"latent scale: standardized in {standardized} of {len(centering)} chains"
+        if name in split.rewritten and names[name]:
+            return (
+                f"moved as its start and differences: split off in {standardized} of "
+                f"{len(centering)} chains, left in the smooth part in {as_written}"
+            )
         if name in split.rewritten:
             return (
                 f"latent location or scale: standardized and split off in {standardized} of "

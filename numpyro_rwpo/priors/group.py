@@ -5,9 +5,9 @@ The potential is a sum over the groups G of a partition of the coordinates,
 .. math:: g(x) = \sum_k \lambda_k |x_k - c_k| + \sum_G \nu_G, \qquad
     \nu_G = \Bigl(\sum_{k \in G} w_k^2 (x_k - c_k)^2\Bigr)^{1/2},
 
-with :math:`\lambda = 0` for the group lasso (Yuan and Lin 2006) and otherwise the sparse group lasso
-(Simon, Friedman, Hastie and Tibshirani 2013, J. Comput. Graph. Stat. 22, eq. 1). The weights w may
-differ within a group, as they do after a change of units.
+with :math:`\lambda = 0` for the group lasso (Yuan and Lin 2006, J. R. Stat. Soc. B 68) and
+otherwise the sparse group lasso (Simon, Friedman, Hastie and Tibshirani 2013, J. Comput. Graph.
+Stat. 22). The weights w may differ within a group, as they do after a change of units.
 
 Its kink is the origin of a group, a single point of the group's space: a path passes beside it. The
 motion between two gradients of the likelihood is therefore made of short kicks with the gradient of
@@ -38,7 +38,8 @@ _NUM_NEWTON = 8
 # kicks with the likelihood, not these, limit the step.
 _NUM_SUBSTEPS = 8
 # Nodes on the scale of log t for averages of the norm under normal densities, and their spacing.
-_FIT_NODES = np.arange(-24.0, 24.25, 0.5)
+_FIT_SPACING = 0.5
+_FIT_NODES = np.arange(-24.0, 24.25, _FIT_SPACING)
 
 
 @partial(
@@ -166,7 +167,7 @@ class GroupPrior:
         """Proximal map: a soft threshold, then all of a group shrinks toward its origin.
 
         Exactly ``location`` for a whole group whose norm does not exceed the threshold. Source:
-        Simon et al. 2013, eq. 12; the order of the two maps is also right for steps and weights
+        Simon et al. 2013; the order of the two maps is also right for steps and weights
         that differ within a group.
 
         Args:
@@ -214,7 +215,7 @@ class GroupPrior:
         nodes = jnp.asarray(_FIT_NODES, square.dtype)
         zero = jnp.zeros_like(square)
         (slope, curvature), _ = lax.scan(add, (zero, zero), nodes)
-        factor = (_FIT_NODES[1] - _FIT_NODES[0]) / (2 * math.sqrt(math.pi))
+        factor = _FIT_SPACING / (2 * math.sqrt(math.pi))
         slope, curvature = (jnp.where(is_flat, 0.0, factor * v) for v in (slope, curvature))
         if self.rate is None:
             return slope, curvature
@@ -249,7 +250,10 @@ class GroupPrior:
 
         def log_factor(u: jax.Array) -> jax.Array:
             center, time, least = self._given(u, y, inverse_time, beta)
-            log_mass = self.separable.log_normalizer(center, time, beta[None])
+            if self.rate is None:  # a normal density
+                log_mass = 0.5 * jnp.log(4 * math.pi * time / beta[None])
+            else:
+                log_mass = self.separable.log_normalizer(center, time, beta[None])
             return self._sums(log_mass - 0.5 * beta[None] * least)
 
         return mix(log_factor, y.shape, y.dtype)
@@ -335,7 +339,10 @@ class GroupPrior:
         def once(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             x, p = carry
             p = p - 0.5 * step * self._norm_slope(x - location)
-            x, p = (x + step * p, p) if separable is None else separable.hamiltonian_flow(x, p, step)
+            if separable is None:
+                x = x + step * p
+            else:
+                x, p = separable.hamiltonian_flow(x, p, step)
             return x, p - 0.5 * step * self._norm_slope(x - location)
 
         return lax.fori_loop(0, _NUM_SUBSTEPS, once, (x, p))

@@ -12,7 +12,7 @@ Bessel functions and in any diagonal metric.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ import numpy as np
 from jax import lax
 
 # The integrand over t = log u, which includes sqrt(u), falls off like exp(-exp(t)) to the right and
-# at least like exp(t/2) to the left. The nodes are t* + w sinh(s) around its peak t*, with s between
-# -5.5 and 5.5: they reach 120 widths w to either side. With this spacing in s, the error of the
+# at least like exp(t/2) to the left. The nodes are t* + w sinh(s) around its peak t*, with s
+# between -5.5 and 5.5: they reach 120 widths w to either side. With this spacing in s, the error of the
 # trapezoidal rule is 1e-9 or less (tests/priors/test_group.py).
 _REACH, _SPACING = 5.5, 0.125
 _NODES = np.arange(-_REACH, _REACH + _SPACING / 2, _SPACING)
@@ -53,7 +53,9 @@ class Mixture(NamedTuple):
         return (jax.nn.softmax(self.log_weight, 0) * values).sum(0)
 
 
-def mix(log_factor: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], dtype: object):
+def mix(
+    log_factor: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], dtype: Any
+) -> Mixture:
     """Nodes for integrals of ``exp(-u + log_factor(u)) / sqrt(pi u)`` over u > 0.
 
     Args:
@@ -79,24 +81,28 @@ def _log_integrand(log_factor: Callable[[jax.Array], jax.Array], t: jax.Array) -
 
 
 def _peak(
-    log_factor: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], dtype: object
+    log_factor: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Position and width of the integrand's peak on the scale of log u, both of ``shape``."""
-    fraction = jnp.asarray(np.linspace(-1, 1, _SEARCH), dtype).reshape(-1, *(1,) * len(shape))
-    center = jnp.full(shape, (_LOWEST + _HIGHEST) / 2, dtype)
-    half = (_HIGHEST - _LOWEST) / 2
-    for _ in range(_NUM_SEARCHES):
+    column = (-1, *(1,) * len(shape))
+    fraction = jnp.asarray(np.linspace(-1, 1, _SEARCH), dtype).reshape(column)
+
+    def closer(k: int, center: jax.Array) -> jax.Array:
+        half = (_HIGHEST - _LOWEST) / 2 * (2 / (_SEARCH - 1)) ** jnp.asarray(k, dtype)
         t = center[None] + half * fraction
         best = jnp.argmax(_log_integrand(log_factor, t), 0)
-        center = jnp.take_along_axis(t, best[None], 0)[0]
-        half = half * 2 / (_SEARCH - 1)
-    # The width at which the integrand has fallen by a few nats on either side; the smaller side.
-    steps = jnp.asarray(np.geomspace(1e-3, 8, 40), dtype).reshape(-1, *(1,) * len(shape))
-    top = _log_integrand(log_factor, center[None])
-    falls = [top - _log_integrand(log_factor, center[None] + s * steps) for s in (-1, 1)]
-    has_fallen = (falls[0] > 0.5) | (falls[1] > 0.5)
+        return jnp.take_along_axis(t, best[None], 0)[0]
+
+    middle = jnp.full(shape, (_LOWEST + _HIGHEST) / 2, dtype)
+    center = lax.fori_loop(0, _NUM_SEARCHES, closer, middle)
+    # The width at which the integrand has fallen by half a nat on one side, the first of these.
+    steps = np.geomspace(1e-3, 8, 40)
+    steps = jnp.asarray(np.concatenate([[0.0], steps, -steps]), dtype).reshape(column)
+    value = _log_integrand(log_factor, center[None] + steps)
+    has_fallen = value[:1] - value[1:] > 0.5
+    has_fallen = has_fallen[:40] | has_fallen[40:]
     first = jnp.argmax(has_fallen, 0)
-    width = jnp.take_along_axis(jnp.broadcast_to(steps, has_fallen.shape), first[None], 0)[0]
+    width = jnp.take_along_axis(jnp.broadcast_to(steps[1:41], has_fallen.shape), first[None], 0)[0]
     return center, width
 
 

@@ -81,8 +81,7 @@ def labels_of(groups: Sequence[Sequence[int]]) -> Labels:
         members = []
     if not members or any(x.ndim != 1 or (x.size and x.dtype.kind not in "iu") for x in members):
         raise TypeError(
-            "`groups` must be lists of coordinates, such as [[0, 2], [1, 3, 4]]; "
-            f"got {groups!r}."
+            f"`groups` must be lists of coordinates, such as [[0, 2], [1, 3, 4]]; got {groups!r}."
         )
     number = sum(x.size for x in members)
     if any(x.size == 0 for x in members):

@@ -122,8 +122,8 @@ class StructuredPrior(_CommonPrior, Protocol):
     """A convex potential that ties coordinates together; also a pytree of its parameters.
 
     Its methods are those of :class:`Prior` without the four that only make sense for one coordinate
-    at a time. They also take arrays (..., dim) and return arrays (..., dim). What belongs to several
-    coordinates together (potential, logarithms of densities and normalizers) is shared out among
+    at a time. They take and return arrays (..., dim), too. What belongs to several coordinates
+    together (potential, logarithms of densities and normalizers) is shared out among
     them, and only the sum means anything. ``beta`` is the same within such a group. The motion need
     not be exact, only reversible and preserving volume.
     """
