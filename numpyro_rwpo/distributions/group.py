@@ -197,7 +197,8 @@ class GroupLaplace(_GroupDistribution):
 class SparseGroupLaplace(_GroupDistribution):
     r"""Sparse group lasso prior: the norm of each group, and that of each coordinate.
 
-    The density is proportional to ``scale^-d exp(-[(1 - a) |x|_2 + a |x|_1] / scale)``. Groups are selected, and coordinates within the groups that are not near 0.
+    The density is proportional to ``scale^-d exp(-[(1 - a) |x|_2 + a |x|_1] / scale)``. Groups
+    are selected, and coordinates within the groups that are not near 0.
 
     Args:
         scale: As for :class:`GroupLaplace`.

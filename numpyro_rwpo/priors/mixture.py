@@ -21,8 +21,8 @@ from jax import lax
 
 # The integrand over t = log u, which includes sqrt(u), falls off like exp(-exp(t)) to the right and
 # at least like exp(t/2) to the left. The nodes are t* + w sinh(s) around its peak t*, with s
-# between -5.5 and 5.5: they reach 120 widths w to either side. With this spacing in s, the error of the
-# trapezoidal rule is 1e-9 or less (tests/priors/test_group.py).
+# between -5.5 and 5.5: they reach 120 widths w to either side. With this spacing in s, the
+# error of the trapezoidal rule is 1e-9 or less (tests/priors/test_group.py).
 _REACH, _SPACING = 5.5, 0.125
 _NODES = np.arange(-_REACH, _REACH + _SPACING / 2, _SPACING)
 # Nodes of one search for the peak, whose cell the next search divides, and the number of searches.
