@@ -35,7 +35,7 @@ from numpyro_rwpo.support.broadcasting import same_rank
 FLAT_SCALE = 1e15
 
 
-class Increments(dist.Distribution):  # type: ignore[misc]
+class Increments(dist.Distribution):
     """Independent Laplace coordinates: the start of a line and its differences.
 
     Args:
@@ -66,7 +66,7 @@ class Increments(dist.Distribution):  # type: ignore[misc]
         rate = 1 / self.scales
         return LaplacePrior(jnp.zeros_like(rate), rate, rate)
 
-    @validate_sample
+    @validate_sample  # type: ignore[untyped-decorator]
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log density, (...)."""
         value, scales = same_rank(value, self.scales)
@@ -74,7 +74,8 @@ class Increments(dist.Distribution):  # type: ignore[misc]
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Exact draws."""
-        return self.scales * random.laplace(key, self.shape(sample_shape), self.scales.dtype)
+        shape, scales = self.shape(sample_shape), self.scales
+        return jnp.broadcast_to(scales, shape) * random.laplace(key, shape, scales.dtype)
 
 
 class FusedLaplace(StructuredDistribution):
@@ -152,7 +153,7 @@ class FusedLaplace(StructuredDistribution):
             vector = jnp.diff(vector, axis=-1)
         return jnp.concatenate([*start, vector], -1)
 
-    @validate_sample
+    @validate_sample  # type: ignore[untyped-decorator]
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log density of lines (..., size), (...); up to a constant if it is improper."""
         check_event("FusedLaplace", value, self.event_shape)

@@ -123,7 +123,7 @@ class _GroupDistribution(StructuredDistribution):
         l1_rate = None if self.l1_ratio == 0.0 else self.l1_ratio * rate
         return GroupPrior(jnp.zeros_like(rate), (1 - self.l1_ratio) * rate, l1_rate, self.labels)
 
-    @validate_sample
+    @validate_sample  # type: ignore[untyped-decorator]
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log density of vectors (..., dim), with its dependence on the scale, (...)."""
         check_event(type(self).__name__, value, self.event_shape)

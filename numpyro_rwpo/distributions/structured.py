@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 
-class StructuredDistribution(dist.Distribution):  # type: ignore[misc]
+class StructuredDistribution(dist.Distribution):
     """A scale family of vectors, whose density does not factorize over coordinates.
 
     Attributes:

@@ -96,8 +96,8 @@ def _peak(
     middle = jnp.full(shape, (_LOWEST + _HIGHEST) / 2, dtype)
     center = lax.fori_loop(0, _NUM_SEARCHES, closer, middle)
     # The width at which the integrand has fallen by half a nat on one side, the first of these.
-    steps = np.geomspace(1e-3, 8, 40)
-    steps = jnp.asarray(np.concatenate([[0.0], steps, -steps]), dtype).reshape(column)
+    sizes = np.geomspace(1e-3, 8, 40)
+    steps = jnp.asarray(np.concatenate([[0.0], sizes, -sizes]), dtype).reshape(column)
     value = _log_integrand(log_factor, center[None] + steps)
     has_fallen = value[:1] - value[1:] > 0.5
     has_fallen = has_fallen[:40] | has_fallen[40:]

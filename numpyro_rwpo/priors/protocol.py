@@ -12,7 +12,7 @@ and the exact moves need the motion of a particle in the potential. ``tests/prio
 prior to the same contract: closed forms against quadrature, brute force and one another.
 """
 
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import jax
 from jax.typing import ArrayLike
@@ -141,7 +141,7 @@ AnyPrior = Prior | StructuredPrior
 
 def separable_part(prior: AnyPrior) -> Prior:
     """The separable part of a prior, which is the prior itself if it is separable."""
-    part: Prior = getattr(prior, "separable", prior)
+    part: Any = getattr(prior, "separable", prior)
     return part
 
 

@@ -89,7 +89,7 @@ def test_values_there_and_back() -> None:
 
 
 def test_parts_of_the_target_add_up() -> None:
-    """Smooth part plus prior is the model's potential in the sampler's coordinates, up to 1e-4."""
+    """Smooth part plus prior is the model's potential in the sampler's coordinates, up to a constant."""
     source = ModelSource(
         every_kind,
         (Y,),
@@ -102,14 +102,14 @@ def test_parts_of_the_target_add_up() -> None:
     target = bound.target()
     dim = sum(np.size(x) for x in source.prototype.values())
     x = 0.5 * jax.random.normal(jax.random.key(0), (2, dim))
-    found = np.asarray(target.value_and_grad(x)[0] + target.prior_potential(x))
+    found = np.array(target.value_and_grad(x)[0] + target.prior_potential(x))
     for k in range(2):
         values = source.values(x[k])
         users, log_jacobian = source.split.to_user_values(values, jnp.zeros(()), (Y,), {})
         user_split = source.split.without(source.split.names)
         whole = user_split.potential(users, 0, (Y,), {}) + log_jacobian
         found[k] -= whole
-    assert abs(found[0] - found[1]) < 1e-2 * (1 + abs(found).max()) * 1e-2
+    assert abs(found[0] - found[1]) < 1e-2  # both are some hundreds
 
 
 # ------------------------------------------------------------------------------------- draws
