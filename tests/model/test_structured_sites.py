@@ -89,7 +89,7 @@ def test_values_there_and_back() -> None:
 
 
 def test_parts_of_the_target_add_up() -> None:
-    """Smooth part plus prior is the model's potential in the sampler's coordinates, up to a constant."""
+    """Smooth part plus prior is the model's potential in other coordinates, up to a constant."""
     source = ModelSource(
         every_kind,
         (Y,),
