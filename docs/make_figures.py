@@ -173,7 +173,9 @@ def structured_priors() -> None:
     for place, (name, site) in zip(axes, pairs.items(), strict=False):
         log_prob = np.asarray(site.log_prob(x))
         levels = log_prob.max() - np.arange(0.5, 3.1, 0.5)[::-1]
-        place.contour(axis, axis, log_prob, levels=levels, colors=BLUE, linewidths=1)
+        place.contour(
+            axis, axis, log_prob, levels=levels, colors=BLUE, linewidths=1, linestyles="-"
+        )
         place.set_title(name, fontsize="medium")
         place.set_aspect("equal")
         place.set_xticks([])
