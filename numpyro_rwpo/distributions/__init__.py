@@ -2,5 +2,6 @@
 
 from numpyro_rwpo.distributions.fused import FusedLaplace
 from numpyro_rwpo.distributions.group import GroupLaplace, SparseGroupLaplace
+from numpyro_rwpo.distributions.total_variation import TotalVariation
 
-__all__ = ["FusedLaplace", "GroupLaplace", "SparseGroupLaplace"]
+__all__ = ["FusedLaplace", "GroupLaplace", "SparseGroupLaplace", "TotalVariation"]
