@@ -76,11 +76,11 @@ print(compare_runs(*runs.values()))
 # %%
 # Selection of whole groups
 # -------------------------
-# A measurement counts as relevant if the log odds differ by more than 1 between two of its classes.
+# A measurement counts as relevant if the log odds differ by more than 2 between two of its classes.
 # Probabilities are those of the whole group.
 draws = np.asarray(runs["RWPO"].get_samples()["effect"])
 spread = draws.max(2) - draws.min(2)
-relevant = (spread > 1.0).mean(0)
+relevant = (spread > 2.0).mean(0)
 for k in np.argsort(-relevant):
     print(f"{names[k]:24} P(relevant) = {relevant[k]:.2f}")
 
