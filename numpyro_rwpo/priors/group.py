@@ -225,14 +225,19 @@ class GroupPrior:
     def scaled(self, scale: ArrayLike) -> "GroupPrior":
         """The same prior in the coordinates ``x / scale``, ``scale > 0``."""
         scale, location, weight = same_rank(scale, self.location, self.weight)
-        rate = None if self.rate is None else self.rate * scale
-        return GroupPrior(location / scale, weight * scale, rate, self.labels)
+        return GroupPrior(location / scale, weight * scale, self._rate_times(scale), self.labels)
 
     def tempered(self, beta: ArrayLike) -> "GroupPrior":
         """The prior whose potential is ``beta`` >= 0 times this one, equal within each group."""
         beta, location, weight = same_rank(beta, self.location, self.weight)
-        rate = None if self.rate is None else self.rate * beta
-        return GroupPrior(location, weight * beta, rate, self.labels)
+        return GroupPrior(location, weight * beta, self._rate_times(beta), self.labels)
+
+    def _rate_times(self, factor: jax.Array) -> jax.Array | None:
+        """The L1 part's rate times a factor, ``None`` without L1 part."""
+        if self.rate is None:
+            return None
+        rate, factor = same_rank(self.rate, factor)
+        return rate * factor
 
     def log_mass(self) -> jax.Array:
         """Log of the integral of ``exp(-potential)``, in shares; infinite where it is flat."""

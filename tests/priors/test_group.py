@@ -273,6 +273,11 @@ def test_changes_of_variables(is_sparse: bool) -> None:
     )
     mass = call("log_mass", prior).sum() - call("log_mass", prior.scaled(3.0)).sum()
     np.testing.assert_allclose(mass, DIM * np.log(3.0), rtol=1e-8)
+    # One power for each of several rows, as where paths or chains differ in their centering.
+    rows = prior.tempered(np.array([[0.0], [1.0], [2.0]]) + np.zeros(DIM))
+    values, slopes = call("smoothed", rows, x[:3])
+    np.testing.assert_array_equal(values[0], 0.0)
+    np.testing.assert_allclose(slopes[1], call("smoothed", prior, x[1])[1], **close)
     flat = prior.tempered(0.0)
     np.testing.assert_array_equal(call("prox", flat, x, TIME), x)
     np.testing.assert_array_equal(call("subgradient", flat, x), 0 * x)
