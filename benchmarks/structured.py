@@ -9,15 +9,17 @@ From the repository root::
 - ``sparse_group``: linear regression of 100 rows on eight groups of four columns, two of which have
   effects, sparse group lasso prior with a latent scale;
 - ``nile``: the level of the Nile, 100 years, fused lasso prior with latent scales of level and
-  noise, for RWPO with ``target_accept_prob=0.95``;
+  noise;
 - ``air_miles``: piecewise linear trend of 24 years, latent scales (the gallery's example).
+
+On the last two, RWPO runs with ``target_accept_prob=0.95``.
 
 The samplers are RWPO; RWPO with the prior in its smooth part, ``laplace_sites=None``; NUTS, which
 takes subgradients; NUTS on the model in the coordinates in which RWPO moves, which a user would
 have to write by hand; and MYULA (:mod:`benchmarks.samplers.myula`, Durmus, Moulines and Pereyra
 2018, eq. 9), in the same coordinates, with the prior's proximal map. All run four chains, MYULA
 with 200,000 steps each. ESS is ArviZ's bulk ESS of the worst coordinate. ``error`` is the largest
-difference of a posterior mean from that of NUTS in the coordinates by hand, in posterior standard
+difference of a posterior mean from that of NUTS (the run with the larger ESS), in posterior standard
 deviations; ``ratio`` is the largest factor between the standard deviations. Both contain the Monte
 Carlo errors of the two runs. For MYULA, they show the bias that its ESS does not know of. Gradients
 are those of all chains.
@@ -142,7 +144,10 @@ def line(y: Any, order: int, noise_prior: dist.Distribution) -> Case:
         trend = numpyro.deterministic("trend", trend)
         numpyro.sample("y", dist.Normal(trend, noise), obs=y)
 
-    return Case(model, by_hand, (np.asarray(y, np.float32),))
+    # With the default, 0.8, `diagnose` reports divergences and drift, and the scale of the Nile's
+    # level comes out too small.
+    options = {"target_accept_prob": 0.95}
+    return Case(model, by_hand, (np.asarray(y, np.float32),), options)
 
 
 def example_data(name: str, variable: str) -> np.ndarray:
@@ -156,9 +161,7 @@ def example_data(name: str, variable: str) -> np.ndarray:
 def nile() -> Case:
     """See the module's docstring."""
     flow = example_data("plot_change_points", "flow")
-    # With the default, 0.8, `diagnose` reports divergences and drift, and the scale is too small.
-    case = line((flow - flow.mean()) / flow.std(), 1, dist.HalfNormal(1.0))
-    return case._replace(options={"target_accept_prob": 0.95})
+    return line((flow - flow.mean()) / flow.std(), 1, dist.HalfNormal(1.0))
 
 
 def air_miles() -> Case:
@@ -298,7 +301,10 @@ def table(records: list[dict[str, Any]]) -> str:
             record = done.get((problem, sampler))
             if record is None:
                 continue
-            exact = done.get((problem, "nuts_by_hand"), record)
+            exact = max(
+                (done.get((problem, name), record) for name in ("nuts", "nuts_by_hand")),
+                key=lambda r: r["min_bulk_ess"],
+            )
             error = np.abs(np.subtract(record["mean"], exact["mean"])) / np.asarray(exact["sd"])
             per_gradient = 1000 * record["min_bulk_ess"] / record["num_sampling_gradients"]
             ratio = np.asarray(record["sd"]) / np.asarray(exact["sd"])
