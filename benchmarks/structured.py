@@ -19,9 +19,9 @@ takes subgradients; NUTS on the model in the coordinates in which RWPO moves, wh
 have to write by hand; and MYULA (:mod:`benchmarks.samplers.myula`, Durmus, Moulines and Pereyra
 2018, eq. 9), in the same coordinates, with the prior's proximal map. All run four chains, MYULA
 with 200,000 steps each. ESS is ArviZ's bulk ESS of the worst coordinate. ``error`` is the largest
-difference of a posterior mean from that of NUTS (the run with the larger ESS), in posterior standard
-deviations; ``ratio`` is the largest factor between the standard deviations. Both contain the Monte
-Carlo errors of the two runs. For MYULA, they show the bias that its ESS does not know of. Gradients
+difference of a posterior mean from that of NUTS (its run with the larger ESS), in posterior
+standard deviations; ``ratio`` is the largest factor between the standard deviations. Both contain
+the Monte Carlo errors of the two runs. For MYULA, they show the bias that its ESS does not know of. Gradients
 are those of all chains.
 """
 
