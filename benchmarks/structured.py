@@ -21,8 +21,8 @@ have to write by hand; and MYULA (:mod:`benchmarks.samplers.myula`, Durmus, Moul
 with 200,000 steps each. ESS is ArviZ's bulk ESS of the worst coordinate. ``error`` is the largest
 difference of a posterior mean from that of NUTS (its run with the larger ESS), in posterior
 standard deviations; ``ratio`` is the largest factor between the standard deviations. Both contain
-the Monte Carlo errors of the two runs. For MYULA, they show the bias that its ESS does not know of. Gradients
-are those of all chains.
+the Monte Carlo errors of the two runs. For MYULA, they show the bias that its ESS does not know of.
+Gradients are those of all chains.
 """
 
 import argparse
