@@ -13,6 +13,9 @@ site is a standard one, and the density of a Laplace site is split off; at 1 it 
 site, and its density stays in the smooth part. Warm-up decides between the two
 (:mod:`numpyro_rwpo.dynamics.centering`).
 
+Structured sites (:mod:`numpyro_rwpo.distributions`) are treated like Laplace sites. A FusedLaplace
+site is always rewritten, as a linear map of its start and differences, whose density is split off.
+
 Sites of other kinds (:mod:`numpyro_rwpo.model.prior_registry`) are split off if all their
 parameters are fixed, and left alone otherwise.
 

@@ -1,4 +1,7 @@
-"""Sites that are location + scale * a standard site, and the handler that rewrites them."""
+"""Sites that are location + scale * a standard site, and the handler that rewrites them.
+
+A structured site may be a linear map of that.
+"""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
