@@ -112,5 +112,6 @@ def total_variation_prox(
 
     start = jnp.zeros_like(graph.differences(x))
     one = jnp.ones((), x.dtype)
-    _, u, *_ = lax.while_loop(is_open, improve, (jnp.zeros((), int), start, start, one))
+    initial: tuple[jax.Array, ...] = (jnp.zeros((), int), start, start, one)
+    _, u, *_ = lax.while_loop(is_open, improve, initial)
     return nearest(u)
