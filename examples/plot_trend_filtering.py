@@ -57,8 +57,9 @@ def model(data):
 # %%
 # Both samplers
 # -------------
-# The sampler moves the start of the line and its second differences, in units of their scale, and
-# follows their Laplace densities exactly. NUTS moves the values of the line. With few data, small
+# The sampler moves the start of the line and its second differences: in units of their scale, where
+# it follows their Laplace densities exactly, or in their own units, if the data are informative, as
+# they are here. NUTS moves the values of the line. With few data, small
 # scales make the posterior narrow: a higher acceptance probability makes the steps shorter, so that
 # particles do not miss this part.
 runs = {}
@@ -75,6 +76,8 @@ for kernel, num_warmup in ((RWPO(model, **OPTIONS), 200), (NUTS(model), 1000)):
 print(diagnose(runs["RWPO"]))
 
 # %%
+# The noise may still drift when the first draws are kept: it is the coordinate that mixes most
+# slowly. The comparison shows whether that matters.
 print(compare_runs(*runs.values()))
 
 # %%
