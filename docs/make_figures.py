@@ -17,6 +17,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC
 
 from numpyro_rwpo import RWPO, laplace_prior, plots
+from numpyro_rwpo.distributions import FusedLaplace, GroupLaplace, SparseGroupLaplace
 
 HERE = Path(__file__).parent
 BIAS = HERE.parent / "benchmarks" / "results" / "bias.json"
@@ -159,7 +160,37 @@ def heads() -> None:
     save(figure, "heads")
 
 
+def structured_priors() -> None:
+    """Draw what structured priors believe: densities of a pair, and lines drawn from priors."""
+    axis = np.linspace(-2.5, 2.5, 201)
+    x = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1))
+    pairs = {
+        "Laplace": dist.Laplace(0.0, 1.0).expand([2]).to_event(1),
+        "GroupLaplace": GroupLaplace(1.0, 2),
+        "SparseGroupLaplace": SparseGroupLaplace(1.0, 2, l1_ratio=0.5),
+    }
+    figure, axes = plt.subplots(1, 5, figsize=(11, 2.6), layout="constrained")
+    for place, (name, site) in zip(axes, pairs.items(), strict=False):
+        log_prob = np.asarray(site.log_prob(x))
+        levels = log_prob.max() - np.arange(0.5, 3.1, 0.5)[::-1]
+        place.contour(
+            axis, axis, log_prob, levels=levels, colors=BLUE, linewidths=1, linestyles="-"
+        )
+        place.set_title(name, fontsize="medium")
+        place.set_aspect("equal")
+        place.set_xticks([])
+        place.set_yticks([])
+    for place, order in zip(axes[3:], (1, 2), strict=True):
+        site = FusedLaplace(0.1, 100, order, start_scale=0.3 if order == 1 else 0.01)
+        lines = np.asarray(site.sample(jax.random.key(order), (3,)))
+        for line, color in zip(lines, (BLUE, ORANGE, GREEN), strict=True):
+            place.plot(line, color=color, linewidth=1)
+        place.set_title(f"FusedLaplace, order {order}", fontsize="medium")
+        place.set_yticks([])
+    save(figure, "structured_priors")
+
+
 if __name__ == "__main__":
     plt.switch_backend("agg")
-    for draw in (transport, proximal_kernel, exact_flow, heads):
+    for draw in (transport, proximal_kernel, exact_flow, heads, structured_priors):
         draw()

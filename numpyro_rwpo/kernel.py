@@ -61,7 +61,8 @@ class RWPO(MCMCKernel):
     particle. Draws that MCMC collects during warm-up are particles of the ensemble after warm-up.
 
     Args:
-        model: NumPyro model. Its Laplace and AsymmetricLaplace sites are found and split off.
+        model: NumPyro model. Its Laplace and AsymmetricLaplace sites are found and split off, and
+            so are group and fused priors of :mod:`numpyro_rwpo.distributions`.
         potential_fn: Instead of a model, minus the log density of any pytree, up to a constant;
             ``MCMC.run`` then needs ``init_params``.
         num_particles: Number of particles in an ensemble, at least 4. ``None`` chooses 64, or 128

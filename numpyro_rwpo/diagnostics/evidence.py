@@ -31,7 +31,7 @@ from numpyro_rwpo.diagnostics.importance import (
     importance_evidence,
 )
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, Head
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 
 # Draws that the density is fitted to, thinned evenly from half of all draws. Evaluating the density
 # costs as many kernels as it was fitted to draws; with 2000 its k-hat is below 0.5 on all three
@@ -128,7 +128,7 @@ def estimate_evidence(
     rng_key: jax.Array,
     draws: np.ndarray,
     log_density: LogDensity,
-    prior: Prior,
+    prior: AnyPrior,
     *,
     attention: Head = BUILT_IN_HEADS["copula"],
     relative_time: float = 0.1,

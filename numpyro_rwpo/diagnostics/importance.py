@@ -22,7 +22,7 @@ import numpy as np
 from numpyro_rwpo.diagnostics.convergence import pareto_smoothing
 from numpyro_rwpo.heads.density import ProximalDensity, relative_prox_time
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, Head
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 
 LogDensity = Callable[[Any], np.ndarray]
 
@@ -65,7 +65,7 @@ class Coverage(NamedTuple):
 def _propose(
     rng_key: jax.Array,
     draws: jax.Array,
-    prior: Prior,
+    prior: AnyPrior,
     relative_time: float,
     *,
     attention: Head,
@@ -87,7 +87,7 @@ def fitted_ratios(
     rng_key: jax.Array,
     draws: np.ndarray,
     log_density: LogDensity,
-    prior: Prior,
+    prior: AnyPrior,
     *,
     attention: Head,
     relative_time: float,
@@ -150,7 +150,7 @@ def ensemble_coverage(
     rng_key: jax.Array,
     ensembles: np.ndarray,
     log_density: LogDensity,
-    prior: Prior,
+    prior: AnyPrior,
     *,
     attention: Head = BUILT_IN_HEADS["copula"],
     relative_time: float = 0.1,

@@ -24,7 +24,7 @@ from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry
 from numpyro_rwpo.model.split_check import checked_split
 from numpyro_rwpo.model.tracing import default_key, inspect_trace, is_latent
 from numpyro_rwpo.priors.laplace import no_prior
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 from numpyro_rwpo.runs.mcmc import Run
 
 ValueAndGradient = Callable[[Any], tuple[np.ndarray, np.ndarray]]
@@ -46,7 +46,7 @@ class Posterior(NamedTuple):
     draws: np.ndarray
     names: list[str]
     evaluate: ValueAndGradient
-    prior: Prior
+    prior: AnyPrior
     is_normalized: bool
 
 
@@ -192,7 +192,7 @@ def _base_name(name: str, taken: Any) -> str:
 
 def _model_prior(
     split: LaplaceSplit, args: tuple[Any, ...], kwargs: dict[str, Any], prototype: Any
-) -> Prior:
+) -> AnyPrior:
     if not split.names:
         flat = ravel_pytree(prototype)[0]
         return no_prior(flat.size, flat.dtype)

@@ -16,6 +16,7 @@ from numpyro_rwpo.heads.grid import GridDensity
 from numpyro_rwpo.heads.joint import JointDensity
 from numpyro_rwpo.heads.log_space import HALF_LOG_TWO_PI
 from numpyro_rwpo.heads.marginal import MarginalDensity
+from numpyro_rwpo.priors.protocol import is_separable, separable_part
 
 
 def pathwise_sample(rng_key: jax.Array, density: ProximalDensity, num_samples: int) -> jax.Array:
@@ -30,9 +31,14 @@ def pathwise_sample(rng_key: jax.Array, density: ProximalDensity, num_samples: i
         The draws. Averages of smooth functions of them have unbiased derivatives.
 
     Raises:
-        TypeError: If ``density`` is of another kind.
+        TypeError: If ``density`` is of another kind, or its prior is not separable.
     """
     if isinstance(density, JointDensity):
+        if not is_separable(density.prior):
+            raise TypeError(
+                "Draws are differentiated through distribution functions of single coordinates, "
+                f"which {type(density.prior).__name__} has not; use a separable prior."
+            )
         return _joint(rng_key, density, num_samples)
     if isinstance(density, MarginalDensity | CopulaDensity):
         return _glued(rng_key, density, num_samples)
@@ -49,8 +55,9 @@ def _joint(rng_key: jax.Array, density: JointDensity, num_samples: int) -> jax.A
     prior, fixed = lax.stop_gradient((density.prior, parameters))
     x = prior.sample(key_kernel, *fixed)
     log_prob = prior.log_prob(x, *fixed)
-    log_cdf = density.prior.log_cdf(x, *parameters)
-    log_survival = density.prior.log_survival(x, *parameters)
+    separable = separable_part(density.prior)
+    log_cdf = separable.log_cdf(x, *parameters)
+    log_survival = separable.log_survival(x, *parameters)
     # Use the smaller of the two tails, which is accurate.
     is_left = log_cdf < log_survival
     log_tail = jnp.where(is_left, log_cdf, log_survival)

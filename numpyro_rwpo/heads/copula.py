@@ -13,7 +13,7 @@ from numpyro_rwpo.heads.correlation import Correlation, fit_correlation
 from numpyro_rwpo.heads.density import check_particles
 from numpyro_rwpo.heads.grid import GridDensity, fit_grid
 from numpyro_rwpo.heads.log_space import HALF_LOG_TWO_PI
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior, coupling, coupling_slope, separable_part
 
 
 class CopulaDensity(NamedTuple):
@@ -25,10 +25,12 @@ class CopulaDensity(NamedTuple):
     Attributes:
         grid: The coordinates' densities.
         correlation: R.
+        coupling: As for :class:`~numpyro_rwpo.heads.marginal.MarginalDensity`.
     """
 
     grid: GridDensity
     correlation: Correlation
+    coupling: AnyPrior | None = None
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """See :class:`~numpyro_rwpo.heads.density.ProximalDensity`."""
@@ -48,7 +50,7 @@ class CopulaDensity(NamedTuple):
 
     def heat_score(self, x: jax.Array) -> jax.Array:
         """See :class:`~numpyro_rwpo.heads.density.ProximalDensity`."""
-        return self.grid.heat_score(x) + self._glue(x)
+        return self.grid.heat_score(x) + self._glue(x) + coupling_slope(self.coupling, x)
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """See :class:`~numpyro_rwpo.heads.density.ProximalDensity`."""
@@ -57,7 +59,7 @@ class CopulaDensity(NamedTuple):
 
 def fit_copula(
     particles: jax.Array,
-    prior: Prior,
+    prior: AnyPrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
 ) -> CopulaDensity:
@@ -68,5 +70,6 @@ def fit_copula(
     of :func:`fit_joint`.
     """
     check_particles(particles)
-    grid = fit_grid(particles, prior, prox_time, inverse_temperature)
-    return CopulaDensity(grid, fit_correlation(grid.to_normal(particles)))
+    grid = fit_grid(particles, separable_part(prior), prox_time, inverse_temperature)
+    correlation = fit_correlation(grid.to_normal(particles))
+    return CopulaDensity(grid, correlation, coupling(prior.tempered(0.5 * inverse_temperature)))

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 from numpyro_rwpo.support.broadcasting import same_rank
 from numpyro_rwpo.support.checks import check_choice
 
@@ -93,7 +93,7 @@ def relative_prox_time(particles: jax.Array, relative: ArrayLike) -> jax.Array:
 def attention_weights(
     particles: ArrayLike,
     query: int,
-    prior: Prior | None,
+    prior: AnyPrior | None,
     prox_time: ArrayLike,
     attention: str = "joint",
     inverse_temperature: ArrayLike = 1.0,

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from numpyro_rwpo.heads.density import check_particles
 from numpyro_rwpo.heads.online_softmax import streamed_attention
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 
 
 class JointDensity(NamedTuple):
@@ -29,7 +29,7 @@ class JointDensity(NamedTuple):
 
     particles: jax.Array
     log_normalizer: jax.Array
-    prior: Prior
+    prior: AnyPrior
     prox_time: jax.Array
     inverse_temperature: jax.Array
 
@@ -71,7 +71,7 @@ class JointDensity(NamedTuple):
 
 def fit_joint(
     particles: jax.Array,
-    prior: Prior,
+    prior: AnyPrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
 ) -> JointDensity:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from numpyro_rwpo.heads.density import check_particles
 from numpyro_rwpo.heads.grid import GridDensity, fit_grid
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior, coupling, coupling_slope, separable_part
 
 
 class MarginalDensity(NamedTuple):
@@ -19,9 +19,12 @@ class MarginalDensity(NamedTuple):
 
     Attributes:
         grid: The coordinates' densities.
+        coupling: A structured prior, tempered by half the inverse temperature. Its part that ties
+            coordinates together is not in the density, but the heat score is defined with it.
     """
 
     grid: GridDensity
+    coupling: AnyPrior | None = None
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """See :class:`~numpyro_rwpo.heads.density.ProximalDensity`."""
@@ -33,7 +36,7 @@ class MarginalDensity(NamedTuple):
 
     def heat_score(self, x: jax.Array) -> jax.Array:
         """See :class:`~numpyro_rwpo.heads.density.ProximalDensity`."""
-        return self.grid.heat_score(x)
+        return self.grid.heat_score(x) + coupling_slope(self.coupling, x)
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """See :class:`~numpyro_rwpo.heads.density.ProximalDensity`."""
@@ -43,7 +46,7 @@ class MarginalDensity(NamedTuple):
 
 def fit_marginal(
     particles: jax.Array,
-    prior: Prior,
+    prior: AnyPrior,
     prox_time: ArrayLike,
     inverse_temperature: ArrayLike = 1.0,
 ) -> MarginalDensity:
@@ -52,4 +55,5 @@ def fit_marginal(
     Arguments, result and errors are those of :func:`fit_joint`.
     """
     check_particles(particles)
-    return MarginalDensity(fit_grid(particles, prior, prox_time, inverse_temperature))
+    grid = fit_grid(particles, separable_part(prior), prox_time, inverse_temperature)
+    return MarginalDensity(grid, coupling(prior.tempered(0.5 * inverse_temperature)))

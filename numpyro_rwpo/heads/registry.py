@@ -15,7 +15,7 @@ from numpyro_rwpo.heads.copula import fit_copula
 from numpyro_rwpo.heads.density import ProximalDensity
 from numpyro_rwpo.heads.joint import fit_joint
 from numpyro_rwpo.heads.marginal import fit_marginal
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 from numpyro_rwpo.support.names import qualified_name
 
 
@@ -23,7 +23,7 @@ class Fit(Protocol):
     """A function that fits a density to particles."""
 
     def __call__(
-        self, particles: jax.Array, prior: Prior, prox_time: jax.Array, /
+        self, particles: jax.Array, prior: AnyPrior, prox_time: jax.Array, /
     ) -> ProximalDensity:
         """Fit a density.
 
@@ -45,7 +45,7 @@ class Head(NamedTuple):
     name: str
     function: Fit
 
-    def fit(self, particles: jax.Array, prior: Prior, prox_time: jax.Array) -> ProximalDensity:
+    def fit(self, particles: jax.Array, prior: AnyPrior, prox_time: jax.Array) -> ProximalDensity:
         """Fit the density; arguments as in :class:`Fit`.
 
         Raises:

@@ -13,6 +13,9 @@ site is a standard one, and the density of a Laplace site is split off; at 1 it 
 site, and its density stays in the smooth part. Warm-up decides between the two
 (:mod:`numpyro_rwpo.dynamics.centering`).
 
+Structured sites (:mod:`numpyro_rwpo.distributions`) are treated like Laplace sites. A FusedLaplace
+site is always rewritten, as a linear map of its start and differences, whose density is split off.
+
 Sites of other kinds (:mod:`numpyro_rwpo.model.prior_registry`) are split off if all their
 parameters are fixed, and left alone otherwise.
 
@@ -35,8 +38,8 @@ from numpyro_rwpo.model.location_scale import (
     LocationScale,
     is_laplace,
     is_location_scale,
-    location_and_scale,
-    shape_parameters,
+    is_mapped,
+    parameters,
     standardize,
 )
 from numpyro_rwpo.model.prior_registry import (
@@ -58,7 +61,7 @@ from numpyro_rwpo.model.tracing import (
     trace_at,
     trace_model,
 )
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 
 
 class keep_density(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
@@ -103,7 +106,7 @@ def _latent_parents(
     args: Any,
     kwargs: Any,
 ) -> dict[str, _Parents]:
-    def parameters(**values: Any) -> dict[str, tuple[Any, Any, Any]]:
+    def of_sites(**values: Any) -> dict[str, tuple[Any, Any, Any]]:
         substituted = handlers.substitute(handlers.seed(default_key(model), 0), data=values)
         trace = handlers.trace(substituted).get_trace(*args, **kwargs)
         return {name: split_parameters(trace[name]["fn"]) for name in names}
@@ -111,10 +114,9 @@ def _latent_parents(
     def split_parameters(fn: Any) -> tuple[Any, Any, Any]:
         if not is_location_scale(fn):
             return [], [], jax.tree.leaves(site_prior(fn, registry))
-        family = unwrapped(fn)
-        return *location_and_scale(family), shape_parameters(family)
+        return parameters(unwrapped(fn))
 
-    provenance = eval_provenance(parameters, **values)
+    provenance = eval_provenance(of_sites, **values)
 
     def union(parents: Any) -> frozenset[str]:
         is_set = lambda x: isinstance(x, frozenset)  # noqa: E731
@@ -185,7 +187,7 @@ class LaplaceSplit(NamedTuple):
             kwargs = {**kwargs, "_centering": centering}
         return marginal_potential(model, values, args, kwargs, self.enumeration_dim)
 
-    def site_priors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Prior]:
+    def site_priors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, AnyPrior]:
         """Priors of all split sites for these model arguments, at centering 0.
 
         Their parameters have the shapes of the sites. A site whose distribution is not of a
@@ -243,7 +245,7 @@ class LaplaceSplit(NamedTuple):
         there = dict(values)
         for name, site in sites.items():
             log_scale += site.log_scale.sum()
-            there[name] = jnp.where(centering > 0, site.base, site.value)
+            there[name] = jnp.where(centering > 0, site.base, site.coordinates)
         return there, log_scale
 
     def from_user_values(
@@ -251,6 +253,15 @@ class LaplaceSplit(NamedTuple):
     ) -> dict[str, Any]:
         """Unconstrained values of the user's sites as values of the rewritten sites."""
         sites = self.rewritten_sites(values, 1, args, kwargs)
+        if any(site.family is not None for site in sites.values()):
+            # The model took the values of mapped sites for their coordinates. How it maps does not
+            # depend on values, but scales may.
+            mapped = {
+                name: site.family.to_coordinates(values[name])
+                for name, site in sites.items()
+                if site.family is not None
+            }
+            sites = self.rewritten_sites({**values, **mapped}, 1, args, kwargs)
         return {**values, **{name: site.base for name, site in sites.items()}}
 
 
@@ -302,8 +313,9 @@ class _Sites(NamedTuple):
     """The possible treatment of the sites of a model.
 
     Attributes:
-        split_off: names of sites that can be split off, and whether their location or scale is
-            latent.
+        split_off: names of sites that can be split off, and whether they are rewritten for that,
+            because their location or scale is latent, or they have closed forms in other
+            coordinates.
         standardized: names of other sites that are better standardized.
         enumeration_dim: see :class:`LaplaceSplit`.
     """
@@ -323,7 +335,11 @@ def _find_sites(
             for name, site in sampled.items()
         }
         kinds = {
-            name: (is_laplace(site["fn"]), find_kind(site["fn"], registry) is not None)
+            name: (
+                is_laplace(site["fn"]),
+                find_kind(site["fn"], registry) is not None,
+                is_mapped(site["fn"]),
+            )
             for name, site in sampled.items()
             if site["scale"] is None and is_direct(name, site)
         }
@@ -338,14 +354,14 @@ def _find_sites(
     kinds, values, discrete, dim = inspect_trace(model, args, kwargs, read)
     parents = _latent_parents(model, list(kinds), values, registry, args, kwargs) if kinds else {}
     split_off, standardized = {}, []
-    for name, (is_laplace_site, is_registered) in kinds.items():
+    for name, (is_laplace_site, is_registered, is_mapped_site) in kinds.items():
         movable = parents[name].location | parents[name].scale
         # A latent asymmetry would remain latent in the base site. The density of a site whose
         # parameters depend on a discrete site is a mixture once that site is summed out.
         if parents[name].other or movable & discrete:
             continue
         if is_laplace_site or (is_registered and not movable):
-            split_off[name] = bool(movable)
+            split_off[name] = bool(movable) or is_mapped_site
         elif parents[name].scale:
             standardized.append(name)
     return _Sites(split_off, tuple(standardized), dim)

@@ -1,4 +1,7 @@
-"""Sites that are location + scale * a standard site, and the handler that rewrites them."""
+"""Sites that are location + scale * a standard site, and the handler that rewrites them.
+
+A structured site may be a linear map of that.
+"""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -9,6 +12,8 @@ import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 from numpyro.primitives import Messenger
 
+from numpyro_rwpo.distributions.fused import FusedLaplace
+from numpyro_rwpo.distributions.structured import StructuredDistribution
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, find_kind, unwrapped
 from numpyro_rwpo.model.tracing import Model
 
@@ -26,18 +31,25 @@ SMOOTH_FAMILIES = (
 
 
 class LocationScale(NamedTuple):
-    """A site of the user's model, which is location + scale * base.
+    """A site of the user's model, which is location + scale * base, or a linear map of this.
 
     Attributes:
         value: value of the user's site.
         location: location in the site's shape.
         scale: scale in the site's shape; for an asymmetric site, that without the asymmetry. For a
             multivariate normal site the factor L of its covariance, with one more axis.
+        family: distribution of a structured site, which knows the map; ``None`` for others.
     """
 
     value: jax.Array
     location: jax.Array
     scale: jax.Array
+    family: StructuredDistribution | None = None
+
+    @property
+    def coordinates(self) -> jax.Array:
+        """Location plus scale times base, which is what moves at centering 1."""
+        return self.value if self.family is None else self.family.to_coordinates(self.value)
 
     @property
     def is_factor(self) -> bool:
@@ -53,7 +65,7 @@ class LocationScale(NamedTuple):
     @property
     def base(self) -> jax.Array:
         """The value of the standard site."""
-        centered = self.value - self.location
+        centered = self.coordinates - self.location
         if not self.is_factor:
             return centered / self.scale
         return solve_triangular(self.scale, centered[..., None], lower=True)[..., 0]
@@ -98,8 +110,10 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
         else:
             scale = jnp.broadcast_to(scale, base.shape)
             scaled = scale * base
-        msg["value"] = jnp.where(self.is_centered, base, location + scaled)
-        self.sites[msg["name"]] = LocationScale(msg["value"], location, scale)
+        value = jnp.where(self.is_centered, base, location + scaled)
+        structured = family if isinstance(family, StructuredDistribution) else None
+        msg["value"] = value if structured is None else structured.to_vector(value)
+        self.sites[msg["name"]] = LocationScale(msg["value"], location, scale, structured)
 
     def _base(self, fn: Any) -> Any:
         base = _with_scale(unwrapped(fn), self.is_centered)
@@ -108,7 +122,9 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
 
 
 def _with_scale(family: Any, is_centered: jax.Array) -> Any:
-    """The distribution itself where it is centered, and the standard one where it is not."""
+    """The distribution of coordinates: as written if centered, else the standard one."""
+    if isinstance(family, StructuredDistribution):
+        return family.standard(jnp.where(is_centered, family.scale, 1.0))
     location, scale = location_and_scale(family)
     location = jnp.where(is_centered, location, 0)
     if isinstance(family, dist.MultivariateNormal):
@@ -122,6 +138,8 @@ def _with_scale(family: Any, is_centered: jax.Array) -> Any:
 
 def location_and_scale(family: Any) -> tuple[Any, Any]:
     """Location and scale, which broadcast to the site; the factor L of a multivariate normal."""
+    if isinstance(family, StructuredDistribution):
+        return 0.0, family.coordinate_scale()
     if isinstance(family, dist.MultivariateNormal):
         return family.loc, family.scale_tril
     if isinstance(family, dist.GaussianRandomWalk):  # one scale for all steps of a walk
@@ -144,11 +162,29 @@ def shape_parameters(family: Any) -> dict[str, Any]:
     return {name: getattr(family, name) for name in names}
 
 
+def parameters(family: Any) -> tuple[Any, Any, Any]:
+    """Location, scale, and all other parameters of a location-scale family."""
+    if isinstance(family, StructuredDistribution):
+        other = {**vars(family), "scale": None}
+        return [], family.scale, [x for x in other.values() if isinstance(x, jax.Array)]
+    return *location_and_scale(family), shape_parameters(family)
+
+
 def is_location_scale(fn: Any) -> bool:
-    """Whether a distribution, expanded or not, is location + scale * a standard distribution."""
-    return is_laplace(fn) or type(unwrapped(fn)) in SMOOTH_FAMILIES
+    """Whether a distribution, expanded or not, is location + scale * a standard distribution.
+
+    That includes those that are a linear map of this.
+    """
+    family = unwrapped(fn)
+    is_structured = isinstance(family, StructuredDistribution)
+    return is_laplace(fn) or is_structured or type(family) in SMOOTH_FAMILIES
 
 
 def is_laplace(fn: Any) -> bool:
-    """Whether a distribution has the density of Laplace or AsymmetricLaplace, expanded or not."""
-    return find_kind(fn, BUILT_IN_PRIORS) is not None
+    """Whether a distribution, expanded or not, has closed forms in its standard coordinates."""
+    return is_mapped(fn) or find_kind(fn, BUILT_IN_PRIORS) is not None
+
+
+def is_mapped(fn: Any) -> bool:
+    """Whether a distribution, expanded or not, has closed forms in other coordinates only."""
+    return type(unwrapped(fn)) is FusedLaplace

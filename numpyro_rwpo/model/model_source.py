@@ -26,7 +26,7 @@ from numpyro_rwpo.model.source import layout, values_like
 from numpyro_rwpo.model.split_check import concrete_split_errors, refused_sites, split_errors
 from numpyro_rwpo.model.target import Differentiation, Target
 from numpyro_rwpo.model.tracing import default_key
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 
 
 class ModelSource:
@@ -243,7 +243,7 @@ def _idle_potential(position: jax.Array) -> jax.Array:
     return 0.5 * (position**2).sum()
 
 
-def flat_prior(priors: dict[str, Prior], prototype: dict[str, Any]) -> Prior:
+def flat_prior(priors: dict[str, AnyPrior], prototype: dict[str, Any]) -> AnyPrior:
     """The prior of the flat position, from the priors of the sites that have one."""
     names = sorted(prototype)  # the order of `ravel_pytree`
     return lay_out_prior([priors.get(name) for name in names], [prototype[n] for n in names])

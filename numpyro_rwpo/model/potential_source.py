@@ -20,7 +20,7 @@ from numpyro_rwpo.model.prior_registry import (
 )
 from numpyro_rwpo.model.source import layout, ravel_like
 from numpyro_rwpo.model.target import Differentiation, Target
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 
 
 class PotentialSource:
@@ -126,7 +126,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 def prior_from_leaves(
     laplace_sites: Any, prototype: Any, registry: PriorRegistry = BUILT_IN_PRIORS
-) -> Prior | None:
+) -> AnyPrior | None:
     """The prior that ``laplace_sites`` describes leaf by leaf; ``None`` if there is none."""
     if laplace_sites is None or (isinstance(laplace_sites, str) and laplace_sites == "auto"):
         return None
@@ -139,7 +139,7 @@ def prior_from_leaves(
             f"are {kind_names(registry)} distributions or None; got "
             f"{laplace_sites!r} for parameters of shapes {jax.tree.map(np.shape, prototype)}."
         )
-    leaves, priors = jax.tree.leaves(prototype), list[Prior | None]()
+    leaves, priors = jax.tree.leaves(prototype), list[AnyPrior | None]()
     for number, (fn, x) in enumerate(zip(sites, leaves, strict=True)):
         if fn is None:
             priors.append(None)

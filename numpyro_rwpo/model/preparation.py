@@ -17,7 +17,7 @@ import numpy as np
 
 from numpyro_rwpo.model.checks import no_valid_start
 from numpyro_rwpo.priors.laplace import LaplacePrior
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Preparation(NamedTuple):
     values: Any
     potential: jax.Array
     gradient: jax.Array
-    site_priors: dict[str, Prior]
+    site_priors: dict[str, AnyPrior]
     split_errors: dict[str, jax.Array]
 
 
@@ -74,7 +74,7 @@ def check_preparation(
     )
 
 
-def check_site_prior(name: str, prior: Prior) -> None:
+def check_site_prior(name: str, prior: AnyPrior) -> None:
     """Refuse Laplace scales that are not positive, or too small for their square.
 
     Args:

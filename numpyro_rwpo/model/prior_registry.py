@@ -15,12 +15,14 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from numpyro_rwpo.distributions.fused import Increments
+from numpyro_rwpo.distributions.group import GroupLaplace, SparseGroupLaplace
 from numpyro_rwpo.priors.composite import Slice, compose_prior
 from numpyro_rwpo.priors.laplace import LaplacePrior
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior, Prior, StructuredPrior
 from numpyro_rwpo.support.names import qualified_name
 
-PriorOf = Callable[[Any], Prior]
+PriorOf = Callable[[Any], AnyPrior]
 PriorRegistry = Mapping[type[dist.Distribution], PriorOf]
 
 
@@ -32,8 +34,21 @@ def _asymmetric_laplace(site: Any) -> LaplacePrior:
     return LaplacePrior(site.loc, 1 / site.left_scale, 1 / site.right_scale)
 
 
+def _own(site: Any) -> AnyPrior:
+    """The prior of a distribution of this package, which makes it itself."""
+    prior: AnyPrior = site.prior
+    return prior
+
+
+# Increments are what a FusedLaplace site becomes; users do not write them.
 BUILT_IN_PRIORS: PriorRegistry = MappingProxyType(
-    {dist.Laplace: _laplace, dist.AsymmetricLaplace: _asymmetric_laplace}
+    {
+        dist.Laplace: _laplace,
+        dist.AsymmetricLaplace: _asymmetric_laplace,
+        GroupLaplace: _own,
+        SparseGroupLaplace: _own,
+        Increments: _own,
+    }
 )
 
 
@@ -83,7 +98,8 @@ def entry_names(registry: PriorRegistry) -> dict[str, str] | None:
 
 def kind_names(registry: PriorRegistry) -> str:
     """The registered kinds in words."""
-    return " or ".join(kind.__name__ for kind in registry)
+    *most, last = (kind.__name__ for kind in registry if kind is not Increments)
+    return f"{', '.join(most)} or {last}"
 
 
 def unwrapped(fn: Any) -> Any:
@@ -106,7 +122,7 @@ def find_kind(fn: Any, registry: PriorRegistry) -> type[dist.Distribution] | Non
     return None
 
 
-def site_prior(fn: Any, registry: PriorRegistry, shape: tuple[int, ...] | None = None) -> Prior:
+def site_prior(fn: Any, registry: PriorRegistry, shape: tuple[int, ...] | None = None) -> AnyPrior:
     """The prior of a distribution whose kind is registered.
 
     Args:
@@ -123,7 +139,7 @@ def site_prior(fn: Any, registry: PriorRegistry, shape: tuple[int, ...] | None =
     kind = find_kind(fn, registry)
     assert kind is not None
     prior = registry[kind](unwrapped(fn))
-    if not isinstance(prior, Prior):
+    if not isinstance(prior, Prior | StructuredPrior):
         raise TypeError(
             f"The function for {kind.__name__} in `priors` must return an object with the methods "
             f"of numpyro_rwpo.priors.protocol.Prior; got {type(prior).__name__}."
@@ -132,7 +148,7 @@ def site_prior(fn: Any, registry: PriorRegistry, shape: tuple[int, ...] | None =
     return jax.tree.map(lambda field: jnp.broadcast_to(field, shape), prior)
 
 
-def lay_out_prior(priors: Sequence[Prior | None], leaves: Sequence[Any]) -> Prior:
+def lay_out_prior(priors: Sequence[AnyPrior | None], leaves: Sequence[Any]) -> AnyPrior:
     """The prior of a flat position, from the priors of the arrays that are laid out in it.
 
     Coordinates of the same kind share one prior. The result is a composite only if there are

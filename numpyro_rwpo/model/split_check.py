@@ -17,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from numpyro_rwpo.distributions.fused import FusedLaplace
 from numpyro_rwpo.model.laplace_sites import (
     LaplaceSplit,
     split_laplace_sites,
 )
-from numpyro_rwpo.model.location_scale import LocationScale
+from numpyro_rwpo.model.location_scale import LocationScale, is_mapped
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, unwrapped
 from numpyro_rwpo.model.tracing import inspect_trace, is_latent, site_shape, trace_at
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 
 
 class _Term(NamedTuple):
@@ -101,7 +102,7 @@ def _irregular_values(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.
 
 def _errors_at(
     split: LaplaceSplit,
-    priors: dict[str, Prior],
+    priors: dict[str, AnyPrior],
     values: dict[str, jax.Array],
     centering: Any,
     args: tuple[Any, ...],
@@ -159,7 +160,7 @@ def _terms(
     return terms
 
 
-def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _ClosedForm:
+def _closed_form(x: jax.Array, prior: AnyPrior, site: LocationScale | None) -> _ClosedForm:
     """The closed form of a site, whose value or, if it is rewritten, base value is x."""
     log_mass, slope = prior.log_mass(), jnp.abs(prior.subgradient(x))
     log_prob = -prior.potential(x) - log_mass
@@ -167,7 +168,7 @@ def _closed_form(x: jax.Array, prior: Prior, site: LocationScale | None) -> _Clo
     if site is None:
         return _ClosedForm(log_prob, magnitude)
     log_scale = site.log_scale
-    canceled = slope * (jnp.abs(site.value) + jnp.abs(site.location)) / site.scale
+    canceled = slope * (jnp.abs(site.coordinates) + jnp.abs(site.location)) / site.scale
     return _ClosedForm(log_prob - log_scale, magnitude + jnp.abs(log_scale) + canceled)
 
 
@@ -295,17 +296,17 @@ def describe_laplace_sites(
     """
     split, refused = checked_split(model, args, kwargs, laplace_sites, registry)
     able = split_laplace_sites(model, args, kwargs, registry=registry).names
-    kinds = tuple(registry)
+    kinds = (*registry, FusedLaplace)
     names = inspect_trace(
         model,
         args,
         kwargs,
-        lambda trace: [
-            name
+        lambda trace: {
+            name: is_mapped(site["fn"])
             for name, site in trace.items()
             if is_latent(site)
             and (isinstance(unwrapped(site["fn"]), kinds) or name in split.rewritten)
-        ],
+        },
     )
     as_written = sum(int(c > 0) for c in centering)
     standardized = len(centering) - as_written
@@ -315,6 +316,11 @@ def describe_laplace_sites(
             return "known location and scale: split off, closed forms"
         if name in split.smooth:
             return f"latent scale: standardized in {standardized} of {len(centering)} chains"
+        if name in split.rewritten and names[name]:
+            return (
+                f"moved as its start and differences: split off in {standardized} of "
+                f"{len(centering)} chains, left in the smooth part in {as_written}"
+            )
         if name in split.rewritten:
             return (
                 f"latent location or scale: standardized and split off in {standardized} of "

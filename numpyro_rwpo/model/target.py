@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior
 from numpyro_rwpo.support.broadcasting import same_rank
 from numpyro_rwpo.support.sharding import ONE_PLACE, Placement
 
@@ -52,7 +52,7 @@ class Target(NamedTuple):
     """
 
     smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-    full_prior: Prior | None
+    full_prior: AnyPrior | None
     is_rewritten: jax.Array | None
     centering: jax.Array
     recenter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
@@ -64,7 +64,7 @@ class Target(NamedTuple):
         return self.smooth(particles, jnp.broadcast_to(self.centering, particles.shape[:1]))
 
     @property
-    def prior(self) -> Prior | None:
+    def prior(self) -> AnyPrior | None:
         """``beta g`` in this parameterization; at centering 1, rewritten sites are part of f."""
         if self.full_prior is None or self.is_rewritten is None:
             return self.full_prior
@@ -145,7 +145,7 @@ class Differentiation(NamedTuple):
     def target(
         self,
         smooth: Callable[[jax.Array, jax.Array], jax.Array],
-        prior: Prior | None,
+        prior: AnyPrior | None,
         is_rewritten: jax.Array | None = None,
         recenter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
     ) -> Target:

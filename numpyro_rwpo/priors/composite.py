@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from numpyro_rwpo.priors.protocol import Prior
+from numpyro_rwpo.priors.protocol import AnyPrior, is_separable, separable_part
 
 # First coordinate, and the one after the last.
 Slice = tuple[int, int]
 
 
-def compose_prior(parts: Sequence[tuple[Prior, Sequence[Slice]]]) -> Prior:
+def compose_prior(parts: Sequence[tuple[AnyPrior, Sequence[Slice]]]) -> AnyPrior:
     """Put priors side by side; one that has all coordinates comes back as it is.
 
     Args:
@@ -61,7 +61,7 @@ class CompositePrior:
         slices: The coordinates of each, slices of the whole in ascending order.
     """
 
-    parts: tuple[Prior, ...]
+    parts: tuple[AnyPrior, ...]
     slices: tuple[tuple[Slice, ...], ...]
 
     def _cut(self, value: ArrayLike, where: tuple[Slice, ...]) -> jax.Array:
@@ -92,6 +92,13 @@ class CompositePrior:
     def location(self) -> jax.Array:
         """Kinks and minima, (dim,)."""
         return self._joined(*(part.location for part in self.parts))
+
+    @property
+    def separable(self) -> "CompositePrior":
+        """The parts that are separable, and the separable parts of the others."""
+        if all(is_separable(part) for part in self.parts):
+            return self
+        return CompositePrior(tuple(separable_part(part) for part in self.parts), self.slices)
 
     potential = _elementwise("potential")
     subgradient = _elementwise("subgradient")

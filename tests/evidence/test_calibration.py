@@ -28,6 +28,7 @@ from scipy import stats
 
 from benchmarks.problems import PROBLEMS
 from numpyro_rwpo import RWPO, diagnose
+from numpyro_rwpo.distributions import FusedLaplace, GroupLaplace, SparseGroupLaplace
 from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import ExactFlow, Flow, HarmonicFlow
 from numpyro_rwpo.dynamics.moves import hamiltonian_sweep, jump_sweep
@@ -90,6 +91,24 @@ def poisson_log_link(y: Any = None) -> None:
     numpyro.sample("y", dist.Poisson(rate).to_event(1), obs=y)
 
 
+def group_lasso(y: Any = None) -> None:
+    tau = numpyro.sample("tau", dist.LogNormal(-0.5, 0.5))
+    beta = numpyro.sample("beta", GroupLaplace(tau, groups=[[0, 3], [1, 2, 4]]))
+    numpyro.sample("y", dist.Normal(design(20, 5) @ beta, 1.0).to_event(1), obs=y)
+
+
+def sparse_group_lasso(y: Any = None) -> None:
+    tau = numpyro.sample("tau", dist.LogNormal(-0.5, 0.5))
+    beta = numpyro.sample("beta", SparseGroupLaplace(tau, 2).expand([2]).to_event(1))
+    numpyro.sample("y", dist.Normal(design(20, 4) @ beta.reshape(-1), 1.0).to_event(1), obs=y)
+
+
+def trend_filter(y: Any = None) -> None:
+    tau = numpyro.sample("tau", dist.LogNormal(-1.0, 0.5))
+    line = numpyro.sample("line", FusedLaplace(tau, 8, 2, start_scale=1.0))
+    numpyro.sample("y", dist.Normal(line, 0.5).to_event(1), obs=y)
+
+
 def fraction_of_ranks(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Ranks of the truth (replications, k) among draws (replications, draws, k)."""
     return (draws < truth[:, None]).sum(1)
@@ -140,6 +159,9 @@ MODELS = [
     logistic_lasso,
     schools,
     poisson_log_link,
+    group_lasso,
+    sparse_group_lasso,
+    trend_filter,
 ]
 
 

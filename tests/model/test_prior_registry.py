@@ -194,7 +194,7 @@ def test_potential_fn() -> None:
     laplace_sites = {"a": dist.Normal(1.0, 0.5), "b": dist.Laplace(0.0, 0.5), "c": None}
     options = {"num_particles": 32, "laplace_sites": laplace_sites}
     start = {name: jnp.zeros((4, 2)) for name in "abc"}
-    with pytest.raises(ValueError, match="leaves are Laplace or AsymmetricLaplace distributions"):
+    with pytest.raises(ValueError, match="leaves are Laplace, AsymmetricLaplace, Group"):
         run_mcmc(
             light_kernel(potential_fn=potential_fn, **options),
             init_params={n: start[n][0] for n in start},
