@@ -276,6 +276,13 @@ def checked_split(
     return split, refused
 
 
+_UNABLE = (
+    "left in the smooth part: cannot be split (masked or scaled by weights, inside scan or cond, "
+    "with a value from a handler, a latent asymmetry, latent parameters of a prior other than "
+    "Laplace, a density of its own, or parameters that depend on an enumerated site)"
+)
+
+
 def describe_laplace_sites(
     model: Callable[..., Any],
     args: tuple[Any, ...],
@@ -331,13 +338,6 @@ def describe_laplace_sites(
                 "left in the smooth part: with this site split off, the model's density or shapes "
                 "would not be those that you wrote"
             )
-        if name in able:
-            return "left in the smooth part, as `laplace_sites` says"
-        return (
-            "left in the smooth part: cannot be split (masked or scaled by weights, inside scan or "
-            "cond, with a value from a handler, a latent asymmetry, latent parameters of a prior "
-            "other than Laplace, a density of its own, or parameters that depend on an enumerated "
-            "site)"
-        )
+        return "left in the smooth part, as `laplace_sites` says" if name in able else _UNABLE
 
     return {name: describe(name) for name in names}
