@@ -30,8 +30,8 @@ MAX_STEPS = 1024
 # AFFORDABLE_STEPS gradients. Beyond that, ArviZ sees what is left, up to a correlation of 0.8: a
 # thousand draws of each of four chains are then worth 400, the least that ArviZ does not warn of.
 KEPT_CORRELATION, AFFORDABLE_STEPS, MAX_KEPT_CORRELATION = 0.5, 24, 0.8
-# Gradients for which this may be done: a draw of NUTS on such posteriors takes as many.
-MOST_STEPS = 256
+# Gradients that a draw may take for that: those of a trajectory of NUTS with a tree of depth six.
+MOST_STEPS = 64
 # Share of the particles that have not jumped between two draws, at most: a jump costs one gradient,
 # and may be all that brings particles from one mode to another. So many jumps at most.
 JUMP_CORRELATION, MAX_JUMPS = 0.1, 64
