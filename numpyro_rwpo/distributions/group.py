@@ -19,6 +19,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import random
 from numpyro.distributions.util import validate_sample
 from scipy.special import erfcx, logsumexp
@@ -94,20 +95,12 @@ class _GroupDistribution(StructuredDistribution):
                     f"of the {number} groups; got shape {scale.shape}."
                 )
             scale = jnp.broadcast_to(scale, (*scale.shape[:-1], number))
-        self._set(scale, labels, l1_ratio, groups is not None, validate_args)
-
-    def _set(
-        self, scale: Any, labels: Labels, l1_ratio: float, by_group: bool, validate_args: Any = None
-    ) -> None:
-        self.scale, self.labels = scale, labels
-        self.l1_ratio, self.by_group = l1_ratio, by_group
-        batch_shape = jnp.shape(scale)[:-1] if by_group else jnp.shape(scale)
-        super().__init__(batch_shape, (len(labels),), validate_args=validate_args)
+        _set_up(self, scale, labels, l1_ratio, groups is not None, validate_args)
 
     def standard(self, scale: Any) -> Self:
         """See :class:`StructuredDistribution`."""
         new = object.__new__(type(self))
-        new._set(scale, self.labels, self.l1_ratio, self.by_group)
+        _set_up(new, scale, self.labels, self.l1_ratio, self.by_group)
         return new
 
     def coordinate_scale(self) -> jax.Array:
@@ -131,6 +124,23 @@ class _GroupDistribution(StructuredDistribution):
         constant = sum(log_normalizer(int(size), self.l1_ratio) for size in sizes)
         _, scale = same_rank(value, self.coordinate_scale())
         return -(self.prior.potential(value) + jnp.log(scale)).sum(-1) - constant
+
+
+def _set_up(
+    distribution: _GroupDistribution,
+    scale: Any,
+    labels: Labels,
+    l1_ratio: float,
+    by_group: bool,
+    validate_args: Any = None,
+) -> None:
+    """Give a distribution its attributes, all of them checked."""
+    distribution.scale, distribution.labels = scale, labels
+    distribution.l1_ratio, distribution.by_group = l1_ratio, by_group
+    batch_shape = jnp.shape(scale)[:-1] if by_group else jnp.shape(scale)
+    dist.Distribution.__init__(
+        distribution, batch_shape, (len(labels),), validate_args=validate_args
+    )
 
 
 class GroupLaplace(_GroupDistribution):

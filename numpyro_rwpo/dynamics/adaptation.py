@@ -50,7 +50,7 @@ CAUTION, CAUTIOUS_ACCEPTANCE = 0.25, 0.95
 # standard deviations, below which they count as steady.
 STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
 # Largest disagreement of the ensembles of all chains. Of 64 independent draws each it is 1/64 on
-# average, and below 0.1 for all of a thousand statistics of four chains; 0.2 makes R-hat 1.1.
+# average, and below 0.1 for all of a thousand statistics of four chains. It makes R-hat 1.05.
 MAX_DISAGREEMENT = 0.1
 # Largest share of divergent trajectories, a running mean over some five sweeps: one particle of 64
 # that diverges adds 0.003. Where more do, the particles avoid a part of the posterior.
@@ -165,6 +165,16 @@ def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> j
     return jnp.argmax(target.placement.chain_mean(jnp.log(efficiency)))
 
 
+def _agreement(num_statistics: int, num_particles: int) -> float:
+    """The disagreement below which ensembles agree.
+
+    The means of few particles scatter more, and the largest of many disagreements is larger: for
+    independent draws of four chains it is near the second of these numbers, halved.
+    """
+    few = MAX_DISAGREEMENT * max(1.0, 64 / num_particles)
+    return max(few, 4 * math.log(num_statistics) / (3 * num_particles))
+
+
 def _is_steady(
     adaptation: Adaptation, mean: jax.Array, spread: jax.Array, settings: Settings
 ) -> jax.Array:
@@ -173,9 +183,8 @@ def _is_steady(
     ahead = (adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
     steady = jnp.abs(ahead) < STEADY_STEP
     steady &= jnp.abs(mean - adaptation.potential) < STEADY_POTENTIAL * spread
-    # The means of few particles scatter more.
-    limit = MAX_DISAGREEMENT * max(1.0, 64 / settings.num_particles)
-    steady &= adaptation.disagreement < limit
+    num_statistics = adaptation.correlation.shape[1]
+    steady &= adaptation.disagreement < _agreement(num_statistics, settings.num_particles)
     steady &= adaptation.diverging < MAX_DIVERGING
     return steady & (adaptation.updates >= trial + MIN_UPDATES)
 

@@ -146,7 +146,7 @@ def _projected(positions: Array, gradients: Array) -> Array:
     scaled = positions - np.median(positions, 0)
     if num_rows >= 4 * dim:
         unit = slopes.std(0) + np.finfo(np.float32).tiny
-        spectrum, vectors = np.linalg.eigh(np.corrcoef((slopes / unit).T).reshape(dim, dim))
+        spectrum, vectors = np.linalg.eigh(np.cov((slopes / unit).T, bias=True).reshape(dim, dim))
         scaled = (scaled * unit) @ (vectors * np.sqrt(np.maximum(spectrum, 1e-6)))
     else:
         scaled = scaled * slopes.std(0)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.infer.hmc_util import IntegratorState, build_tree
 
-from numpyro_rwpo.dynamics.adaptation import CAUTION, STUCK
+from numpyro_rwpo.dynamics.adaptation import STUCK
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential, replace
 from numpyro_rwpo.dynamics.flows import ExactFlow, leapfrog
 from numpyro_rwpo.dynamics.moves import DIVERGENCE_THRESHOLD, Sweep
@@ -38,12 +38,6 @@ MIN_WARMUP = 100
 # Trees of the first updates are cut short: they only descend, and the step size is still a guess.
 FIRST_DEPTH = 5
 FIRST_STEP = 0.1
-# Updates after a change of metric in which the step size is still found, and divergence says
-# nothing.
-SETTLING = 8
-# Acceptance above which divergences do not lower the step size any more. NUTS ends up there on
-# posteriors with such regions, because it adapts the mean of the log step size of single chains.
-CAUTIOUS_ACCEPTANCE = 0.9
 
 
 class TreeMove(NamedTuple):
@@ -150,7 +144,6 @@ class TreeWarmUp(NamedTuple):
         centering: parameterization of Laplace sites with latent scales.
         move: with the step size as adapted so far.
         log_step_mean: running mean of the log step size, scalar.
-        log_ceiling: log step size that is not exceeded since trajectories diverged, scalar.
         window: moments of the particles over the updates of this window.
         accept_prob: sum of each particle's acceptance over these, (num_particles,).
         num_gradients: gradient evaluations of the whole ensemble, scalar.
@@ -162,7 +155,6 @@ class TreeWarmUp(NamedTuple):
     centering: jax.Array
     move: TreeMove
     log_step_mean: jax.Array
-    log_ceiling: jax.Array
     window: Window
     accept_prob: jax.Array
     num_gradients: jax.Array
@@ -194,8 +186,6 @@ def warm_up_trees(
         accept_prob = accept_probs.mean()
         # Updates since the metric last changed.
         since = i - jnp.max(jnp.where(windows <= i, windows, 0))
-        has_diverged = (sweep.diverging & (accept_probs > STUCK)).any()
-        state = _cautious(state, has_diverged, accept_prob, since)
         log_step, log_step_mean = _adapted_step(state, accept_prob, since, aim)
         window = state.window.with_batch(ensemble.particles)
         is_end = jnp.any(windows == i + 1)
@@ -213,7 +203,6 @@ def warm_up_trees(
             state.centering,
             TreeMove(ExactFlow(scale), jnp.exp(log_step)),
             log_step_mean,
-            state.log_ceiling,
             jax.tree.map(lambda x: x * keep, window),
             total * keep,
             state.num_gradients + sweep.num_steps.sum(),
@@ -236,22 +225,11 @@ def _before_updates(particles: jax.Array, target: Target) -> TreeWarmUp:
         target.centering,
         TreeMove(ExactFlow(jnp.ones(dim, dtype)), jnp.full((), FIRST_STEP, dtype)),
         jnp.full((), math.log(FIRST_STEP), dtype),
-        jnp.full((), jnp.inf, dtype),
         Window(jnp.zeros((), dtype), jnp.zeros(dim, dtype), jnp.zeros(dim, dtype)),
         jnp.zeros(num_particles, dtype),
         jnp.array(num_particles),
         jnp.array(1),
     )
-
-
-def _cautious(
-    state: TreeWarmUp, has_diverged: jax.Array, accept_prob: jax.Array, since: jax.Array
-) -> TreeWarmUp:
-    """The state with a lower ceiling of the step size if a particle that moves has diverged."""
-    ceiling = jnp.where(since == 0, jnp.inf, state.log_ceiling)  # the metric has changed
-    lower = jnp.minimum(ceiling, jnp.log(state.move.step_size) - CAUTION)
-    is_lower = has_diverged & (accept_prob < CAUTIOUS_ACCEPTANCE) & (since >= SETTLING)
-    return state._replace(log_ceiling=jnp.where(is_lower, lower, ceiling))
 
 
 def _adapted_step(
@@ -262,7 +240,5 @@ def _adapted_step(
     error = jnp.where(error < 0, error / aim, error / (1 - aim))
     log_step = jnp.log(state.move.step_size)
     log_step = log_step + jnp.maximum(1.0 / (1.0 + since / 4.0), 0.1) * error
-    log_step = jnp.minimum(log_step, state.log_ceiling)
     weight = jnp.maximum(2 / (2.0 + since), 0.05)
-    mean = (1 - weight) * state.log_step_mean + weight * log_step
-    return log_step, jnp.minimum(mean, state.log_ceiling)
+    return log_step, (1 - weight) * state.log_step_mean + weight * log_step

@@ -373,7 +373,7 @@ def test_chains_choose_one_flow_together_and_share_nothing_else() -> None:
         (0.99, 1.0, 23),  # of two steps each; 0.99^23 = 0.79
         (0.9, TRAJECTORY_LENGTH / 10.1, 3),  # 0.9^3 = 0.73; all seven would take 70 steps
         (0.999, TRAJECTORY_LENGTH / 10.1, MOST_STEPS // 10),
-        (0.99, 1e-3, 1),  # longer than all that is affordable
+        (0.99, 2e-3, 1),  # longer than all that is affordable
     ],
 )
 def test_slow_statistics_get_more_trajectories_between_draws(
