@@ -307,7 +307,7 @@ class GroupPrior:
         return self._draw(rng_key, *self._kernel(y, prox_time, beta))
 
     def sample_prior(self, rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Draws from the prior itself, (*shape, dim)."""
+        """Draws from the prior itself, of shape ``(*shape, dim)``."""
         whole = (*shape, self.weight.shape[-1])
         zero = jnp.zeros(whole, self.weight.dtype)
         return self._draw(rng_key, zero, zero, zero + 2.0)

@@ -101,6 +101,7 @@ def test_prox(kind: str) -> None:
             np.testing.assert_allclose(constant, x.mean(), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_draws_on_a_line_are_those_of_the_fused_prior() -> None:
     """Four values, a latent scale; the reference is a longer run with FusedLaplace."""
     y = np.array([0.5, 0.8, 1.5, 1.4], np.float32)
