@@ -168,8 +168,9 @@ def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> j
 def _agreement(num_statistics: int, num_particles: int) -> float:
     """The disagreement below which ensembles agree.
 
-    The means of few particles scatter more, and the largest of many disagreements is larger: for
-    independent draws of four chains it is near the second of these numbers, halved.
+    It is larger for few particles, whose means scatter more, and for many statistics. Of m
+    statistics of independent draws in four chains of N particles each, the largest disagreement is
+    near 2 log(m) / (3 N), the largest of m chi-squared variables over 3 N; twice that is allowed.
     """
     few = MAX_DISAGREEMENT * max(1.0, 64 / num_particles)
     return max(few, 4 * math.log(num_statistics) / (3 * num_particles))

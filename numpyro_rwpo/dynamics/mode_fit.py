@@ -3,21 +3,18 @@
 Everything here runs on the host in double precision, because it is done once and is small.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 from numpyro_rwpo.dynamics.exploration import Explored
 from numpyro_rwpo.dynamics.factors import LowRank, to_whitened
-from numpyro_rwpo.dynamics.mode_search import components
+from numpyro_rwpo.dynamics.mode_search import Array, Evaluate
 from numpyro_rwpo.dynamics.modes import Modes, log_densities, place_in
-
-Array = NDArray[np.floating]
-Evaluate = Callable[[Array], Array]
 
 # Two ensembles are in the same mode if more than this share of either lies where the other one's
 # normal density is larger.
@@ -253,7 +250,7 @@ def _closest(
 
 def _distinct(is_same: NDArray[np.bool_], evidence: Array) -> NDArray[np.intp]:
     """Numbers of ensembles in different modes, of those in the same the one with most evidence."""
-    number = components(is_same | np.eye(len(evidence), dtype=bool))
+    number = connected_components(is_same, directed=False)[1]
     kept: list[int] = []
     taken: set[int] = set()
     for k in np.argsort(-np.where(np.isfinite(evidence), evidence, -np.inf), kind="stable"):

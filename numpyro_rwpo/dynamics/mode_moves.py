@@ -16,7 +16,7 @@ from jax import lax, random
 from numpyro_rwpo.dynamics.ensemble import Ensemble, potential
 from numpyro_rwpo.dynamics.flows import ExactFlow, Flow, HarmonicFlow, Phase
 from numpyro_rwpo.dynamics.modes import Jump, Modes, draw_jump, hop_jump, mixture, mode_of
-from numpyro_rwpo.dynamics.moves import Sweep, accept, hamiltonian_sweep
+from numpyro_rwpo.dynamics.moves import Sweep, accept, hamiltonian_sweep, repeated
 from numpyro_rwpo.model.target import Target
 
 
@@ -109,20 +109,16 @@ class ModeMove(NamedTuple):
             # The keys of trajectories have the numbers from 0 on.
             return self._jump(random.fold_in(rng_key, 2**20 + i), *carry, target)
 
-        def trajectory(i: jax.Array, carry: tuple[Ensemble, Sweep]) -> tuple[Ensemble, Sweep]:
-            key, (ensemble, total) = random.fold_in(rng_key, i), carry
-            moved, sweep = self._trajectory(key, ensemble, target)
-            return moved, total._replace(
-                accept_prob=total.accept_prob + sweep.accept_prob / self.num_sweeps,
-                diverging=total.diverging | sweep.diverging,
-                energy=sweep.energy,
-            )
-
         start = ensemble, Tally(nothing, nothing)
         ensemble, tally = lax.fori_loop(0, self.num_jumps, jump, start)
         num_steps = jnp.broadcast_to(self.num_jumps + self.num_sweeps * self.num_steps, zero.shape)
-        first = ensemble, Sweep(zero, zero > 0, zero, num_steps)
-        ensemble, sweep = lax.fori_loop(0, self.num_sweeps, trajectory, first)
+        ensemble, sweep = repeated(
+            rng_key,
+            ensemble,
+            self.num_sweeps,
+            num_steps,
+            lambda key, ensemble: self._trajectory(key, ensemble, target),
+        )
         return ensemble, sweep, tally
 
     def _trajectory(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 Array = NDArray[np.floating]
 Evaluate = Callable[[Array], Array]
@@ -97,7 +98,7 @@ def _joined(points: Array, is_core: NDArray[np.bool_]) -> NDArray[np.intp]:
     """
     core = points[is_core]
     radius, factor = _radius(_distances(core)), _largest_gap(points)
-    of_core = components(_are_neighbors(core))
+    of_core = connected_components(_are_neighbors(core), directed=False)[1]
     number = np.empty(len(points), np.intp)
     number[is_core] = of_core
     for k in np.flatnonzero(~is_core):
@@ -167,21 +168,6 @@ def _are_neighbors(points: Array) -> NDArray[np.bool_]:
     distance = _distances(points)
     radius = _radius(distance)
     return distance <= _largest_gap(points) * np.minimum(radius[:, None], radius)
-
-
-def components(is_joined: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Number of the connected component of each point, from 0 on, (n,)."""
-    number = np.full(len(is_joined), -1)
-    for first in range(len(is_joined)):
-        if number[first] >= 0:
-            continue
-        label = number.max() + 1
-        front = np.zeros(len(is_joined), bool)
-        front[first] = True
-        while front.any():
-            number[front] = label
-            front = is_joined[front].any(0) & (number < 0)
-    return number
 
 
 class Separated(NamedTuple):

@@ -187,6 +187,36 @@ def jump_sweep(
     return moved, accept_prob
 
 
+def repeated(
+    rng_key: jax.Array,
+    ensemble: Ensemble,
+    num_sweeps: jax.Array,
+    num_steps: jax.Array,
+    sweep: Callable[[jax.Array, Ensemble], tuple[Ensemble, Sweep]],
+) -> tuple[Ensemble, Sweep]:
+    """Several sweeps, and their statistics together.
+
+    Args:
+        rng_key: one key, into which the number of the sweep is folded, from 0 on.
+        ensemble: evaluated particles.
+        num_sweeps: number of sweeps, scalar.
+        num_steps: number of gradient evaluations of each particle to report, (num_particles,).
+        sweep: moves an ensemble, with a key.
+    """
+
+    def once(i: jax.Array, carry: tuple[Ensemble, Sweep]) -> tuple[Ensemble, Sweep]:
+        ensemble, total = carry
+        moved, last = sweep(random.fold_in(rng_key, i), ensemble)
+        return moved, total._replace(
+            accept_prob=total.accept_prob + last.accept_prob / num_sweeps,
+            diverging=total.diverging | last.diverging,
+            energy=last.energy,
+        )
+
+    zero = jnp.zeros_like(ensemble.smooth)
+    return lax.fori_loop(0, num_sweeps, once, (ensemble, Sweep(zero, zero > 0, zero, num_steps)))
+
+
 class HamiltonianMove(NamedTuple):
     """A few trajectories of equal length, which follow jumps if the user gave a proposal.
 
@@ -219,16 +249,8 @@ class HamiltonianMove(NamedTuple):
 
             ensemble = lax.fori_loop(0, self.num_jumps, jump, ensemble)
 
-        def trajectory(i: jax.Array, carry: tuple[Ensemble, Sweep]) -> tuple[Ensemble, Sweep]:
-            key, (ensemble, total) = random.fold_in(rng_key, i), carry
-            moved, sweep = hamiltonian_sweep(
-                key, ensemble, self.flow, self.step_size, self.num_steps, target
-            )
-            return moved, total._replace(
-                accept_prob=total.accept_prob + sweep.accept_prob / self.num_sweeps,
-                diverging=total.diverging | sweep.diverging,
-                energy=sweep.energy,
-            )
+        def sweep(key: jax.Array, ensemble: Ensemble) -> tuple[Ensemble, Sweep]:
+            flow, step_size = self.flow, self.step_size
+            return hamiltonian_sweep(key, ensemble, flow, step_size, self.num_steps, target)
 
-        nothing = Sweep(zero, zero > 0, zero, num_steps)
-        return lax.fori_loop(0, self.num_sweeps, trajectory, (ensemble, nothing))
+        return repeated(rng_key, ensemble, self.num_sweeps, num_steps, sweep)
