@@ -27,6 +27,15 @@ from numpyro_rwpo.dynamics.moves import (
     num_leapfrog_steps,
 )
 from numpyro_rwpo.dynamics.settings import Settings
+from numpyro_rwpo.dynamics.stationarity import (
+    AGE,
+    CLIP,
+    disagreement,
+    drift,
+    largest_allowed_disagreement,
+    largest_allowed_drift,
+    remember,
+)
 from numpyro_rwpo.model.target import Target
 
 # Mean acceptance below which the step size is so wrong that it shrinks by a factor of ten.
@@ -46,15 +55,8 @@ MEMORY = 0.1
 # log), which is enough for one more step in a quarter turn, unless acceptance is already so high
 # that steps are not the reason.
 CAUTION, CAUTIOUS_ACCEPTANCE = 0.25, 0.95
-# Distance of the log step size from its running mean, and change of the mean potential in its
-# standard deviations, below which they count as steady.
-STEADY_STEP, STEADY_POTENTIAL = 0.15, 0.3
-# Largest disagreement of the ensembles of all chains. Of 64 independent draws each it is 1/64 on
-# average, and below 0.1 for all of a thousand statistics of four chains. It makes R-hat 1.05.
-MAX_DISAGREEMENT = 0.1
-# Largest share of divergent trajectories, a running mean over some five sweeps: one particle of 64
-# that diverges adds 0.003. Where more do, the particles avoid a part of the posterior.
-MAX_DIVERGING = 0.005
+# Distance of the log step size from its running mean below which it counts as steady.
+STEADY_STEP = 0.15
 # Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
 # thousand with which NUTS warms up by default.
 MAX_TRAJECTORIES = 4000
@@ -69,8 +71,6 @@ STUCK, RECENT, LAST_UPDATES = 0.1, 0.2, 3
 # The same for particles whose potential is out of the others' reach. These are moved at once: they
 # slow down what is learned from all.
 LOST = 0.3
-# Standard deviations at which statistics are clipped: one straggler must not decide for all.
-CLIP = 3.0
 
 
 def whose_turn(adaptation: Adaptation, num_flows: int) -> jax.Array:
@@ -165,54 +165,17 @@ def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> j
     return jnp.argmax(target.placement.chain_mean(jnp.log(efficiency)))
 
 
-def _agreement(num_statistics: int, num_particles: int) -> float:
-    """The disagreement below which ensembles agree.
-
-    It is larger for few particles, whose means scatter more, and for many statistics. Of m
-    statistics of independent draws in four chains of N particles each, the largest disagreement is
-    near 2 log(m) / (3 N), the largest of m chi-squared variables over 3 N; twice that is allowed.
-    """
-    few = MAX_DISAGREEMENT * max(1.0, 64 / num_particles)
-    return max(few, 4 * math.log(num_statistics) / (3 * num_particles))
-
-
-def _is_steady(
-    adaptation: Adaptation, mean: jax.Array, spread: jax.Array, settings: Settings
-) -> jax.Array:
-    """Whether all chains agree, few diverge, and step size and potential stay the same, scalar."""
+def _is_steady(adaptation: Adaptation, settings: Settings) -> jax.Array:
+    """Whether all chains agree and are at rest, and the step size is steady, scalar."""
     trial = TRIAL_UPDATES * len(settings.flows) if len(settings.flows) > 1 else 0
     ahead = (adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
-    steady = jnp.abs(ahead) < STEADY_STEP
-    steady &= jnp.abs(mean - adaptation.potential) < STEADY_POTENTIAL * spread
     num_statistics = adaptation.correlation.shape[1]
-    steady &= adaptation.disagreement < _agreement(num_statistics, settings.num_particles)
-    steady &= adaptation.diverging < MAX_DIVERGING
+    allowed = largest_allowed_disagreement(num_statistics, settings.num_particles)
+    steady = jnp.abs(ahead) < STEADY_STEP
+    steady &= adaptation.disagreement < allowed
+    steady &= adaptation.drift < largest_allowed_drift(num_statistics)
+    steady &= adaptation.updates >= AGE * adaptation.past.updates
     return steady & (adaptation.updates >= trial + MIN_UPDATES)
-
-
-def disagreement(ensemble: Ensemble, center: jax.Array, target: Target) -> jax.Array:
-    """The largest ratio of the variance of the chains' means to the variance within chains, scalar.
-
-    This is about the square of R-hat, minus one. It is computed for the positions, their absolute
-    deviations, and the potential, and every particle counts as a draw. For a single chain it is 0.
-
-    Args:
-        ensemble: evaluated particles of one chain.
-        center: approximate mean of the positions, (dim,).
-        target: the posterior, whose placement has the name of the axis of chains.
-    """
-    placement = target.placement
-    deviation = ensemble.particles - placement.chain_mean(center)[None]
-    height = potential(ensemble, target)[:, None]
-    height = height - placement.chain_mean(height.mean())
-    values = jnp.concatenate([deviation, jnp.abs(deviation), height], axis=1)
-    mean = values.mean(0)
-    within = placement.chain_mean(values.var(0, ddof=1))
-    between = placement.chain_mean((mean - placement.chain_mean(mean)) ** 2)
-    number = placement.num_chains
-    between = between * number / max(number - 1, 1)
-    ratio = between / jnp.maximum(within, jnp.finfo(within.dtype).tiny)
-    return jnp.max(jnp.where(jnp.isnan(ratio), jnp.inf, ratio))
 
 
 def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
@@ -264,26 +227,24 @@ def adapt(
     weight = jnp.maximum(1 / (1.0 + adaptation.updates), MEMORY)
     learned = learn_moments(learned, after, target, weight)
     recent = jnp.maximum(1 / (1.0 + adaptation.updates), RECENT)
-    diverging = _has_diverged(sweep, adaptation).mean(dtype=learned.log_step.dtype)
     height = potential(after, target)
-    mean, spread = jnp.mean(height), jnp.std(height)
+    center = learned.moments.mean
     learned = learned._replace(
         updates=adaptation.updates + 1,
         total_updates=adaptation.total_updates + 1,
         num_steps=adaptation.num_steps + num_steps,
         chosen=_cheapest(learned, target, preferred),
-        diverging=blend(adaptation.diverging, diverging, recent),
-        disagreement=disagreement(after, learned.moments.mean, target),
+        disagreement=disagreement(after, center, target),
+        drift=drift(after, height, adaptation.past, center, target),
     )
-    is_steady = _is_steady(learned, mean, spread, settings)
+    is_steady = _is_steady(learned, settings)
     is_first = (is_steady | _is_spent(learned, settings)) & (adaptation.finished_at == 0)
     accept_prob = blend(adaptation.accept_prob, sweep.accept_prob, recent)
-    running = blend(adaptation.potential, mean, jnp.where(adaptation.updates == 0, 1.0, 0.3))
     learned = learned._replace(
         accept_prob=accept_prob,
         finished_at=jnp.where(is_first, learned.updates, adaptation.finished_at),
         is_settled=adaptation.is_settled | (is_first & is_steady),
-        potential=running,
+        past=remember(adaptation.past, after, height, learned.updates),
     )
     # Placement can leave particles in places where the step size of all others is far too long.
     is_lost = is_far(height) & (accept_prob < LOST) & (learned.updates >= TRIAL_UPDATES)

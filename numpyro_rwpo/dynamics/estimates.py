@@ -21,6 +21,7 @@ from numpyro_rwpo.dynamics.metric import (
 )
 from numpyro_rwpo.dynamics.moves import TRAJECTORY_LENGTH, HamiltonianMove, num_leapfrog_steps
 from numpyro_rwpo.dynamics.settings import Settings
+from numpyro_rwpo.dynamics.stationarity import Past, no_past
 from numpyro_rwpo.model.target import Target
 
 # Longest trajectory, in leapfrog steps: that of NUTS with its default tree depth of 10.
@@ -56,11 +57,11 @@ class Adaptation(NamedTuple):
             (flows, 2 dim + 1).
         uses: number of sweeps with each flow.
         num_steps: number of leapfrog steps of all sweeps, scalar.
-        potential: running mean of the particles' mean potential, scalar.
         jump_rate: running mean of the acceptance of jumps to the user's proposal, scalar.
         accept_prob: running mean of each particle's acceptance probability, (num_particles,).
-        diverging: running mean of the share of divergent trajectories, scalar.
-        disagreement: disagreement of the present ensembles, see :func:`disagreement`.
+        disagreement: disagreement of the present ensembles of all chains, scalar.
+        past: the ensemble after an earlier update.
+        drift: how far all chains have moved in one direction since then, scalar.
         finished_at: number of updates after which the estimates were steady or the budget was
             spent; 0 until then.
         is_settled: whether the estimates were steady, scalar.
@@ -77,11 +78,11 @@ class Adaptation(NamedTuple):
     correlation: jax.Array
     uses: jax.Array
     num_steps: jax.Array
-    potential: jax.Array
     jump_rate: jax.Array
     accept_prob: jax.Array
-    diverging: jax.Array
     disagreement: jax.Array
+    past: Past
+    drift: jax.Array
     finished_at: jax.Array
     is_settled: jax.Array
 
@@ -109,11 +110,11 @@ def initial_adaptation(dim: int, dtype: jnp.dtype, settings: Settings) -> Adapta
         correlation=jnp.ones((len(settings.flows), 2 * dim + 1), dtype),
         uses=jnp.zeros(len(settings.flows), int),
         num_steps=jnp.zeros((), int),
-        potential=zero,
         jump_rate=zero,
         accept_prob=jnp.ones(settings.num_particles, dtype),
-        diverging=zero,
         disagreement=jnp.full((), jnp.inf, dtype),
+        past=no_past(settings.num_particles, dim, dtype),
+        drift=jnp.full((), jnp.inf, dtype),
         finished_at=jnp.zeros((), int),
         is_settled=jnp.zeros((), bool),
     )

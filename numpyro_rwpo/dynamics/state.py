@@ -54,7 +54,7 @@ class WarmUpReport(NamedTuple):
         num_gradients: number of gradient evaluations, of all particles together.
         num_rows: number of gradient evaluations one after another.
         disagreement: disagreement of the ensembles of all chains, see
-            :func:`numpyro_rwpo.dynamics.adaptation.disagreement`.
+            :func:`numpyro_rwpo.dynamics.stationarity.disagreement`.
         correlation: correlation of the slowest statistic from one sweep to the next.
     """
 

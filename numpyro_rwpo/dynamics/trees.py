@@ -38,6 +38,10 @@ MIN_WARMUP = 100
 # Trees of the first updates are cut short: they only descend, and the step size is still a guess.
 FIRST_DEPTH = 5
 FIRST_STEP = 0.1
+# Rejections relative to those that the target acceptance probability allows. Where NUTS aims at
+# 0.8, its dual averaging comes to accept about 0.9; a mean over all particles would hit 0.8, with
+# steps that are too long for the narrow places of posteriors that need trees.
+REJECTIONS = 0.5
 
 
 class TreeMove(NamedTuple):
@@ -175,6 +179,7 @@ def warm_up_trees(
     """
     num_particles = particles.shape[0]
     num_updates = min(NUM_UPDATES, num_warmup)
+    aim = 1 - REJECTIONS * (1 - aim)
     windows = jnp.array([w * num_updates // NUM_UPDATES for w in WINDOWS])
 
     def update(i: jax.Array, state: TreeWarmUp) -> TreeWarmUp:

@@ -34,6 +34,7 @@ from numpyro_rwpo.dynamics.estimates import (
 from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.dynamics.moves import TRAJECTORY_LENGTH, hamiltonian_sweep
 from numpyro_rwpo.dynamics.settings import Settings
+from numpyro_rwpo.dynamics.stationarity import Past
 from numpyro_rwpo.heads.registry import find_head
 from numpyro_rwpo.model.target import Differentiation, Target, pool_chains
 from numpyro_rwpo.priors.laplace import LaplacePrior
@@ -231,7 +232,7 @@ def one_more(
     updates: int,
     *,
     ahead: float = 0.0,
-    above: float = 0.0,
+    below: float = 0.0,
     shorter: float = 0.0,
     num_steps: int = 0,
 ) -> tuple[bool, bool]:
@@ -241,18 +242,19 @@ def one_more(
         steady: what is changed.
         updates: before the one that is made.
         ahead: log step size less its running mean.
-        above: running mean of the potential less the mean potential, in standard deviations.
+        below: how much lower the coordinates of all particles were in the past.
         shorter: by how much the log step size is lowered, and its running mean with it.
         num_steps: leapfrog steps made so far.
     """
     ensemble, learned = steady
-    height = potential(ensemble, NORMAL)
+    earlier = evaluate(random.normal(random.key(8), ensemble.particles.shape) - below, NORMAL)
+    past = Past(earlier.particles, potential(earlier, NORMAL), jnp.asarray(8))
     mean = learned.log_step_mean - shorter
     changed = learned._replace(
         updates=jnp.asarray(updates),
         log_step=mean + ahead,
         log_step_mean=mean,
-        potential=height.mean() + above * height.std(),
+        past=past,
         num_steps=jnp.asarray(num_steps),
         uses=jnp.asarray([40]),
         finished_at=jnp.zeros((), int),
@@ -268,14 +270,14 @@ def test_what_is_not_steady_goes_on(steady: tuple[Ensemble, Adaptation]) -> None
     late = MIN_LIMIT + 20
     assert one_more(steady, late) == (True, False)  # negative control: nothing is changed
     assert one_more(steady, late, ahead=0.8) == (False, False)
-    assert one_more(steady, late, above=1.0) == (False, False)
+    assert one_more(steady, late, below=1.0) == (False, False)
 
 
 def test_the_budget_of_gradients_ends_it(steady: tuple[Ensemble, Adaptation]) -> None:
     """Two thousand trajectories of the ensemble, but some updates in any case."""
     spent = MAX_TRAJECTORIES * 10
-    assert one_more(steady, MIN_LIMIT, above=1.0, num_steps=spent) == (False, True)
-    assert one_more(steady, MIN_LIMIT - 2, above=1.0, num_steps=spent) == (False, False)
+    assert one_more(steady, MIN_LIMIT, below=1.0, num_steps=spent) == (False, True)
+    assert one_more(steady, MIN_LIMIT - 2, below=1.0, num_steps=spent) == (False, False)
     # What is steady by then has not been given up.
     assert one_more(steady, MIN_LIMIT, num_steps=spent) == (True, False)
 
@@ -283,8 +285,8 @@ def test_the_budget_of_gradients_ends_it(steady: tuple[Ensemble, Adaptation]) ->
 def test_trajectories_that_grow_too_long_end_it(steady: tuple[Ensemble, Adaptation]) -> None:
     shorter = math.log(8 * MAX_AFFORDABLE)
     early = MIN_LIMIT // 2
-    assert one_more(steady, early, above=1.0, shorter=shorter) == (False, True)
-    assert one_more(steady, early - 2, above=1.0, shorter=shorter) == (False, False)
+    assert one_more(steady, early, below=1.0, shorter=shorter) == (False, True)
+    assert one_more(steady, early - 2, below=1.0, shorter=shorter) == (False, False)
 
 
 # --------------------------------------------------------------------------- choice of the flow
@@ -356,7 +358,7 @@ def test_chains_choose_one_flow_together_and_share_nothing_else() -> None:
     for k, expected in enumerate(alone):
         found = jax.tree.map(lambda x, k=k: x[k], together)
         # They also compare where they are, which decides when warm-up ends.
-        of_both = {name: getattr(expected[1], name) for name in ("chosen", "disagreement")}
+        of_both = {name: getattr(expected[1], name) for name in ("chosen", "disagreement", "drift")}
         found = found[0], found[1]._replace(**of_both)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4), found, expected)
 

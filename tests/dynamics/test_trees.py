@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import arviz as az
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +12,13 @@ from helpers import light_kernel, two_islands
 from jax import random
 from test_moves import SCALE, exact_draws, largest_z, make_target
 
-from numpyro_rwpo.dynamics.adaptation import MAX_DISAGREEMENT, disagreement
 from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import ExactFlow
 from numpyro_rwpo.dynamics.mode_moves import ModeMove
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.state import MAX_CORRELATION, has_converged
 from numpyro_rwpo.dynamics.trees import NUM_PARTICLES, TreeMove, tree_sweep, warm_up_trees
-from numpyro_rwpo.model.target import Differentiation, Target, pool_chains
+from numpyro_rwpo.model.target import Differentiation, Target
 
 
 def test_trees_leave_the_target_invariant() -> None:
@@ -54,37 +52,6 @@ def test_trees_learn_scales_and_step_size() -> None:
     _, sweep = tree_sweep(random.key(2), warm.ensemble, warm.move, target, 10)
     assert 0.6 < sweep.accept_prob.mean() < 0.98
     assert warm.num_gradients >= warm.num_rows > 0
-
-
-def disagreements(particles: np.ndarray) -> np.ndarray:
-    """Of standard normal ensembles (chains, particles, dim), one for each chain."""
-    target = Differentiation(1.0, False).target(lambda x, centering: 0.5 * x @ x, None)
-
-    def one_chain(x: jax.Array) -> jax.Array:
-        pooled = pool_chains(target, "chain")
-        return disagreement(evaluate(x, pooled), x.mean(0), pooled)
-
-    return np.asarray(jax.jit(jax.vmap(one_chain, axis_name="chain"))(jnp.float32(particles)))
-
-
-def test_ensembles_that_differ_in_location_or_scale_disagree() -> None:
-    normal = np.random.default_rng(0).normal(size=(4, 64, 30))
-    shifted, wide = normal.copy(), normal.copy()
-    shifted[0, :, 7] += 2
-    wide[0, :, 7] *= 6
-    assert np.all(disagreements(normal) < MAX_DISAGREEMENT)
-    assert np.all(disagreements(shifted) > MAX_DISAGREEMENT)
-    assert np.all(disagreements(wide) > MAX_DISAGREEMENT)
-    # A single chain has no other to disagree with.
-    assert disagreements(shifted[:1]) == 0
-
-
-def test_disagreement_is_the_square_of_r_hat() -> None:
-    """But for one: R-hat squared is (n - 1) / n plus variance between over variance within."""
-    positions = np.random.default_rng(1).normal(size=(4, 64, 1)) + np.arange(4)[:, None, None]
-    found = disagreements(positions)
-    r_hat = az.rhat(positions[..., 0], method="identity")
-    np.testing.assert_allclose(found, r_hat**2 - 63 / 64, rtol=1e-4)
 
 
 def test_what_has_not_converged_starts_anew() -> None:
