@@ -133,7 +133,7 @@ def main() -> None:
     settings = parse_arguments()
     model = lasso()
     # What part of the potential is a Laplace prior, by value variable. RWPO then follows the kink
-    # of the prior exactly. Without this argument the draws are right, too, but cost more gradients.
+    # of the prior exactly. Without this argument the draws are right, too, but are more correlated.
     laplace_sites = {"beta": dist.Laplace(0.0, PRIOR_SCALE), "noise_log__": None}
     mcmc = sample(
         model,

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-# Importing PyTensor warns if there is no BLAS that it can link to, and PyMC if Numba is new.
+# PyTensor warns if there is no BLAS that it can link to, which has nothing to do with this package.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("silent_broadcasting"),
