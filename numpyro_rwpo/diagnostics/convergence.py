@@ -46,7 +46,20 @@ def mcse(draws: Any, method: str = "mean", **options: Any) -> np.ndarray:
 
     ``method`` is ``"mean"``, ``"sd"`` or ``"quantile"``, the last with ``prob``.
     """
+    if method == "sd":
+        return _mcse_sd(np.asarray(draws, np.float64))
     return _over_dataset("mcse", draws, method=method, **options)
+
+
+def _mcse_sd(draws: np.ndarray) -> np.ndarray:
+    """Monte Carlo standard error of the standard deviation, by ArviZ's formula.
+
+    ArviZ 0.23 raises a ``TypeError`` for it where Numba is installed, which PyMC brings along.
+    """
+    squares = (draws - draws.mean((0, 1))) ** 2
+    variance = squares.mean((0, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sqrt(squares.var((0, 1)) / ess(squares, "mean") / variance / 4)
 
 
 def pareto_smoothing(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:

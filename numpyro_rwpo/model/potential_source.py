@@ -54,7 +54,7 @@ class PotentialSource:
         self._potential_fn = potential_fn
         self._differentiation = differentiation
         for leaf in jax.tree.leaves(init_params):
-            dtype = getattr(leaf, "dtype", np.asarray(leaf).dtype)
+            dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
             if dtype not in (np.float32, np.float64):
                 raise TypeError(
                     "`init_params` must hold arrays in float32 or float64; got a leaf of dtype "
