@@ -119,6 +119,72 @@ def shells(dim: int) -> ModeTarget:
     return ModeTarget(log_density, dim, lambda x: (x[..., 0] > 0).astype(int), np.full(2, 0.5))
 
 
+def aliases() -> ModeTarget:
+    """A frequency observed at integer times but for jitter, the gallery's example: ten aliases."""
+    rng = np.random.default_rng(1)
+    times = np.arange(1, 7) + 0.05 * rng.normal(size=6)
+    y = np.cos(2.5 * times) + 0.5 * rng.normal(size=6)
+
+    def log_density(x: jax.Array) -> jax.Array:
+        residual = (y - jnp.cos(x[0] * times)) / 0.5
+        return -(residual**2).sum() / 2 - jnp.abs(x[0]) / 3
+
+    # Between neighboring aliases, 2 pi k +- 2.5, and beyond the outermost.
+    centers = np.sort([2 * np.pi * k + sign * 2.5 for k in range(-2, 3) for sign in (-1, 1)])
+    borders = (centers[1:] + centers[:-1]) / 2
+    return by_quadrature(
+        log_density, [(-20, 20, 20_001)], lambda x: np.digitize(x[..., 0], borders)
+    )
+
+
+def bridge() -> ModeTarget:
+    """Two columns with correlation 0.999 under a bridge prior: either coefficient will do.
+
+    With Laplace priors the posterior of a linear regression is log-concave and has one mode.
+    """
+    rng = np.random.default_rng(2)
+    first = rng.normal(size=50)
+    X = np.stack([first, 0.999 * first + np.sqrt(1 - 0.999**2) * rng.normal(size=50)], 1)
+    y = 2.0 * X.mean(1) + 0.5 * rng.normal(size=50)
+
+    def log_density(x: jax.Array) -> jax.Array:
+        return -(((y - X @ x) / 0.5) ** 2).sum() / 2 - 6 * jnp.sqrt(jnp.abs(x) + 1e-3).sum()
+
+    return by_quadrature(
+        log_density, [(-4, 5, 1801)] * 2, lambda x: (x[..., 0] > x[..., 1]).astype(int)
+    )
+
+
+def labelings() -> ModeTarget:
+    """Locations of three components with exchangeable priors: six labelings of equal shares."""
+    rng = np.random.default_rng(3)
+    y = np.concatenate([rng.normal(m, 0.7, size=30) for m in (-4.0, 0.0, 5.0)])
+
+    def log_density(x: jax.Array) -> jax.Array:
+        distance = (y[:, None] - x[None]) / 0.7
+        return jax.nn.logsumexp(-(distance**2) / 2, axis=1).sum() - ((x / 5) ** 2).sum() / 2
+
+    def mode_of(x: Array) -> Array:
+        order = np.argsort(x, -1)
+        return 2 * order[..., 0] + (order[..., 1] > order[..., 2])
+
+    return ModeTarget(log_density, 3, mode_of, np.full(6, 1 / 6))
+
+
+def by_quadrature(
+    log_density: Callable[[jax.Array], jax.Array],
+    ranges: list[tuple[float, float, int]],
+    mode_of: Callable[[Array], Array],
+) -> ModeTarget:
+    """A target whose shares are sums over a grid, of which ``ranges`` has one axis each."""
+    axes = [np.linspace(*r) for r in ranges]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
+    log_p = np.asarray(jax.jit(jax.vmap(log_density))(jnp.asarray(grid, jnp.float32)), np.float64)
+    p = np.exp(log_p - log_p.max())
+    shares = np.bincount(mode_of(grid), weights=p)
+    return ModeTarget(log_density, len(axes), mode_of, shares / shares.sum())
+
+
 TARGETS: dict[str, Callable[[], ModeTarget]] = {
     "two, d = 2": lambda: two(2),
     "two, d = 10": lambda: two(10),
@@ -131,6 +197,9 @@ TARGETS: dict[str, Callable[[], ModeTarget]] = {
     "dual moon": dual_moon,
     "shells, d = 2": lambda: shells(2),
     "shells, d = 5": lambda: shells(5),
+    "aliases": aliases,
+    "bridge": bridge,
+    "labelings": labelings,
     "many, 5": lambda: many(5),
     "many, 20": lambda: many(20),
     "many, 50": lambda: many(50),

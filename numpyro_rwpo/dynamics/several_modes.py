@@ -31,6 +31,8 @@ TRIAL_JUMPS, TRIAL_STATES = 2, 6
 # Share of a mode that jumps must have exchanged when the chains have settled, and the states that
 # this takes at least and at most.
 SETTLED, MIN_STATES, MAX_STATES = 0.99, 5, 50
+# States beyond which even the draws of a long run would not see the shares evened out.
+HOPELESS_STATES = 1000
 # An ensemble starts from the particles at rest if there is at least one for so many of its own.
 MIN_MEMBERS = 4
 # Proposed jumps out of a mode that are needed to say how many are accepted.
@@ -90,7 +92,8 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
     if len(fitted.kept) < 2:
         return _charged(ready, cost), False
     move = _first_move(fitted, explored, warm)
-    return _settled(ready, move, explored, fitted, call, cost), True
+    settled = _settled(ready, move, explored, fitted, call, cost)
+    return (_charged(ready, cost), False) if settled is None else (settled, True)
 
 
 def _explored(separated: list[Separated], ready: Ready, call: Call, cost: Cost) -> Explored:
@@ -240,8 +243,12 @@ def with_measured_jumps(move: ModeMove, tally: Tally) -> ModeMove:
 
 def _settled(
     ready: Ready, move: ModeMove, explored: Explored, fitted: Fitted, call: Call, cost: Cost
-) -> Ready:
-    """The chains after their jumps have been measured and have evened out the shares."""
+) -> Ready | None:
+    """The chains after their jumps have been measured and have evened out the shares.
+
+    ``None`` if jumps are accepted so rarely that they never would, and no other mode than one has
+    particles: the others are hardly worth a draw, and their normal densities do not fit.
+    """
     keys = jax.vmap(lambda key: random.fold_in(key, 2))(call.inputs[0])
     ensemble, num_chains = ready.ensemble, len(ready.potential)
 
@@ -257,6 +264,11 @@ def _settled(
     move = with_measured_jumps(move, jax.tree.map(lambda x: x.sum(0), tally))
     missed = (1 - float(move.jump_rate.min())) ** int(move.num_jumps[0])
     wanted = np.ceil(np.log(1 - SETTLED) / np.log(np.clip(missed, 1e-6, 1 - 1e-6)))
+    if wanted > HOPELESS_STATES:
+        at_rest = ready.ensemble.particles.reshape(-1, ready.ensemble.particles.shape[-1])
+        if len(np.unique(mode_of(fitted.modes, at_rest))) == 1:
+            return None
+        wanted = MIN_STATES
     num_states = int(np.clip(wanted, MIN_STATES, MAX_STATES))
     keys = jax.vmap(lambda key: random.fold_in(key, 1))(keys)
     ensemble, height, _ = moved(keys, move, num_states)
