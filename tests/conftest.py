@@ -53,6 +53,8 @@ SHARED_RUNS = (
     "undisturbed",
     "noise_free",
     "nuts_record",
+    "normal_prior_run",
+    "own_head_run",
 )
 
 

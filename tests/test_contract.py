@@ -305,6 +305,7 @@ class TestFinishedRun:
 
 # NumPyro's loop donates buffers, which XLA cannot always use when a whole run is mapped.
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+@pytest.mark.slow  # four runs; `test_parallel_chains` has the methods in single precision
 def test_chain_methods_agree_in_double_precision(x64: None) -> None:
     """Vectorized, sequential and `jax.vmap` chains see the same keys, so give the same draws.
 

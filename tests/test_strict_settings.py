@@ -40,7 +40,8 @@ def ridge(X: Any, y: Any) -> None:
     ("model", "options"),
     [
         (lasso, {}),
-        (ridge, {"attention": "joint", "dense_mass": False}),
+        # The default has every part of a run but these heads and the diagonal metric.
+        pytest.param(ridge, {"attention": "joint", "dense_mass": False}, marks=pytest.mark.slow),
         pytest.param(lasso, {"attention": "marginal"}, marks=pytest.mark.slow),
     ],
     ids=["lasso", "ridge-joint-diagonal", "lasso-marginal"],
@@ -84,18 +85,22 @@ def test_heads_under_strict_dtypes(head: str, dim: int) -> None:
 def test_prior_and_published_update_under_strict_dtypes() -> None:
     prior = laplace_prior(np.float32(2.0), np.zeros(3, np.float32), rate_left=np.float32(1.0))
     x = jnp.linspace(-2.0, 2.0, 12).reshape(4, 3)
-    values = [
-        prior.potential(x),
-        prior.subgradient(x),
-        prior.prox(x, 0.1),
-        prior.moreau_gradient(x, 0.1),
-        prior.log_normalizer(x, 0.1),
-        prior.log_prob(x, x + 0.1, 0.1),
-        prior.log_cdf(x, x, 0.1),
-        prior.sample(jax.random.key(0), x, 0.1),
-        *prior.hamiltonian_flow(x, jnp.ones_like(x), 0.7),
-        splitting_step(x, lambda x: x, 1.0, 0.1),
-    ]
-    for value in values:
+
+    @jax.jit
+    def every_function(prior: Any, x: jax.Array) -> list[jax.Array]:
+        return [
+            prior.potential(x),
+            prior.subgradient(x),
+            prior.prox(x, 0.1),
+            prior.moreau_gradient(x, 0.1),
+            prior.log_normalizer(x, 0.1),
+            prior.log_prob(x, x + 0.1, 0.1),
+            prior.log_cdf(x, x, 0.1),
+            prior.sample(jax.random.key(0), x, 0.1),
+            *prior.hamiltonian_flow(x, jnp.ones_like(x), 0.7),
+            splitting_step(x, lambda x: x, 1.0, 0.1),
+        ]
+
+    for value in every_function(prior, x):
         assert value.dtype == jnp.float32
         assert np.isfinite(value).all()

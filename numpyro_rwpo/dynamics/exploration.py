@@ -1,4 +1,4 @@
-"""Ensembles that explore one mode each, and the settling of the chains in the modes that are kept.
+"""Descents from far away, ensembles that explore one mode each, and the settling of the chains.
 
 These programs run in ``init``, and only if warm-up left particles in several modes.
 """
@@ -9,14 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
+from numpyro_rwpo.dynamics.bfgs import descend, first_descent
 from numpyro_rwpo.dynamics.ensemble import Ensemble, gradient, potential
 from numpyro_rwpo.dynamics.estimates import Adaptation, make_move
 from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
-from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
+from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start, smoothed_potential
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.warmup import adapted, evaluated_start
 from numpyro_rwpo.model.target import Target
+
+# Points that a descent tries. In a narrow mode far away, some ten of them only find the scale.
+NUM_TRIED = 40
 
 
 class Explored(NamedTuple):
@@ -39,6 +43,18 @@ class Explored(NamedTuple):
     moves: tuple[HamiltonianMove, ...]
     num_gradients: jax.Array
     num_rows: jax.Array
+
+
+def descend_all(starts: jax.Array, target: Target) -> jax.Array:
+    """Where quasi-Newton descents come to from positions (n, dim), after ``NUM_TRIED`` points each.
+
+    Args:
+        starts: positions, (n, dim).
+        target: the posterior, in the centering that the chains have chosen.
+    """
+    smoothed = smoothed_potential(target)
+    descent = first_descent(starts, NUM_TRIED)
+    return lax.fori_loop(0, NUM_TRIED, lambda _, d: descend(d, smoothed), descent).position
 
 
 def explore(

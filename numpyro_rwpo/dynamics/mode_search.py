@@ -35,6 +35,11 @@ MAX_SINGLES = 12
 # Height in nats of a barrier on the straight way between two groups, above which they count as
 # separated. Trajectories cross lower ones often enough.
 BARRIER = 3.0
+# Standard deviation of the positions from which further descents start, in standard deviations of
+# what has been found so far, and times that this is done.
+WIDTH, MAX_ROUNDS = 3.0, 3
+# Height in nats above the lowest point found, beyond which the end of a descent is left out.
+MAX_HEIGHT = 30.0
 # Points on a segment, and the number of nearest groups to which each is compared.
 NUM_POINTS, NUM_NEAREST = 7, 3
 
@@ -209,6 +214,26 @@ def find_separated(groups: list[Group], evaluate: Evaluate) -> list[Separated]:
         position = points[members[np.argmin(height[members])]]
         separated.append(Separated(position, np.concatenate(at_rest)))
     return separated
+
+
+def wide_starts(separated: list[Separated], number: int, rng: np.random.Generator) -> Array:
+    """Positions (number, dim) around all separated sets and beyond, for further descents."""
+    centers = np.stack([one.position for one in separated])
+    inside = np.stack([one.members.std(0) for one in separated if len(one.members)])
+    spread = np.sqrt(centers.var(0) + inside.max(0) ** 2)
+    return centers.mean(0) + WIDTH * spread * rng.normal(size=(number, centers.shape[1]))
+
+
+def as_groups(ends: Array, evaluate: Evaluate) -> list[Group]:
+    """The ends of descents (n, dim) as groups of one, each place once, the lowest first."""
+    ends = ends[np.isfinite(ends).all(1)]
+    heights = evaluate(ends) if len(ends) else np.zeros(0)
+    order = np.argsort(heights, kind="stable")
+    order = order[heights[order] < heights.min(initial=np.inf) + MAX_HEIGHT]
+    scale = ends.std(0) + np.finfo(np.float32).tiny
+    _, first = np.unique((ends[order] / scale).round(1), axis=0, return_index=True)
+    # They are not particles at rest, whose potential is known.
+    return [Group(ends[order[k]][None], np.array([np.inf])) for k in np.sort(first)]
 
 
 def _saddles(points: Array, height: Array, evaluate: Evaluate) -> tuple[NDArray[np.intp], Array]:

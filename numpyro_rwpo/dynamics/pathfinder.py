@@ -71,7 +71,7 @@ def _draws(noise: jax.Array, path: jax.Array, best: Best, history: History) -> j
     return best.position[path] + apply_factors(history, best.num_factors, path, draws)
 
 
-def _smoothed_potential(target: Target) -> PotentialAndGrad:
+def smoothed_potential(target: Target) -> PotentialAndGrad:
     """The potential with the prior's kinks rounded off.
 
     A quasi-Newton method would take the change of slope at a kink for an enormous curvature.
@@ -219,7 +219,7 @@ def _follow_paths(
     if target.is_rewritten is not None:
         centering = jnp.arange(num_paths) % 2.0
     search = _Search(target, centering, noise)
-    smoothed = _smoothed_potential(target._replace(centering=centering))
+    smoothed = smoothed_potential(target._replace(centering=centering))
     best = Best(
         bound=jnp.full(num_paths, -jnp.inf, dtype),
         position=particles[:num_paths],

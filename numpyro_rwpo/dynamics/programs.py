@@ -9,7 +9,7 @@ from jax import random
 
 from numpyro_rwpo.arguments import Arguments
 from numpyro_rwpo.dynamics.ensemble import Ensemble
-from numpyro_rwpo.dynamics.exploration import Explored, explore, settle
+from numpyro_rwpo.dynamics.exploration import Explored, descend_all, explore, settle
 from numpyro_rwpo.dynamics.mode_moves import ModeMove
 from numpyro_rwpo.dynamics.state import (
     STATE_AXES,
@@ -48,6 +48,7 @@ class Programs:
         warm_up: a program that places and adapts an ensemble for each start.
         warm_up_trees: a program that adapts a small ensemble with NUTS transitions for each start.
         heights: a program that computes the potential at positions in one centering.
+        descend: a program that follows descents from given positions.
         explore: a program that adapts an ensemble around each of several positions.
         settle: a program that moves ensembles between and within modes.
         first_state: a program that makes the state before NumPyro's first iteration.
@@ -60,6 +61,7 @@ class Programs:
         self.warm_up = CompiledOnce(self._warmed_up, _quick_where_small)
         self.warm_up_trees = CompiledOnce(self._trees)
         self.heights = CompiledOnce(self._heights, lambda constants, inputs: quick_options(0))
+        self.descend = CompiledOnce(self._descended, lambda constants, inputs: quick_options(0))
         self.explore = CompiledOnce(self._explored, _quick_where_small)
         self.settle = CompiledOnce(self._settled)
         self.first_state = CompiledOnce(_first_state, lambda constants, inputs: quick_options(0))
@@ -132,6 +134,13 @@ class Programs:
         target = self.bind(args, kwargs, positions.dtype)[0]._replace(centering=centering)
         smooth, _ = target.value_and_grad(positions)
         return smooth + target.prior_potential(positions)
+
+    def _descended(self, _: Any, inputs: Any, args: Args, kwargs: Kwargs) -> jax.Array:
+        starts, centering = inputs
+        target = self.bind(args, kwargs, starts.dtype)[0]._replace(
+            centering=centering, is_rewritten=None, recenter=None
+        )
+        return descend_all(starts, target)
 
     def _explored(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Explored:
         _, settings = constants

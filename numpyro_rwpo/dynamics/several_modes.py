@@ -15,10 +15,21 @@ import numpy as np
 from jax import random
 
 from numpyro_rwpo.dynamics.estimates import JUMP_CORRELATION, MAX_JUMPS, MAX_STEPS
-from numpyro_rwpo.dynamics.exploration import Explored
+from numpyro_rwpo.dynamics.exploration import NUM_TRIED, Explored
 from numpyro_rwpo.dynamics.mode_fit import Fitted, fit_modes
 from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
-from numpyro_rwpo.dynamics.mode_search import Array, Group, Separated, find_groups, find_separated
+from numpyro_rwpo.dynamics.mode_search import (
+    MAX_GROUPS,
+    MAX_ROUNDS,
+    Array,
+    Evaluate,
+    Group,
+    Separated,
+    as_groups,
+    find_groups,
+    find_separated,
+    wide_starts,
+)
 from numpyro_rwpo.dynamics.modes import mode_of
 from numpyro_rwpo.dynamics.moves import num_leapfrog_steps
 from numpyro_rwpo.dynamics.programs import Programs
@@ -87,6 +98,7 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
     separated = find_separated(groups, evaluate)
     if len(separated) < 2:
         return _charged(ready, cost), False
+    separated = _searched_widely(separated, groups, evaluate, ready, call, cost)
     explored = _explored(separated, ready, call, cost)
     fitted = fit_modes(random.fold_in(call.inputs[0][0], 3), explored, evaluate)
     if len(fitted.kept) < 2:
@@ -94,6 +106,37 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
     move = _first_move(fitted, explored, warm)
     settled = _settled(ready, move, explored, fitted, call, cost)
     return (_charged(ready, cost), False) if settled is None else (settled, True)
+
+
+def _searched_widely(
+    separated: list[Separated],
+    groups: list[Group],
+    evaluate: Evaluate,
+    ready: Ready,
+    call: Call,
+    cost: Cost,
+) -> list[Separated]:
+    """The separated sets, with those that descents from farther away find.
+
+    Where particles are in several modes already, there may be more outside the small region in
+    which chains start. The region of the search grows as long as it finds any.
+    """
+    key, number = random.fold_in(call.inputs[0][0], 4), call.settings.num_particles
+    rng = np.random.default_rng(np.asarray(random.bits(key, (2,))))
+    constants = call.programs.layout, None
+    for _ in range(MAX_ROUNDS):
+        if sum(len(one.members) > 0 for one in separated) < 2 or len(separated) > MAX_GROUPS // 2:
+            break
+        starts = jnp.asarray(wide_starts(separated, number, rng), ready.potential.dtype)
+        inputs = starts, ready.centering[0]
+        ends = call.programs.descend(constants, inputs, call.args, call.kwargs)
+        cost.add(NUM_TRIED * number, NUM_TRIED)
+        groups = groups + as_groups(np.asarray(ends, np.float64), evaluate)
+        found = find_separated(groups, evaluate)
+        if len(found) <= len(separated):
+            break
+        separated = found
+    return separated
 
 
 def _explored(separated: list[Separated], ready: Ready, call: Call, cost: Cost) -> Explored:

@@ -233,9 +233,14 @@ def concrete_split_errors(
 
     The result is empty if JAX is tracing the arguments themselves.
     """
+    compare = jax.jit(lambda: split_errors(split, args, kwargs))
     try:
+        errors = compare()
+        if not any(isinstance(error, jax.core.Tracer) for error in errors.values()):
+            return errors
+        # This runs every operation on its own, which takes seconds.
         with jax.ensure_compile_time_eval():
-            return jax.jit(lambda: split_errors(split, args, kwargs))()
+            return compare()
     except (jax.errors.UnexpectedTracerError, jax.errors.ConcretizationTypeError):
         return {}
 

@@ -132,7 +132,7 @@ def nuts_record() -> dict[str, Any]:
     return everyday.measure("banana_thin", "nuts", 0, num_warmup=24, num_samples=64)
 
 
-@pytest.mark.parametrize("sampler", ["rwpo", "nuts"])
+@pytest.mark.parametrize("sampler", [pytest.param("rwpo", marks=pytest.mark.slow), "nuts"])
 def test_a_cell_measures_two_runs(sampler: str, nuts_record: dict[str, Any]) -> None:
     record = nuts_record
     if sampler == "rwpo":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from benchmarks.many_parameters import Case, network, network_case, wide_lasso, wide_lasso_case
 from numpyro_rwpo import RWPO
+from numpyro_rwpo.dynamics.flows import ExactFlow, HarmonicFlow
 
 DIM = 10_000
 
@@ -24,26 +26,36 @@ def wide_normal(X: jax.Array, y: jax.Array) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "activations"),
+    ("case", "activations", "flow"),
     [
-        (wide_lasso_case, 200),
-        pytest.param(
-            lambda: wide_lasso_case()._replace(model=wide_normal), 200, marks=pytest.mark.slow
-        ),
-        pytest.param(network_case, 442 * 833, marks=pytest.mark.slow),
+        # A traced start makes no choice between flows: it takes the prior's exact one, if any.
+        (wide_lasso_case, 200, ExactFlow),
+        (lambda: wide_lasso_case()._replace(model=wide_normal), 200, HarmonicFlow),
+        pytest.param(wide_lasso_case, 200, None, marks=pytest.mark.slow),
+        pytest.param(network_case, 442 * 833, None, marks=pytest.mark.slow),
     ],
 )
-def test_memory_of_a_step(case: Callable[[], Case], activations: int) -> None:
+def test_memory_of_a_step(
+    case: Callable[[], Case], activations: int, flow: type[ExactFlow | HarmonicFlow] | None
+) -> None:
     """Of any iteration of NumPyro's loop; compiled, not run.
 
     Args:
         case: about ten thousand parameters.
         activations: numbers that the model's own gradient keeps for a particle, at a time.
+        flow: of the moves if the start is only traced, which is enough for the shapes of a state;
+            ``None`` runs the start.
     """
     model, data = case()[:2]
     arguments = ((), data)
     kernel = RWPO(model)
-    state = kernel.init(jax.random.key(0), 1, None, *arguments)
+
+    def start(key: jax.Array) -> Any:
+        return kernel.init(key, 1, None, *arguments)
+
+    key = jax.random.key(0)
+    state = start(key) if flow is None else jax.eval_shape(start, key)
+    assert flow is None or isinstance(state.move.flow, flow)
     num_particles, dim = state.ensemble.particles.shape
     assert dim == 9_997 if model is network else dim == DIM
     lowered = jax.jit(lambda state: kernel.sample(state, *arguments)).lower(state)

@@ -29,12 +29,24 @@ class Callable:
 
 
 def light(attention: Any) -> RWPO:
-    return RWPO(shrunken_means, num_particles=8, attention=attention, dense_mass=False)
+    """Uncorrected, because only transport uses the head."""
+    return RWPO(
+        shrunken_means, num_particles=8, attention=attention, dense_mass=False, corrected=False
+    )
 
 
-def draws(attention: Any) -> np.ndarray:
-    mcmc = run_mcmc(light(attention), Y, 0.5, num_warmup=8, num_samples=8)
+def run(attention: Any) -> MCMC:
+    return run_mcmc(light(attention), Y, 0.5, num_warmup=8, num_samples=8)
+
+
+def draws(mcmc: MCMC) -> np.ndarray:
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(mcmc.get_samples())])
+
+
+@pytest.fixture(scope="module")
+def own_head_run() -> MCMC:
+    """A run with the user's function."""
+    return run(own_head)
 
 
 def test_the_registry_cannot_grow() -> None:
@@ -65,10 +77,10 @@ def test_neither_name_nor_function(attention: Any) -> None:
         light(attention)
 
 
-def test_a_function_is_what_transports() -> None:
-    expected = draws("marginal")
-    np.testing.assert_array_equal(draws(own_head), expected)
-    assert (draws("joint") != expected).any()
+def test_a_function_is_what_transports(own_head_run: MCMC) -> None:
+    expected = draws(run("marginal"))
+    np.testing.assert_array_equal(draws(own_head_run), expected)
+    assert (draws(run("joint")) != expected).any()
 
 
 def test_a_function_that_returns_no_density() -> None:
@@ -76,8 +88,8 @@ def test_a_function_that_returns_no_density() -> None:
         find_head(lambda *_: (1, 2)).fit(np.zeros((4, 1)), laplace_prior(1.0), 0.1)
 
 
-def test_saved_runs_compare_functions_by_name(tmp_path: Path) -> None:
-    mcmc = run_mcmc(light(own_head), Y, 0.5, num_warmup=8, num_samples=8)
+def test_saved_runs_compare_functions_by_name(own_head_run: MCMC, tmp_path: Path) -> None:
+    mcmc = own_head_run
     save_state(mcmc, tmp_path / "run.npz")
     assert load_state(tmp_path / "run.npz", mcmc).z.keys() == mcmc.last_state.z.keys()
     other = MCMC(light("copula"), num_warmup=8, num_samples=8)

@@ -78,6 +78,15 @@ def light(model: Any = two_kinds, **options: Any) -> RWPO:
     return light_kernel(model, num_particles=32, **options)
 
 
+@pytest.fixture(scope="module")
+def normal_prior_run() -> MCMC:
+    """A long run of `two_kinds` with the guide's prior."""
+    with jax.numpy_rank_promotion("allow"):
+        return run_mcmc(
+            light(priors=NORMAL), Y, num_warmup=100, num_samples=600, num_chains=4, key=3
+        )
+
+
 def treatment(model: Any, *args: Any, priors: Any) -> dict[str, str]:
     """What `diagnose` says about the sites of a model."""
     return describe_laplace_sites(model, args, {}, "auto", np.zeros(1), registry_with(priors))
@@ -157,8 +166,8 @@ def test_each_kind_is_found_and_the_smooth_part_has_neither() -> None:
     np.testing.assert_allclose(gap, gap[0], atol=1e-4)
 
 
-def test_draws_are_those_of_the_model() -> None:
-    mcmc = run_mcmc(light(priors=NORMAL), Y, num_warmup=100, num_samples=600, num_chains=4, key=3)
+def test_draws_are_those_of_the_model(normal_prior_run: MCMC) -> None:
+    mcmc = normal_prior_run
     normal = [scalar_moments((4.0 + y) / 5.0, 1 / 5.0) for y in Y.astype(float)]
     laplace = [
         quadrature(lambda x, v=y: log_laplace(x, 0, 0.5) + log_normal(v, x, 1), -12, 12)
@@ -210,15 +219,16 @@ def test_potential_fn() -> None:
     assert_moments(mcmc.get_samples(group_by_chain=True), truth)
 
 
-def test_saved_runs_compare_priors_by_name(tmp_path: Path) -> None:
+def test_saved_runs_compare_priors_by_name(normal_prior_run: MCMC, tmp_path: Path) -> None:
     function = "<run_path>.normal_prior"
-    mcmc = run_mcmc(light(priors=NORMAL), Y, num_warmup=8, num_samples=8)
+    mcmc = normal_prior_run
     names = mcmc.sampler._arguments.record()["priors"]
     assert list(names) == ["numpyro.distributions.continuous.Normal"]
     assert names["numpyro.distributions.continuous.Normal"] == function
     save_state(mcmc, tmp_path / "run.npz")
     load_state(tmp_path / "run.npz", mcmc)
-    other = MCMC(light(), num_warmup=8, num_samples=8)
+    options = {"num_chains": 4, "chain_method": "vectorized"}
+    other = MCMC(light(), num_warmup=100, num_samples=600, **options)
     assert other.sampler._arguments.record()["priors"] is None
     with pytest.raises(ValueError, match="priors was {.*} and is None"):
         load_state(tmp_path / "run.npz", other)
