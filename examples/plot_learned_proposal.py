@@ -5,8 +5,9 @@ Modes far apart: a learned proposal
 A frequency :math:`\omega` is observed through :math:`\cos(\omega t)` at six times, about one unit
 apart. At these times a frequency and its aliases :math:`2\pi k \pm \omega` look nearly the same, so
 the posterior has many narrow modes, and only the Laplace prior favors the low frequencies. No
-gradient leads from one mode to another. Each particle stays in the mode in which it starts, so the
-weights of the modes are determined by the initialization, for ``RWPO`` as well as for NUTS.
+gradient leads from one mode to another. ``RWPO`` searches for the modes by itself and jumps between
+those that its descents find, if several chains are warmed up together. A density that is known to
+cover the posterior can take the place of this search, and it serves single chains as well.
 
 Here the *sparse transformer*, a learned flow with the attention layers of this package, is fitted
 to the posterior. Its density then serves as a proposal: particles are initialized from its draws

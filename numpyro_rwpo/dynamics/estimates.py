@@ -163,8 +163,8 @@ def make_move(name: str, number: int, adaptation: Adaptation, target: Target) ->
     num_steps = num_leapfrog_steps(step_size, MAX_STEPS)
     # The steps together make exactly a quarter turn, unless that takes too many of them.
     step_size = jnp.where(num_steps < MAX_STEPS, TRAJECTORY_LENGTH / num_steps, step_size)
-    # The slowest of many statistics is mostly the one with the largest error of estimation, which is
-    # half as large for four chains together. They wait for each other in any case.
+    # The slowest of many statistics is mostly the one with the largest error of estimation, which
+    # is half as large for four chains together. They wait for each other in any case.
     correlation = target.placement.chain_mean(adaptation.correlation[number])
     slowest = jnp.clip(correlation.max(), 1e-3, 0.999)
 

@@ -392,6 +392,21 @@ def test_slow_statistics_get_more_trajectories_between_draws(
     np.testing.assert_allclose(move.step_size * move.num_steps, TRAJECTORY_LENGTH, rtol=1e-5)
 
 
+def test_chains_take_equally_many_trajectories_between_draws() -> None:
+    """From the mean over chains of each statistic: 0.7 for each of two, and 0.7^2 = 0.49."""
+    start = initial_adaptation(DIM, jnp.float32, make_settings("exact"))
+    chains = jnp.full((2, 1, 2 * DIM + 1), 0.05)
+    chains = chains.at[0, 0, 3].set(0.95).at[1, 0, 3].set(0.45).at[:, 0, 5].set(0.6)
+    one_step = jnp.log(jnp.ones(1))
+
+    def num_sweeps(correlation: jax.Array) -> jax.Array:
+        learned = start._replace(correlation=correlation, log_step_mean=one_step)
+        return make_move("exact", 0, learned, pool_chains(NORMAL, "chain")).num_sweeps
+
+    found = jax.vmap(num_sweeps, axis_name="chain")(chains)
+    np.testing.assert_array_equal(found, [2, 2])
+
+
 @pytest.mark.parametrize(("rate", "jumps"), [(1.0, 1), (0.3, 7), (0.1, 22), (0.0, MAX_JUMPS)])
 def test_rarely_accepted_jumps_are_tried_more_often(rate: float, jumps: int) -> None:
     """Until nine of ten particles have jumped: (1 - rate)^jumps below a tenth."""
