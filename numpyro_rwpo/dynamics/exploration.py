@@ -21,6 +21,8 @@ from numpyro_rwpo.model.target import Target
 
 # Points that a descent tries. In a narrow mode far away, some ten of them only find the scale.
 NUM_TRIED = 40
+# Nats that a quasi-Newton step promises at most where a descent has arrived.
+ARRIVED = 0.1
 
 
 class Explored(NamedTuple):
@@ -46,7 +48,9 @@ class Explored(NamedTuple):
 
 
 def descend_all(starts: jax.Array, target: Target) -> jax.Array:
-    """Where quasi-Newton descents come to from positions (n, dim), after ``NUM_TRIED`` points each.
+    """Where quasi-Newton descents from positions (n, dim) arrive, nan where they are on their way.
+
+    Ends on the way, along a curved valley for example, would look like modes of their own.
 
     Args:
         starts: positions, (n, dim).
@@ -54,7 +58,9 @@ def descend_all(starts: jax.Array, target: Target) -> jax.Array:
     """
     smoothed = smoothed_potential(target)
     descent = first_descent(starts, NUM_TRIED)
-    return lax.fori_loop(0, NUM_TRIED, lambda _, d: descend(d, smoothed), descent).position
+    descent = lax.fori_loop(0, NUM_TRIED, lambda _, d: descend(d, smoothed), descent)
+    promised = -(descent.gradient * descent.direction).sum(1) / 2
+    return jnp.where((promised < ARRIVED)[:, None], descent.position, jnp.nan)
 
 
 def explore(

@@ -38,8 +38,9 @@ BARRIER = 3.0
 # Standard deviation of the positions from which further descents start, in standard deviations of
 # what has been found so far, and times that this is done.
 WIDTH, MAX_ROUNDS = 3.0, 3
-# Height in nats above the lowest point found, beyond which the end of a descent is left out.
-MAX_HEIGHT = 30.0
+# Height in nats above the lowest point found, beyond which the end of a descent is left out, and
+# how much more it may be in each dimension, in which a mode may be ten times as wide: log(10).
+MAX_HEIGHT, HEIGHT_PER_DIM = 10.0, 2.3
 # Points on a segment, and the number of nearest groups to which each is compared.
 NUM_POINTS, NUM_NEAREST = 7, 3
 
@@ -224,14 +225,18 @@ def wide_starts(separated: list[Separated], number: int, rng: np.random.Generato
     return centers.mean(0) + WIDTH * spread * rng.normal(size=(number, centers.shape[1]))
 
 
-def as_groups(ends: Array, evaluate: Evaluate) -> list[Group]:
-    """The ends of descents (n, dim) as groups of one, each place once, the lowest first."""
+def as_groups(ends: Array, starts: Array, evaluate: Evaluate) -> list[Group]:
+    """The ends of descents (n, dim) as groups of one, each place once, the lowest first.
+
+    Ends within a hundredth of the spread of the ``starts`` (n, dim) are one place.
+    """
     ends = ends[np.isfinite(ends).all(1)]
     heights = evaluate(ends) if len(ends) else np.zeros(0)
     order = np.argsort(heights, kind="stable")
-    order = order[heights[order] < heights.min(initial=np.inf) + MAX_HEIGHT]
-    scale = ends.std(0) + np.finfo(np.float32).tiny
-    _, first = np.unique((ends[order] / scale).round(1), axis=0, return_index=True)
+    highest = heights.min(initial=np.inf) + MAX_HEIGHT + HEIGHT_PER_DIM * ends.shape[1]
+    order = order[heights[order] < highest]
+    places = (ends[order] / (0.01 * starts.std(0) + np.finfo(np.float32).tiny)).round()
+    first = np.unique(places, axis=0, return_index=True)[1]
     # They are not particles at rest, whose potential is known.
     return [Group(ends[order[k]][None], np.array([np.inf])) for k in np.sort(first)]
 

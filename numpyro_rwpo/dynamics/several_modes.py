@@ -21,6 +21,7 @@ from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
 from numpyro_rwpo.dynamics.mode_search import (
     MAX_GROUPS,
     MAX_ROUNDS,
+    NEIGHBOR,
     Array,
     Evaluate,
     Group,
@@ -121,17 +122,18 @@ def _searched_widely(
     Where particles are in several modes already, there may be more outside the small region in
     which chains start. The region of the search grows as long as it finds any.
     """
-    key, number = random.fold_in(call.inputs[0][0], 4), call.settings.num_particles
+    key = random.fold_in(call.inputs[0][0], 4)
     rng = np.random.default_rng(np.asarray(random.bits(key, (2,))))
-    constants = call.programs.layout, None
+    constants, number = (call.programs.layout, None), ready.potential.size
     for _ in range(MAX_ROUNDS):
-        if sum(len(one.members) > 0 for one in separated) < 2 or len(separated) > MAX_GROUPS // 2:
+        num_occupied = sum(len(one.members) >= NEIGHBOR for one in separated)
+        if num_occupied < 2 or len(separated) > MAX_GROUPS // 2:
             break
-        starts = jnp.asarray(wide_starts(separated, number, rng), ready.potential.dtype)
-        inputs = starts, ready.centering[0]
+        starts = wide_starts(separated, number, rng)
+        inputs = jnp.asarray(starts, ready.potential.dtype), ready.centering[0]
         ends = call.programs.descend(constants, inputs, call.args, call.kwargs)
         cost.add(NUM_TRIED * number, NUM_TRIED)
-        groups = groups + as_groups(np.asarray(ends, np.float64), evaluate)
+        groups = groups + as_groups(np.asarray(ends, np.float64), starts, evaluate)
         found = find_separated(groups, evaluate)
         if len(found) <= len(separated):
             break

@@ -30,13 +30,14 @@ MAX_DEPTH = 10
 NUM_PARTICLES = 8
 # Updates after which the variances of the particles since the last of them become the metric, as in
 # Stan's windows, and the updates at which the step size is left alone.
-WINDOWS = (20, 50, 100, 175)
-NUM_UPDATES = 225
+WINDOWS = (20, 40, 75, 120)
+NUM_UPDATES = 150
 # Fewest iterations of warm-up in which a small ensemble can start anew; in fewer it would not
 # converge.
 MIN_WARMUP = 100
-# Trees of the first updates are cut short: they only descend, and the step size is still a guess.
-FIRST_DEPTH = 5
+# Trees of the first updates are cut short: they only descend, and neither step size nor metric suit
+# them yet. They may become deeper after every so many updates.
+FIRST_DEPTH, DEEPER = 5, 10
 FIRST_STEP = 0.1
 # Rejections relative to those that the target acceptance probability allows. Where NUTS aims at
 # 0.8, its dual averaging comes to accept about 0.9; a mean over all particles would hit 0.8, with
@@ -183,7 +184,7 @@ def warm_up_trees(
     windows = jnp.array([w * num_updates // NUM_UPDATES for w in WINDOWS])
 
     def update(i: jax.Array, state: TreeWarmUp) -> TreeWarmUp:
-        depth = jnp.minimum(FIRST_DEPTH + i // 2, MAX_DEPTH)
+        depth = jnp.minimum(FIRST_DEPTH + i // DEEPER, MAX_DEPTH)
         ensemble, sweep = tree_sweep(
             random.fold_in(rng_key, i), state.ensemble, state.move, target, depth
         )

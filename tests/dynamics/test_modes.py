@@ -246,6 +246,6 @@ def test_wide_starts_reach_beyond_what_was_found() -> None:
 
 def test_the_ends_of_descents_are_places_each_once() -> None:
     ends = np.array([[1.0, 0], [1.0, 1e-4], [8.0, 3.0], [np.nan, 0], [-90.0, 0]])
-    groups = as_groups(ends, lambda x: np.where(x[:, 0] < -50, 1e4, x[:, 0]))
+    groups = as_groups(ends, ends[:3], lambda x: np.where(x[:, 0] < -50, 1e4, x[:, 0]))
     np.testing.assert_allclose([g.positions[0] for g in groups], [[1, 0], [8, 3]], atol=1e-3)
     assert all(np.isinf(g.heights).all() for g in groups)
