@@ -75,4 +75,4 @@ def choose_move(
     small = settings._replace(num_particles=NUM_PARTICLES)
     constants = programs.layout, small
     trees = programs.warm_up_trees(constants, inputs, model_args, model_kwargs)
-    return Choice(after_trees(ready, trees), num_states(NUM_PARTICLES), number)
+    return Choice(after_trees(ready, trees, settings.num_warmup), num_states(NUM_PARTICLES), number)

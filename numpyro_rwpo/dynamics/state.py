@@ -201,10 +201,11 @@ def after_warm_up(warm: WarmUp, number: int) -> Ready:
     return Ready(warm.ensemble, warm.potential, warm.centering, warm.moves[number], report)
 
 
-def after_trees(ready: Ready, trees: TreeWarmUp) -> Ready:
+def after_trees(ready: Ready, trees: TreeWarmUp, num_warmup: int) -> Ready:
     """The small ensemble of NUTS transitions, in the place of one that did not settle."""
+    num_updates = min(NUM_UPDATES, num_warmup)
     report = ready.warm_up._replace(
-        num_updates=jnp.full_like(ready.warm_up.num_updates, NUM_UPDATES),
+        num_updates=jnp.full_like(ready.warm_up.num_updates, num_updates),
         is_settled=jnp.ones_like(ready.warm_up.is_settled),
         num_gradients=ready.warm_up.num_gradients + trees.num_gradients,
         num_rows=ready.warm_up.num_rows + trees.num_rows,
