@@ -27,7 +27,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_rwpo.arguments import Arguments, check_init_params, checked_arguments
-from numpyro_rwpo.dynamics.choice import choose_move
+from numpyro_rwpo.dynamics.choice import Kind, choose_move
 from numpyro_rwpo.dynamics.iteration import iterate_chains
 from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import Settings, numbers_of, resolve_settings
@@ -165,6 +165,9 @@ class RWPO(MCMCKernel):
         self._layout: Any = None  # structure, shapes and types of the draws
         # Number of the flow that the last run chose, for its layout and settings.
         self._preferred: dict[Any, int] = {}
+        # Keyword arguments of the last run of a single chain, which are one object for all chains
+        # that MCMC runs one after another, and the kind of move of these chains.
+        self._sequence: tuple[Any, Kind] | None = None
 
     @property
     def model(self) -> Callable[..., Any] | None:
@@ -264,7 +267,10 @@ class RWPO(MCMCKernel):
         numbers = numbers_of(arguments, preferred=self._preferred.get(constants, -1))
         inputs = keys[:, 1], start, numbers
         warm = programs.warm_up(constants, inputs, *call)
-        choice = choose_move(warm, settings, arguments, programs, inputs, *call)
+        earlier = None
+        if self._sequence is not None and not is_batch and model_kwargs is not None:
+            earlier = self._sequence[1] if self._sequence[0] is model_kwargs else None
+        choice = choose_move(warm, settings, arguments, programs, inputs, *call, earlier)
         constants_of_state = num_warmup, choice.num_states, settings.placement
         state = programs.first_state(constants_of_state, (keys[:, 0], choice.ready), (), {})
         state = state._replace(z=prepared.values)
@@ -273,7 +279,8 @@ class RWPO(MCMCKernel):
             state = state._replace(iteration=jnp.array(-num_warmup))
 
         self._settings, self._layout = settings, layout(state.z)
-        self._preferred = {constants: choice.number}
+        self._preferred = {constants: choice.kind.number}
+        self._sequence = None if is_batch else (model_kwargs, choice.kind)
         self._sample_fn = iterate_chains
         return state
 
@@ -348,7 +355,7 @@ class RWPO(MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was built from the model; :meth:`init` builds it again."""
         built = dict.fromkeys(["_sample_fn", "_layout", "_programs"])
-        return {**self.__dict__, **built, "_preferred": {}}
+        return {**self.__dict__, **built, "_preferred": {}, "_sequence": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the arguments, with programs that are compiled again."""

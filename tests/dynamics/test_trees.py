@@ -12,6 +12,7 @@ from helpers import light_kernel, two_islands
 from jax import random
 from test_moves import SCALE, exact_draws, largest_z, make_target
 
+from numpyro_rwpo.dynamics import choice
 from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import ExactFlow
 from numpyro_rwpo.dynamics.mode_moves import ModeMove
@@ -80,3 +81,19 @@ def test_chains_in_different_modes_get_jumps(starts: tuple[float, float], move: 
     else:  # Of 16 fair coins, 2 to 14 show heads with a probability of 0.9995.
         assert np.all((right > 0.1) & (right < 0.9))
         np.testing.assert_array_equal(state.move.is_found.sum(1), 1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_chains_one_after_another_have_moves_of_one_kind(
+    first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPyro stacks their states; whether the next run has trees is decided anew."""
+    verdicts = iter([first, not first, not first])
+    monkeypatch.setattr(choice, "has_converged", lambda report: next(verdicts))
+    kernel = light_kernel(two_islands)
+    init_params, run = {"x": jnp.asarray(20.0)}, {}
+    states = [kernel.init(random.key(k), 100, init_params, (), run) for k in range(3)]
+    moves = [HamiltonianMove if first else TreeMove] * 3
+    assert [type(state.move) for state in states] == moves
+    again = kernel.init(random.key(0), 100, init_params, (), {})
+    assert type(again.move) is (TreeMove if first else HamiltonianMove)
