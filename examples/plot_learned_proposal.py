@@ -5,9 +5,10 @@ Modes far apart: a learned proposal
 A frequency :math:`\omega` is observed through :math:`\cos(\omega t)` at six times, about one unit
 apart. At these times a frequency and its aliases :math:`2\pi k \pm \omega` look nearly the same, so
 the posterior has many narrow modes, and only the Laplace prior favors the low frequencies. No
-gradient leads from one mode to another. ``RWPO`` searches for the modes by itself and jumps between
-those that its descents find, if several chains are warmed up together. A density that is known to
-cover the posterior can take the place of this search, and it serves single chains as well.
+gradient leads from one mode to another. ``RWPO`` alone searches for the modes and jumps between
+them, but neighbors with a low barrier between them are hard to tell apart here: the chains have
+different shares, and ``diagnose`` says so. A density that covers the posterior can take the place
+of this search.
 
 Here the *sparse transformer*, a learned flow with the attention layers of this package, is fitted
 to the posterior. Its density then serves as a proposal: particles are initialized from its draws
