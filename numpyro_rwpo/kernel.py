@@ -280,7 +280,8 @@ class RWPO(MCMCKernel):
 
         self._settings, self._layout = settings, layout(state.z)
         self._preferred = {constants: choice.kind.number}
-        self._sequence = None if is_batch else (model_kwargs, choice.kind)
+        is_traced = isinstance(start, jax.core.Tracer)
+        self._sequence = None if is_batch or is_traced else (model_kwargs, choice.kind)
         self._sample_fn = iterate_chains
         return state
 

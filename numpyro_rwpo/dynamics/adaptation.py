@@ -234,7 +234,7 @@ def adapt(
         total_updates=adaptation.total_updates + 1,
         num_steps=adaptation.num_steps + num_steps,
         chosen=_cheapest(learned, target, preferred),
-        disagreement=disagreement(after, center, target),
+        disagreement=disagreement(after, height, center, target),
         drift=drift(after, height, adaptation.past, center, target),
     )
     is_steady = _is_steady(learned, settings)

@@ -137,9 +137,7 @@ class Programs:
 
     def _descended(self, _: Any, inputs: Any, args: Args, kwargs: Kwargs) -> jax.Array:
         starts, centering = inputs
-        target = self.bind(args, kwargs, starts.dtype)[0]._replace(
-            centering=centering, is_rewritten=None, recenter=None
-        )
+        target = self.bind(args, kwargs, starts.dtype)[0]._replace(centering=centering)
         return descend_all(starts, target)
 
     def _explored(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Explored:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rwpo.dynamics.ensemble import Ensemble, potential
+from numpyro_rwpo.dynamics.ensemble import Ensemble
 from numpyro_rwpo.model.target import Target
 
 # Largest disagreement of the ensembles of all chains. Of 64 independent draws each it is 1/64 on
@@ -68,22 +68,24 @@ def largest_allowed_disagreement(num_statistics: int, num_particles: int) -> flo
     return max(few, 4 * math.log(num_statistics) / (3 * num_particles))
 
 
-def disagreement(ensemble: Ensemble, center: jax.Array, target: Target) -> jax.Array:
+def disagreement(
+    ensemble: Ensemble, height: jax.Array, center: jax.Array, target: Target
+) -> jax.Array:
     """The largest ratio of the variance of the chains' means to the variance within chains, scalar.
 
     This is about the square of R-hat, minus one. It is computed for the positions, their absolute
     deviations, and the potential, and every particle counts as a draw. For a single chain it is 0.
 
     Args:
-        ensemble: evaluated particles of one chain.
+        ensemble: particles of one chain.
+        height: potential at them, (num_particles,).
         center: approximate mean of the positions, (dim,).
         target: the posterior, whose placement has the name of the axis of chains.
     """
     placement = target.placement
     deviation = ensemble.particles - placement.chain_mean(center)[None]
-    height = potential(ensemble, target)[:, None]
-    height = height - placement.chain_mean(height.mean())
-    values = jnp.concatenate([deviation, jnp.abs(deviation), height], axis=1)
+    above = (height - placement.chain_mean(height.mean()))[:, None]
+    values = jnp.concatenate([deviation, jnp.abs(deviation), above], axis=1)
     mean = values.mean(0)
     within = placement.chain_mean(values.var(0, ddof=1))
     between = placement.chain_mean((mean - placement.chain_mean(mean)) ** 2)

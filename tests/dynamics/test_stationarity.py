@@ -34,7 +34,12 @@ def of_chains(function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.nda
 
 def disagreements(particles: np.ndarray) -> np.ndarray:
     """Of standard normal ensembles (chains, particles, dim), one for each chain."""
-    return of_chains(lambda x, t: disagreement(evaluate(x, t), x.mean(0), t), particles)
+
+    def one_chain(x: jax.Array, target: Target) -> jax.Array:
+        ensemble = evaluate(x, target)
+        return disagreement(ensemble, potential(ensemble, target), x.mean(0), target)
+
+    return of_chains(one_chain, particles)
 
 
 def test_ensembles_that_differ_in_location_or_scale_disagree() -> None:
