@@ -257,22 +257,22 @@ class RWPO(MCMCKernel):
         check_init_params(arguments, init_params)
         call = model_args, {} if model_kwargs is None else model_kwargs
         is_batch = not is_prng_key(rng_key)
-        keys = jax.vmap(random.split)(rng_key if is_batch else rng_key[None])
+        rng_keys = rng_key if is_batch else rng_key[None]
         batch = jax.tree.map(lambda x: x if is_batch else jnp.asarray(x)[None], init_params)
 
-        bound, prepared = programs.find_start(keys[:, 1], batch, *call)
+        bound, prepared, keys = programs.find_start(rng_keys, batch, *call)
         start, radius = prepared.start, start_radius(arguments.init_strategy, init_params)
         settings = resolve_settings(arguments, bound, start, num_warmup, radius)
         constants = programs.layout, settings
         numbers = numbers_of(arguments, preferred=self._preferred.get(constants, -1))
-        inputs = keys[:, 1], start, numbers
+        inputs = keys.warm_up, start, numbers
         warm = programs.warm_up(constants, inputs, *call)
         earlier = None
         if self._sequence is not None and not is_batch and model_kwargs is not None:
             earlier = self._sequence[1] if self._sequence[0] is model_kwargs else None
         choice = choose_move(warm, settings, arguments, programs, inputs, *call, earlier)
         constants_of_state = num_warmup, choice.num_states, settings.placement
-        state = programs.first_state(constants_of_state, (keys[:, 0], choice.ready), (), {})
+        state = programs.first_state(constants_of_state, (keys.sampling, choice.ready), (), {})
         state = state._replace(z=prepared.values)
         if not is_batch:
             state = jax.tree.map(lambda x: x[0] if jnp.ndim(x) else x, state)
@@ -312,7 +312,7 @@ class RWPO(MCMCKernel):
         check_rng_key(rng_key)
         key_start, key_spread = random.split(rng_key)
         programs = Programs(arguments)
-        bound, prepared = programs.find_start(key_start[None], None, args, kwargs)
+        bound, prepared, _ = programs.find_start(key_start[None], None, args, kwargs)
         start, radius = prepared.start, start_radius(arguments.init_strategy, None)
         settings = resolve_settings(arguments, bound, start, num_steps, radius)
         target, _ = programs.bind(args, kwargs, start.dtype)
@@ -343,13 +343,14 @@ class RWPO(MCMCKernel):
         source = self._programs.source
         if source is None:
             return lambda values: values
-        bound = source.bind(model_args, model_kwargs or {})
+        # NumPyro also calls it outside its loop, where each operation would compile by itself.
+        constrain = jax.jit(source.bind(model_args, model_kwargs or {}).constrain)
 
         @one_at_a_time
         def postprocess(values: Any) -> Any:
             if not fits(values, self._layout):
                 raise different_model(values)
-            return bound.constrain(values)
+            return constrain(values)
 
         return postprocess
 

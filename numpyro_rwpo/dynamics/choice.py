@@ -8,6 +8,7 @@ smaller ones start again and move by NUTS transitions (:mod:`numpyro_rwpo.dynami
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from numpyro_rwpo.arguments import Arguments
 from numpyro_rwpo.dynamics.programs import Programs
@@ -67,9 +68,9 @@ def choose_move(
         earlier: kind of the moves of the chains of this run that were warmed up before. NumPyro
             stacks the states of chains that run one after another, so all have moves of one kind.
     """
-    chosen = warm.adaptation.chosen[0]
+    chosen = warm.adaptation.chosen
     is_traced = isinstance(chosen, jax.core.Tracer)
-    number = 0 if is_traced else int(chosen)
+    number = 0 if is_traced else int(np.asarray(chosen)[0])
     if earlier is not None:
         number = earlier.number
     ready = after_warm_up(warm, number)

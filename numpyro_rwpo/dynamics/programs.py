@@ -1,8 +1,9 @@
 """The programs that run before NumPyro's loop, compiled once for all data of the same shapes."""
 
+import math
 from collections.abc import Hashable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import random
@@ -19,7 +20,15 @@ from numpyro_rwpo.dynamics.state import (
     placed_state,
 )
 from numpyro_rwpo.dynamics.trees import TreeWarmUp, warm_up_trees
-from numpyro_rwpo.dynamics.warmup import WarmUp, spread, warm_up
+from numpyro_rwpo.dynamics.warmup import (
+    Placement,
+    Starts,
+    WarmUp,
+    find_starts,
+    place,
+    spread,
+    warm_up,
+)
 from numpyro_rwpo.model.checks import explained
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.potential_source import PotentialSource
@@ -31,6 +40,18 @@ from numpyro_rwpo.support.compilation import quick_options
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
+
+
+class Keys(NamedTuple):
+    """Random keys of each chain.
+
+    Attributes:
+        sampling: keys for the refreshes.
+        warm_up: keys for everything before.
+    """
+
+    sampling: jax.Array
+    warm_up: jax.Array
 
 
 class Programs:
@@ -45,7 +66,6 @@ class Programs:
     Attributes:
         source: the posterior without its data; ``None`` before the first :meth:`find_start`.
         prepare: a program that finds a valid start for each chain.
-        warm_up: a program that places and adapts an ensemble for each start.
         warm_up_trees: a program that adapts a small ensemble with NUTS transitions for each start.
         heights: a program that computes the potential at positions in one centering.
         descend: a program that follows descents from given positions.
@@ -58,7 +78,9 @@ class Programs:
         self._arguments = arguments
         self.source: Source | None = None
         self.prepare = CompiledOnce(self._prepared, lambda constants, inputs: quick_options(0))
-        self.warm_up = CompiledOnce(self._warmed_up, _quick_where_small)
+        self._find_starts = CompiledOnce(self._started, _quick_where_small)
+        self._place = CompiledOnce(self._placed, _quick_where_small)
+        self._adapt = CompiledOnce(self._adapted, _quick_where_small)
         self.warm_up_trees = CompiledOnce(self._trees)
         self.heights = CompiledOnce(self._heights, lambda constants, inputs: quick_options(0))
         self.descend = CompiledOnce(self._descended, lambda constants, inputs: quick_options(0))
@@ -74,7 +96,7 @@ class Programs:
 
     def find_start(
         self, rng_keys: jax.Array, init_params: Any, args: Args, kwargs: Kwargs
-    ) -> tuple[Bound, Preparation]:
+    ) -> tuple[Bound, Preparation, Keys]:
         """Make the source, bind it, and find a valid start for each key.
 
         A site stays in the smooth part if splitting it off would change the density.
@@ -85,13 +107,13 @@ class Programs:
             self.source = _make_source(self._arguments, init_params, args, kwargs, refused)
             bound = self.source.bind(args, kwargs)
             with explained(model, args, kwargs):
-                prepared = self.prepare(self.layout, (rng_keys, init_params), args, kwargs)
+                prepared, keys = self.prepare(self.layout, (rng_keys, init_params), args, kwargs)
             wrong = bound.wrong_sites(prepared)
             if not wrong:
                 break
             refused |= wrong
         check_preparation(prepared, model, init_params, args, kwargs)
-        return bound, prepared
+        return bound, prepared, keys
 
     def bind(self, args: Args, kwargs: Kwargs, dtype: Any) -> tuple[Target, Bound]:
         """The target for positions of type ``dtype``, and the posterior with its data."""
@@ -102,19 +124,66 @@ class Programs:
             target = with_proposal(target, bound, self._arguments.proposal, dtype)
         return target, bound
 
-    def _prepared(self, _: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Preparation:
-        assert self.source is not None
-        return self.source.bind(args, kwargs).prepare(*inputs)
+    def warm_up(
+        self, constants: Hashable, inputs: tuple[Any, ...], args: Args, kwargs: Kwargs
+    ) -> WarmUp:
+        """Place an ensemble for each start and adapt its moves.
 
-    def _warmed_up(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> WarmUp:
+        These are three programs, which compile while the next ones are traced.
+
+        Args:
+            constants: layout and settings.
+            inputs: random keys and starts with a leading chain axis, and numbers.
+            args: positional arguments of the model.
+            kwargs: keyword arguments of the model.
+        """
+        rng_keys, _, numbers = inputs
+        shapes = self._find_starts.begin(constants, inputs, args, kwargs)
+        for program in (self._place, self._adapt):
+            if shapes is not None:
+                shapes = program.begin(constants, (rng_keys, shapes, numbers), args, kwargs)
+        starts = self._find_starts(constants, inputs, args, kwargs)
+        placement = self._place(constants, (rng_keys, starts, numbers), args, kwargs)
+        return self._adapt(constants, (rng_keys, placement, numbers), args, kwargs)
+
+    def _prepared(
+        self, _: Any, inputs: Any, args: Args, kwargs: Kwargs
+    ) -> tuple[Preparation, Keys]:
+        assert self.source is not None
+        rng_keys, init_params = inputs
+        pairs = jax.vmap(random.split)(rng_keys)
+        keys = Keys(pairs[:, 0], pairs[:, 1])
+        return self.source.bind(args, kwargs).prepare(keys.warm_up, init_params), keys
+
+    def _started(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Starts:
         _, settings = constants
-        rng_keys, starts, numbers = inputs
+        rng_keys, starts, _ = inputs
         target = pool_chains(self.bind(args, kwargs, starts.dtype)[0], "chain")
 
-        def one_chain(key: jax.Array, start: jax.Array) -> WarmUp:
-            return warm_up(key, start, target, settings, numbers)
+        def one_chain(key: jax.Array, start: jax.Array) -> Starts:
+            return find_starts(key, start, target, settings)
 
         return jax.vmap(one_chain, axis_name="chain")(rng_keys, starts)
+
+    def _placed(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Placement:
+        _, settings = constants
+        _, starts, numbers = inputs
+        target = pool_chains(self.bind(args, kwargs, starts.plain.dtype)[0], "chain")
+
+        def one_chain(starts: Starts) -> Placement:
+            return place(starts, target, settings, numbers)
+
+        return jax.vmap(one_chain, axis_name="chain")(starts)
+
+    def _adapted(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> WarmUp:
+        _, settings = constants
+        rng_keys, placement, numbers = inputs
+        target = pool_chains(self.bind(args, kwargs, placement.first.dtype)[0], "chain")
+
+        def one_chain(key: jax.Array, placement: Placement) -> WarmUp:
+            return warm_up(key, placement, target, settings, numbers)
+
+        return jax.vmap(one_chain, axis_name="chain")(rng_keys, placement)
 
     def _trees(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> TreeWarmUp:
         _, settings = constants
@@ -207,4 +276,10 @@ def _first_state(constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> RWP
 
 
 def _quick_where_small(constants: Any, inputs: Any) -> dict[str, Any] | None:
-    return quick_options(constants[1].num_particles * inputs[1].size)
+    """Options for a program whose second input has one start per ensemble, or is a placement."""
+    starts = inputs[1]
+    if isinstance(starts, Placement):
+        return quick_options(math.prod(starts.first.shape))
+    if isinstance(starts, Starts):
+        return quick_options(math.prod(starts.plain.shape))
+    return quick_options(constants[1].num_particles * starts.size)

@@ -196,7 +196,7 @@ def after_warm_up(warm: WarmUp, number: int) -> Ready:
         num_gradients=placement.num_gradients,
         num_rows=placement.num_rows,
         disagreement=adaptation.disagreement,
-        correlation=adaptation.correlation[..., number, :].max(-1),
+        correlation=warm.correlation[number],
     )
     return Ready(warm.ensemble, warm.potential, warm.centering, warm.moves[number], report)
 

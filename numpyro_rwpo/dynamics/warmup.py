@@ -21,7 +21,7 @@ from numpyro_rwpo.dynamics.centering import log_determinant, recentered
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.dynamics.estimates import Adaptation, initial_adaptation, learn_moments, make_move
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
-from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
+from numpyro_rwpo.dynamics.pathfinder import Cost, quasi_newton_start
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.transport import (
     MAX_TRANSPORT_STEPS,
@@ -36,6 +36,23 @@ from numpyro_rwpo.support.control_flow import batched_like
 # The centering is chosen again after the placement, and after the first and the second segment of
 # this number of updates, because ensembles that have not spread out yet say little about it.
 SEGMENT, NUM_SEGMENTS = 12, 3
+
+
+class Starts(NamedTuple):
+    """Positions from which the transport of an ensemble may begin.
+
+    Attributes:
+        descent: draws of the best normal approximations of the descents, or of the user's proposal,
+            (num_particles, dim).
+        plain: NumPyro's own start, (num_particles, dim).
+        centering: parameterization of sites with latent scales that the descents chose.
+        cost: what the descents cost.
+    """
+
+    descent: jax.Array
+    plain: jax.Array
+    centering: jax.Array
+    cost: Cost
 
 
 class Placed(NamedTuple):
@@ -84,6 +101,8 @@ class WarmUp(NamedTuple):
         centering: parameterization of sites with latent scales.
         adaptation: the estimates from which the moves are made.
         moves: one move for each flow on trial.
+        correlation: for each flow on trial, that of the slowest statistic from one sweep to the
+            next.
         placement: the placement of the ensemble, with the costs of the whole warm-up.
     """
 
@@ -92,6 +111,7 @@ class WarmUp(NamedTuple):
     centering: jax.Array
     adaptation: Adaptation
     moves: tuple[HamiltonianMove, ...]
+    correlation: tuple[jax.Array, ...]
     placement: Placement
 
 
@@ -202,13 +222,20 @@ def _evidence(placed: Placed, target: Target) -> jax.Array:
     return jnp.where(jnp.isfinite(bound), bound, -jnp.inf)
 
 
-def place(
-    rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
-) -> Placement:
-    """The better of the two placements."""
-    key_spread, key_start = random.split(rng_key)
+def find_starts(rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings) -> Starts:
+    """The positions from which transport may begin: of the descent, and of a plain start."""
+    key_spread, key_start = random.split(random.split(rng_key)[0])
     plain = spread(key_spread, start, settings)
-    num_particles = settings.num_particles
+    if target.proposal is not None:
+        draws = target.placement.rows(target.proposal.sample(key_start, settings.num_particles))
+        return Starts(draws, plain, target.centering, Cost(jnp.zeros((), int), jnp.zeros((), int)))
+    descent, centering, cost = quasi_newton_start(key_start, plain, target)
+    return Starts(descent, plain, centering, cost)
+
+
+def place(starts: Starts, target: Target, settings: Settings, numbers: Numbers) -> Placement:
+    """The better of the two placements, or that by the user's proposal."""
+    num_particles, descent, cost = settings.num_particles, starts.descent, starts.cost
     most = max(settings.num_warmup - 1, 0)  # The first update is the placement itself.
     if settings.corrected:
         most = min(most, MAX_TRANSPORT_STEPS)
@@ -216,20 +243,18 @@ def place(
         # If the particles are to be corrected, they are not transported: between separated modes,
         # attention would carry them from one mode to another.
         most = 0 if settings.corrected else most
-        draws = target.placement.rows(target.proposal.sample(key_start, num_particles))
-        placed = _transport(draws, target.centering, target, settings, numbers, most)
+        placed = _transport(descent, target.centering, target, settings, numbers, most)
         rows = 1 + placed.progress.steps
-        none = jnp.full(2, jnp.nan, start.dtype)
-        return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows, draws)
-    descent, centering, cost = quasi_newton_start(key_start, plain, target)
+        none = jnp.full(2, jnp.nan, descent.dtype)
+        return Placement(placed, none, jnp.zeros((), bool), num_particles * rows, rows, descent)
 
     def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
         return _transport(start[0], start[1], target, settings, numbers, most)
 
-    starts = jnp.stack([descent, plain]), jnp.stack([centering, centering])
+    both = jnp.stack([descent, starts.plain]), jnp.stack([starts.centering, starts.centering])
     # They are transported one after the other, because together both would take as many steps as
     # the slower one.
-    found = lax.map(transported, starts)
+    found = lax.map(transported, both)
     evidence = jax.vmap(lambda p: _evidence(p, target))(found)
     best = jnp.argmax(evidence)
     steps = found.progress.steps
@@ -245,20 +270,18 @@ def place(
 
 
 def warm_up(
-    rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
+    rng_key: jax.Array, placement: Placement, target: Target, settings: Settings, numbers: Numbers
 ) -> WarmUp:
-    """Place an ensemble and adapt its moves.
+    """Adapt the moves of an ensemble that has been placed.
 
     Args:
-        rng_key: one key.
-        start: a position with finite potential, (dim,).
+        rng_key: the key with which it was placed.
+        placement: the ensemble.
         target: the posterior.
         settings: settings of the run.
         numbers: target acceptance probability and bandwidth.
     """
-    key_place, key_adapt = random.split(rng_key)
-    placement = place(key_place, start, target, settings, numbers)
-    placed = placement.placed
+    placed, key_adapt = placement.placed, random.split(rng_key)[1]
     ensemble, adaptation, centering = placed.ensemble, placed.adaptation, placed.centering
     if settings.corrected:
         ensemble, adaptation, centering = adapted(key_adapt, placed, target, settings, numbers)
@@ -273,6 +296,7 @@ def warm_up(
             make_move(name, number, adaptation, target)
             for number, name in enumerate(settings.flows)
         ),
+        correlation=tuple(one.max() for one in adaptation.correlation),
         placement=placement._replace(
             num_gradients=placement.num_gradients + settings.num_particles * num_steps,
             num_rows=placement.num_rows + num_steps,

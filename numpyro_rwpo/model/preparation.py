@@ -7,6 +7,7 @@ compiled again for each data set.
 """
 
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from enum import Enum, auto
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -146,6 +147,31 @@ def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dic
 MAX_PROGRAMS = 16
 
 
+class _Program(Generic[T]):
+    """A compiled function of inputs and arrays, which may still be compiling in another thread."""
+
+    def __init__(self, program: Callable[[Any, list[Any]], T], options: Any) -> None:
+        self._run = jax.jit(program, compiler_options=None if options is None else dict(options))
+        self._compiling: Future[Any] | None = None
+        self._result: Any = None
+
+    def begin(self, inputs: Any, arrays: list[Any]) -> Any:
+        """Trace the program, begin to compile it, and return the shapes and types of its result."""
+        if self._compiling is None:
+            lowered = self._run.lower(inputs, arrays)
+            self._result = lowered.out_info
+            thread = ThreadPoolExecutor(1)
+            self._compiling = thread.submit(lowered.compile)
+            thread.shutdown(wait=False)
+        return self._result
+
+    def __call__(self, inputs: Any, arrays: list[Any]) -> T:
+        """Run the program once it is compiled. JAX finds what the thread has compiled."""
+        if self._compiling is not None:
+            wait([self._compiling])  # If compiling failed, the next line raises the error.
+        return self._run(inputs, arrays)
+
+
 @lru_cache(maxsize=MAX_PROGRAMS)
 def _compiled(
     function: Callable[..., T],
@@ -153,14 +179,14 @@ def _compiled(
     layout: Layout,
     shapes: Hashable,
     options: tuple[tuple[str, Any], ...] | None,
-) -> Callable[[Any, list[Any]], T]:
+) -> _Program[T]:
     """``function`` as a program of its own for these constants and shapes, freed when evicted."""
 
     def program(inputs: Any, arrays: list[Any]) -> T:
         return function(constants, inputs, *join_arrays(arrays, layout))
 
     program.__name__ = function.__name__.strip("_")  # the name in profiles and in JAX's log
-    return jax.jit(program, compiler_options=None if options is None else dict(options))
+    return _Program(program, options)
 
 
 class CompiledOnce(Generic[T]):
@@ -192,21 +218,55 @@ class CompiledOnce(Generic[T]):
 
         If that raises an error, the function is run again with the data as constants.
         """
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((inputs, args, kwargs))):
+        if _is_traced((inputs, args, kwargs)):
             traced = jax.jit(lambda inputs: self._function(constants, inputs, args, kwargs))
             return traced(inputs)
-        arrays, layout = split_arrays(args, kwargs)
-        options = self._options(constants, inputs)
-        chosen = None if options is None else tuple(sorted(options.items()))
         try:
-            shapes = _shapes((inputs, arrays))
-            return _compiled(self._function, constants, layout, shapes, chosen)(inputs, arrays)
+            program, arrays = self._program(constants, inputs, args, kwargs)
+            return program(inputs, arrays)
         except Exception:  # An error in the model itself is raised again below.
             fixed = jax.jit(
                 lambda inputs: self._function(constants, inputs, args, kwargs),
-                compiler_options=options,
+                compiler_options=self._options(constants, inputs),
             )
             return fixed(inputs)
+
+    def begin(
+        self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Begin to compile the program in another thread, so that the next one can be traced.
+
+        Args:
+            constants: as in a call.
+            inputs: as in a call, or their shapes and types.
+            args: as in a call.
+            kwargs: as in a call.
+
+        Returns:
+            The shapes and types of the result, or ``None`` if JAX traces something or if the
+            program cannot be traced: a call shows why.
+        """
+        if _is_traced((inputs, args, kwargs)):
+            return None
+        try:
+            program, arrays = self._program(constants, inputs, args, kwargs)
+            return program.begin(inputs, arrays)
+        except Exception:  # The call raises it again, or takes the data as constants.
+            return None
+
+    def _program(
+        self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[_Program[T], list[Any]]:
+        """The program, and the arrays among the model's arguments."""
+        arrays, layout = split_arrays(args, kwargs)
+        options = self._options(constants, inputs)
+        chosen = None if options is None else tuple(sorted(options.items()))
+        shapes = _shapes((inputs, arrays))
+        return _compiled(self._function, constants, layout, shapes, chosen), arrays
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def _shapes(tree: Any) -> Hashable:
