@@ -183,7 +183,10 @@ def _compiled(
     """``function`` as a program of its own for these constants and shapes, freed when evicted."""
 
     def program(inputs: Any, arrays: list[Any]) -> T:
-        return function(constants, inputs, *join_arrays(arrays, layout))
+        result = function(constants, inputs, *join_arrays(arrays, layout))
+        # Without weak types, which `lower` forgets, the next program fits the result as well as its
+        # shapes, for which it may have been compiled.
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), result)
 
     program.__name__ = function.__name__.strip("_")  # the name in profiles and in JAX's log
     return _Program(program, options)
