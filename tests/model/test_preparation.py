@@ -70,6 +70,49 @@ def test_a_function_that_looks_at_its_data_has_them_as_constants():
     assert program(None, jnp.zeros(()), (np.array([1, 3, 2]),), {}) == 3
 
 
+def test_programs_in_a_row_are_each_traced_and_compiled_once(caplog: pytest.LogCaptureFixture):
+    """The second one is traced for the shapes of the first one's result, before there is any."""
+    traced, x, args = [], jnp.arange(3.0), (np.ones(2, np.float32),)
+
+    def twice(_, x, args, kwargs):
+        traced.append("twice")
+        return {"weak": jnp.where(True, 2.0, 3.0), "x": 2 * x + args[0].sum()}
+
+    def total(_, x, args, kwargs):
+        traced.append("total")
+        return x["weak"] + x["x"].sum()
+
+    first, second = CompiledOnce(twice), CompiledOnce(total)
+    with jax.log_compiles():
+        for _ in range(2):
+            shapes = first.begin(None, x, args, {})
+            assert shapes["x"].shape == (3,)
+            second.begin(None, shapes, args, {})
+            result = second(None, first(None, x, args, {}), args, {})
+    assert result == 2 + 6 + 6
+    assert traced == ["twice", "total"]
+    for name in traced:
+        assert caplog.text.count(f"Compiling jit({name})") == 1
+    # The other thread does not log. In this one, nothing is compiled once more.
+    assert "Finished XLA compilation" not in caplog.text
+
+
+def test_a_program_that_cannot_be_traced_ahead_does_not_begin():
+    program = CompiledOnce(lambda _, x, args, kwargs: x + len(np.unique(args[0])))
+    data = (np.array([1, 1, 2]),)
+    assert program.begin(None, jnp.zeros(()), data, {}) is None
+    assert program(None, jnp.zeros(()), data, {}) == 2
+    traced = jax.jit(lambda x: x if program.begin(None, x, data, {}) is None else 1 / x)
+    assert traced(jnp.zeros(())) == 0
+
+
+def test_an_error_of_the_compiler_is_raised_by_the_call():
+    program = CompiledOnce(lambda _, x, args, kwargs: x + 1, lambda *_: {"no_such_option": 1})
+    assert program.begin(None, jnp.zeros(()), (), {}).shape == ()
+    with pytest.raises(Exception, match="no_such_option"):
+        program(None, jnp.zeros(()), (), {})
+
+
 def test_start_of_new_data_compiles_nothing(caplog: pytest.LogCaptureFixture):
     X, y = regression_data()
     kernel = light_kernel(lasso_regression, num_particles=8)
