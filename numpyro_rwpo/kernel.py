@@ -340,17 +340,15 @@ class RWPO(MCMCKernel):
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> Callable[[Any], Any]:
         """Map an unconstrained draw to the sites of the user's model."""
-        source = self._programs.source
-        if source is None:
+        if self._programs.source is None:
             return lambda values: values
-        # NumPyro also calls it outside its loop, where each operation would compile by itself.
-        constrain = jax.jit(source.bind(model_args, model_kwargs or {}).constrain)
+        kwargs = model_kwargs or {}
 
         @one_at_a_time
         def postprocess(values: Any) -> Any:
             if not fits(values, self._layout):
                 raise different_model(values)
-            return constrain(values)
+            return self._programs.constrain(values, model_args, kwargs)
 
         return postprocess
 

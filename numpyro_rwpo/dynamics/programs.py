@@ -29,7 +29,7 @@ from numpyro_rwpo.dynamics.warmup import (
     spread,
     warm_up,
 )
-from numpyro_rwpo.model.checks import explained
+from numpyro_rwpo.model.checks import batching_explained, explained
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.potential_source import PotentialSource
 from numpyro_rwpo.model.preparation import CompiledOnce, Preparation, check_preparation
@@ -86,6 +86,7 @@ class Programs:
         self.descend = CompiledOnce(self._descended, lambda constants, inputs: quick_options(0))
         self.explore = CompiledOnce(self._explored, _quick_where_small)
         self.settle = CompiledOnce(self._settled)
+        self._constrain = CompiledOnce(self._constrained)
         self.first_state = CompiledOnce(_first_state, lambda constants, inputs: quick_options(0))
 
     @property
@@ -117,8 +118,7 @@ class Programs:
 
     def bind(self, args: Args, kwargs: Kwargs, dtype: Any) -> tuple[Target, Bound]:
         """The target for positions of type ``dtype``, and the posterior with its data."""
-        assert self.source is not None
-        bound = self.source.bind(args, kwargs)
+        bound = self._bound(args, kwargs)
         target = bound.target()._replace(placement=self._arguments.placement)
         if self._arguments.proposal is not None:
             target = with_proposal(target, bound, self._arguments.proposal, dtype)
@@ -146,14 +146,29 @@ class Programs:
         placement = self._place(constants, (rng_keys, starts, numbers), args, kwargs)
         return self._adapt(constants, (rng_keys, placement, numbers), args, kwargs)
 
+    def constrain(self, values: Any, args: Args, kwargs: Kwargs) -> Any:
+        """Map unconstrained values to the sites of the user's model.
+
+        NumPyro does so in its loop and, once, outside of it, where all operations of the model
+        would compile by themselves.
+        """
+        with batching_explained():
+            return self._constrain(self.layout, values, args, kwargs)
+
+    def _bound(self, args: Args, kwargs: Kwargs) -> Bound:
+        assert self.source is not None
+        return self.source.bind(args, kwargs)
+
     def _prepared(
         self, _: Any, inputs: Any, args: Args, kwargs: Kwargs
     ) -> tuple[Preparation, Keys]:
-        assert self.source is not None
         rng_keys, init_params = inputs
         pairs = jax.vmap(random.split)(rng_keys)
         keys = Keys(pairs[:, 0], pairs[:, 1])
-        return self.source.bind(args, kwargs).prepare(keys.warm_up, init_params), keys
+        return self._bound(args, kwargs).prepare(keys.warm_up, init_params), keys
+
+    def _constrained(self, _: Any, values: Any, args: Args, kwargs: Kwargs) -> Any:
+        return self._bound(args, kwargs).constrain(values)
 
     def _started(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Starts:
         _, settings = constants

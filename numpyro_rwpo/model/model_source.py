@@ -223,19 +223,16 @@ class BoundModel:
         """Map unconstrained values to the sites of the user's model."""
         split = self.source.split
         model, dim = default_key(split.user_model), split.enumeration_dim
-        with batching_explained():
-            if dim is None:
-                return constrain_fn(
-                    model, self.args, self.kwargs, values, return_deterministic=True
-                )
-            latent = constrain_fn(handlers.seed(model, 0), self.args, self.kwargs, values)
-            if not self.source.has_deterministic:
-                return latent
-            # As with NUTS, deterministic sites have a value for every value of the enumerated
-            # sites on which they depend.
-            whole = enumerated(model, dim)
-            sites = constrain_fn(whole, self.args, self.kwargs, values, return_deterministic=True)
-            return {**sites, **latent}
+        if dim is None:
+            return constrain_fn(model, self.args, self.kwargs, values, return_deterministic=True)
+        latent = constrain_fn(handlers.seed(model, 0), self.args, self.kwargs, values)
+        if not self.source.has_deterministic:
+            return latent
+        # As with NUTS, deterministic sites have a value for every value of the enumerated sites on
+        # which they depend.
+        whole = enumerated(model, dim)
+        sites = constrain_fn(whole, self.args, self.kwargs, values, return_deterministic=True)
+        return {**sites, **latent}
 
 
 def _idle_potential(position: jax.Array) -> jax.Array:

@@ -195,7 +195,7 @@ def _compiled(
 class CompiledOnce(Generic[T]):
     """``function(constants, inputs, args, kwargs)``, compiled once for all data of the same shapes.
 
-    If it is called while JAX traces something, the function becomes part of that program. Only the
+    If it is called while JAX traces something, it becomes part of that program. Only the
     ``MAX_PROGRAMS`` programs that were used last are kept.
 
     Args:
@@ -221,16 +221,13 @@ class CompiledOnce(Generic[T]):
 
         If that raises an error, the function is run again with the data as constants.
         """
-        if _is_traced((inputs, args, kwargs)):
-            traced = jax.jit(lambda inputs: self._function(constants, inputs, args, kwargs))
-            return traced(inputs)
         try:
             program, arrays = self._program(constants, inputs, args, kwargs)
             return program(inputs, arrays)
         except Exception:  # An error in the model itself is raised again below.
             fixed = jax.jit(
                 lambda inputs: self._function(constants, inputs, args, kwargs),
-                compiler_options=self._options(constants, inputs),
+                compiler_options=self._chosen_options(constants, inputs, args, kwargs),
             )
             return fixed(inputs)
 
@@ -262,10 +259,16 @@ class CompiledOnce(Generic[T]):
     ) -> tuple[_Program[T], list[Any]]:
         """The program, and the arrays among the model's arguments."""
         arrays, layout = split_arrays(args, kwargs)
-        options = self._options(constants, inputs)
+        options = self._chosen_options(constants, inputs, args, kwargs)
         chosen = None if options is None else tuple(sorted(options.items()))
         shapes = _shapes((inputs, arrays))
         return _compiled(self._function, constants, layout, shapes, chosen), arrays
+
+    def _chosen_options(
+        self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """The options; the default ones while JAX traces a program, which has its own."""
+        return None if _is_traced((inputs, args, kwargs)) else self._options(constants, inputs)
 
 
 def _is_traced(tree: Any) -> bool:
