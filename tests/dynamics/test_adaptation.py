@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -77,21 +78,34 @@ def correlated(condition: float) -> tuple[Target, jax.Array]:
     return target, jnp.asarray(draws, jnp.float32)
 
 
+def adapting(target: Target, settings: Settings) -> Callable[..., tuple[Ensemble, Adaptation]]:
+    """A program that updates an ensemble a number of times from its first moments."""
+
+    def run(ensemble: Ensemble, num_updates: int, aim: float) -> tuple[Ensemble, Adaptation]:
+        dim, dtype = ensemble.particles.shape[1], ensemble.particles.dtype
+        start = learn_moments(initial_adaptation(dim, dtype, settings), ensemble, target)
+
+        def update(k: jax.Array, carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
+            return adapt(random.fold_in(random.key(1), k), *carry, target, settings, aim)
+
+        return jax.lax.fori_loop(0, num_updates, update, (ensemble, start))
+
+    return jax.jit(run)
+
+
 def adapted(
-    target: Target,
-    settings: Settings,
-    ensemble: Ensemble,
-    num_updates: int,
-    aim: float = 0.8,
+    target: Target, settings: Settings, ensemble: Ensemble, num_updates: int
 ) -> tuple[Ensemble, Adaptation]:
     """After that many updates from the first moments of an ensemble."""
-    dim, dtype = ensemble.particles.shape[1], ensemble.particles.dtype
-    start = learn_moments(initial_adaptation(dim, dtype, settings), ensemble, target)
+    return adapting(target, settings)(ensemble, num_updates, 0.8)
 
-    def update(k: jax.Array, carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
-        return adapt(random.fold_in(random.key(1), k), *carry, target, settings, aim)
 
-    return jax.jit(lambda *carry: jax.lax.fori_loop(0, num_updates, update, carry))(ensemble, start)
+def one_update(target: Target, settings: Settings) -> Callable[..., tuple[Ensemble, Adaptation]]:
+    """A program that updates an ensemble once, with a key and from given estimates."""
+    return jax.jit(lambda *carry: adapt(*carry, target, settings, 0.8))
+
+
+UPDATE_NORMAL = one_update(NORMAL, make_settings("exact"))
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -118,22 +132,23 @@ def test_first_moments_are_the_ensembles_own(dense: bool) -> None:
 # ---------------------------------------------------------------------------- the step size
 
 
-@pytest.mark.parametrize("aim", [0.6, 0.95])
-def test_acceptance_steers_the_step_size(aim: float) -> None:
+def test_acceptance_steers_the_step_size() -> None:
     """From its guess the step size comes to where as much is accepted as was asked for.
 
     In so many dimensions a quarter turn takes many steps: a step size of which one or two make a
     quarter turn could only be a little too long or too short.
     """
     dim, settings = 4096, make_settings("exact")
-    _, learned = adapted(NORMAL, settings, normal_ensemble(dim=dim), 40, aim)
-    move = make_move("exact", 0, learned, NORMAL)
-    assert move.num_steps > 5
-    many = evaluate(random.normal(random.key(3), (500, dim)), NORMAL)
-    _, sweep = hamiltonian_sweep(
-        random.key(4), many, move.flow, move.step_size, move.num_steps, NORMAL
-    )
-    assert abs(float(sweep.accept_prob.mean()) - aim) < 0.08
+    run = adapting(NORMAL, settings)
+    many = evaluate(random.normal(random.key(3), (200, dim)), NORMAL)
+    for aim in (0.6, 0.95):
+        _, learned = run(normal_ensemble(dim=dim), 25, aim)
+        move = make_move("exact", 0, learned, NORMAL)
+        assert move.num_steps > 5
+        _, sweep = hamiltonian_sweep(
+            random.key(4), many, move.flow, move.step_size, move.num_steps, NORMAL
+        )
+        assert abs(float(sweep.accept_prob.mean()) - aim) < 0.08, aim
 
 
 @pytest.mark.parametrize(("wall", "grows"), [(False, True), (True, False)])
@@ -149,9 +164,9 @@ def test_the_step_size_follows_every_update(wall: bool, grows: bool) -> None:
     ensemble = evaluate(start, target)
     settings = make_settings("exact")
     before = initial_adaptation(DIM, jnp.float32, settings)
-    steps = [before.log_step[0]]
+    steps, update = [before.log_step[0]], one_update(target, settings)
     for k in range(3):
-        ensemble, before = adapt(random.key(k), ensemble, before, target, settings, 0.8)
+        ensemble, before = update(random.key(k), ensemble, before)
         steps.append(before.log_step[0])
     changes, longest = np.diff(steps), math.log(TRAJECTORY_LENGTH)
     if grows:
@@ -197,7 +212,7 @@ def test_a_lost_particle_is_moved_before_the_others_are_judged_by_it() -> None:
     # A particle that is as far, but moves, is in a mode of its own and stays.
     accept = start._replace(accept_prob=jnp.ones(NUM_PARTICLES), updates=jnp.asarray(9))
     lonely = evaluate(ensemble.particles.at[5, 0].set(30.0), NORMAL)
-    kept, _ = adapt(random.key(0), lonely, accept, NORMAL, make_settings("exact"), 0.8)
+    kept, _ = UPDATE_NORMAL(random.key(0), lonely, accept)
     assert jnp.abs(kept.particles[5]).max() > 10
 
 
@@ -213,12 +228,9 @@ def test_a_steady_ensemble_settles(flows: tuple[str, ...], trial: int) -> None:
     )
     settings = make_settings(*flows)
     least = TRIAL_UPDATES * trial + MIN_UPDATES
-    ensemble = normal_ensemble(target)
-    assert not adapted(target, settings, ensemble, least - 1)[1].is_settled
-    settled = [
-        adapted(target, settings, ensemble, n)[1].is_settled for n in range(least, least + 8)
-    ]
-    assert any(settled)
+    ensemble, run = normal_ensemble(target), adapting(target, settings)
+    assert not run(ensemble, least - 1, 0.8)[1].is_settled
+    assert any(run(ensemble, n, 0.8)[1].is_settled for n in range(least, least + 8))
 
 
 @pytest.fixture(scope="module")
@@ -260,8 +272,7 @@ def one_more(
         finished_at=jnp.zeros((), int),
         is_settled=jnp.zeros((), bool),
     )
-    settings = make_settings("exact")
-    after = adapt(random.key(7), ensemble, changed, NORMAL, settings, 0.8)[1]
+    after = UPDATE_NORMAL(random.key(7), ensemble, changed)[1]
     is_finished = bool(after.finished_at > 0)
     return bool(after.is_settled), is_finished and not after.is_settled
 
@@ -343,16 +354,12 @@ def test_chains_choose_one_flow_together_and_share_nothing_else() -> None:
     ensembles = jax.vmap(partial(evaluate, target=target))(starts)
     keys = random.split(random.key(1))
 
-    def update(target: Target, *carry: jax.Array) -> tuple[Ensemble, Adaptation]:
-        return adapt(*carry, target, settings, 0.8)
-
+    update = one_update(target, settings)
     alone = [
-        update(target, *jax.tree.map(lambda x, k=k: x[k], (keys, ensembles, chains)))
-        for k in range(2)
+        update(*jax.tree.map(lambda x, k=k: x[k], (keys, ensembles, chains))) for k in range(2)
     ]
-    together = jax.vmap(partial(update, pool_chains(target, "chain")), axis_name="chain")(
-        keys, ensembles, chains
-    )
+    pooled = one_update(pool_chains(target, "chain"), settings)
+    together = jax.vmap(pooled, axis_name="chain")(keys, ensembles, chains)
     assert [int(learned.chosen) for _, learned in alone] == [0, 1]
     np.testing.assert_array_equal(together[1].chosen, [1, 1])
     for k, expected in enumerate(alone):
