@@ -61,10 +61,8 @@ def make_settings(*flows: str, dense: bool = False, rank: int = 0) -> Settings:
     )
 
 
-def normal_ensemble(
-    target: Target = NORMAL, dim: int = DIM, number: int = NUM_PARTICLES
-) -> Ensemble:
-    return evaluate(random.normal(random.key(0), (number, dim)), target)
+def normal_ensemble(target: Target = NORMAL, dim: int = DIM) -> Ensemble:
+    return evaluate(random.normal(random.key(0), (NUM_PARTICLES, dim)), target)
 
 
 def correlated(condition: float) -> tuple[Target, jax.Array]:
@@ -140,14 +138,13 @@ def test_acceptance_steers_the_step_size() -> None:
     In so many dimensions a quarter turn takes many steps: a step size of which one or two make a
     quarter turn could only be a little too long or too short.
     """
-    dim, number = 4096, 16
-    settings = make_settings("exact")._replace(num_particles=number)
+    dim, settings = 4096, make_settings("exact")
     run = adapting(NORMAL, settings)
     many = evaluate(random.normal(random.key(3), (200, dim)), NORMAL)
     for aim in (0.6, 0.95):
-        _, learned = run(normal_ensemble(dim=dim, number=number), 40, aim)
+        _, learned = run(normal_ensemble(dim=dim), 40, aim)
         move = make_move("exact", 0, learned, NORMAL)
-        assert move.num_steps > 3
+        assert move.num_steps > 5
         _, sweep = hamiltonian_sweep(
             random.key(4), many, move.flow, move.step_size, move.num_steps, NORMAL
         )
