@@ -31,6 +31,7 @@ from numpyro_rwpo.dynamics.choice import Kind, choose_move
 from numpyro_rwpo.dynamics.iteration import iterate_chains
 from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import Settings, numbers_of, resolve_settings
+from numpyro_rwpo.dynamics.several_modes import Call
 from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.dynamics.warmup import transport_path
 from numpyro_rwpo.heads.registry import Fit, find_head
@@ -39,6 +40,7 @@ from numpyro_rwpo.model.source import different_model, fits, layout, start_radiu
 from numpyro_rwpo.model.target import Differentiation
 from numpyro_rwpo.support.checks import check_rng_key
 from numpyro_rwpo.support.memory import check_memory_maps
+from numpyro_rwpo.support.phases import shown_phases
 from numpyro_rwpo.support.precision import in_full_precision
 from numpyro_rwpo.support.renaming import Renamed, deprecated_property, renamed_arguments
 from numpyro_rwpo.support.sharding import check_mesh
@@ -266,11 +268,14 @@ class RWPO(MCMCKernel):
         constants = programs.layout, settings
         numbers = numbers_of(arguments, preferred=self._preferred.get(constants, -1))
         inputs = keys.warm_up, start, numbers
-        warm = programs.warm_up(constants, inputs, *call)
         earlier = None
         if self._sequence is not None and not is_batch and model_kwargs is not None:
             earlier = self._sequence[1] if self._sequence[0] is model_kwargs else None
-        choice = choose_move(warm, settings, arguments, programs, inputs, *call, earlier)
+        with shown_phases() as show:
+            show("placing the particles and adapting their moves")
+            warm = programs.warm_up(constants, inputs, *call)
+            details = Call(programs, settings, inputs, *call, show)
+            choice = choose_move(warm, arguments, details, earlier)
         constants_of_state = num_warmup, choice.num_states, settings.placement
         state = programs.first_state(constants_of_state, (keys.sampling, choice.ready), (), {})
         state = state._replace(z=prepared.values)

@@ -5,14 +5,13 @@ It is that of the flow that warm-up chose, with jumps if the particles are in se
 smaller ones start again and move by NUTS transitions (:mod:`numpyro_rwpo.dynamics.trees`).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from numpyro_rwpo.arguments import Arguments
-from numpyro_rwpo.dynamics.programs import Programs
-from numpyro_rwpo.dynamics.settings import Settings, num_states
+from numpyro_rwpo.dynamics.settings import num_states
 from numpyro_rwpo.dynamics.several_modes import Call, share_modes
 from numpyro_rwpo.dynamics.state import Ready, after_trees, after_warm_up, has_converged
 from numpyro_rwpo.dynamics.trees import MIN_WARMUP, NUM_PARTICLES
@@ -46,29 +45,18 @@ class Choice(NamedTuple):
 
 
 def choose_move(
-    warm: WarmUp,
-    settings: Settings,
-    arguments: Arguments,
-    programs: Programs,
-    inputs: tuple[Any, ...],
-    model_args: tuple[Any, ...],
-    model_kwargs: dict[str, Any],
-    earlier: Kind | None = None,
+    warm: WarmUp, arguments: Arguments, call: Call, earlier: Kind | None = None
 ) -> Choice:
     """The ensembles with their move; small ones start again if the chains still disagree.
 
     Args:
         warm: the ensembles after warm-up, with a leading chain axis.
-        settings: settings of the run.
         arguments: arguments of the kernel.
-        programs: programs of the kernel.
-        inputs: random keys, starts and numbers with which the ensembles were warmed up.
-        model_args: positional arguments of the model.
-        model_kwargs: keyword arguments of the model.
+        call: what its programs need to run.
         earlier: kind of the moves of the chains of this run that were warmed up before. NumPyro
             stacks the states of chains that run one after another, so all have moves of one kind.
     """
-    chosen = warm.adaptation.chosen
+    settings, chosen = call.settings, warm.adaptation.chosen
     is_traced = isinstance(chosen, jax.core.Tracer)
     number = 0 if is_traced else int(np.asarray(chosen)[0])
     if earlier is not None:
@@ -83,7 +71,6 @@ def choose_move(
     can_start_anew = can_choose and settings.num_warmup >= MIN_WARMUP
     # Chains that run one after another would find lists of different length.
     if can_choose and len(ready.potential) > 1:
-        call = Call(programs, settings, inputs, model_args, model_kwargs)
         ready, has_several = share_modes(warm, ready, call)
         if has_several:
             return Choice(ready, settings.num_states, Kind(number, False))
@@ -93,7 +80,8 @@ def choose_move(
     if not has_trees:
         return Choice(ready, settings.num_states, Kind(number, False))
     small = settings._replace(num_particles=NUM_PARTICLES)
-    constants = programs.layout, small
-    trees = programs.warm_up_trees(constants, inputs, model_args, model_kwargs)
+    constants = call.programs.layout, small
+    call.show("the chains disagree, so NUTS transitions are adapted")
+    trees = call.programs.warm_up_trees(constants, call.inputs, call.args, call.kwargs)
     ready = after_trees(ready, trees, settings.num_warmup)
     return Choice(ready, num_states(NUM_PARTICLES), Kind(number, True))

@@ -62,6 +62,7 @@ class Call(NamedTuple):
         inputs: random keys, starts and numbers with which the ensembles were warmed up.
         args: positional arguments of the model.
         kwargs: keyword arguments of the model.
+        show: shows the user what takes long.
     """
 
     programs: Programs
@@ -69,6 +70,7 @@ class Call(NamedTuple):
     inputs: tuple[Any, ...]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    show: Callable[[str], None]
 
 
 class Cost:
@@ -99,6 +101,7 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
     separated = find_separated(groups, evaluate)
     if len(separated) < 2:
         return _charged(ready, cost), False
+    call.show("adapting jumps between several modes")
     separated = _searched_widely(separated, groups, evaluate, ready, call, cost)
     explored = _explored(separated, ready, call, cost)
     fitted = fit_modes(random.fold_in(call.inputs[0][0], 3), explored, evaluate)
