@@ -138,10 +138,11 @@ class Programs:
             kwargs: keyword arguments of the model.
         """
         rng_keys, _, numbers = inputs
-        shapes = self._find_starts.begin(constants, inputs, args, kwargs)
-        for program in (self._place, self._adapt):
-            if shapes is not None:
-                shapes = program.begin(constants, (rng_keys, shapes, numbers), args, kwargs)
+        if self._arguments.placement.mesh is None:  # Shapes do not say where particles are.
+            shapes = self._find_starts.begin(constants, inputs, args, kwargs)
+            for program in (self._place, self._adapt):
+                if shapes is not None:
+                    shapes = program.begin(constants, (rng_keys, shapes, numbers), args, kwargs)
         starts = self._find_starts(constants, inputs, args, kwargs)
         placement = self._place(constants, (rng_keys, starts, numbers), args, kwargs)
         return self._adapt(constants, (rng_keys, placement, numbers), args, kwargs)
