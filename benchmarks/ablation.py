@@ -57,6 +57,8 @@ NAMES = (
     "eight_schools_centered",
     "funnel_centered",
     "gaussian_process",
+    "hilbert_space_process",
+    "ucb_admissions",
     "bananas_thin",
 )
 LIMIT_SECONDS = 600.0  # of a cell
