@@ -141,10 +141,10 @@ def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dic
     return jax.tree.unflatten(structure, leaves)
 
 
-# The number of programs that are kept at a time, of all kernels together. A run takes seven, or more
-# where chains disagree or there are several modes. NumPyro keeps some of its own loops, and each
-# loop keeps its kernel alive: without a limit, a process that runs many different data sets would
-# hold the programs of all of them, with hundreds of memory maps each.
+# The number of programs that are kept at a time, of all kernels together. A run takes seven, or
+# more where chains disagree or there are several modes. NumPyro keeps some of its own loops, and
+# each loop keeps its kernel alive: without a limit, a process that runs many different data sets
+# would hold the programs of all of them, with hundreds of memory maps each.
 MAX_PROGRAMS = 24
 
 
