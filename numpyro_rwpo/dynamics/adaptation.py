@@ -57,6 +57,8 @@ MEMORY = 0.1
 CAUTION, CAUTIOUS_ACCEPTANCE = 0.25, 0.95
 # Distance of the log step size from its running mean below which it counts as steady.
 STEADY_STEP = 0.15
+# The part of the placement's error that may be left in the slowest statistic when warm-up ends.
+MEMORY_OF_PLACEMENT = 0.01
 # Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
 # thousand with which NUTS warms up by default.
 MAX_TRAJECTORIES = 4000
@@ -178,6 +180,17 @@ def _is_steady(adaptation: Adaptation, settings: Settings) -> jax.Array:
     return steady & (adaptation.updates >= trial + MIN_UPDATES)
 
 
+def _has_forgotten(adaptation: Adaptation, target: Target) -> jax.Array:
+    """Whether little is left of where the slowest statistic was after placement, scalar.
+
+    All ensembles are placed in the same way. Where they have the same error, they agree, and what
+    changes slowly looks as if it were at rest.
+    """
+    slowest = jnp.clip(adaptation.correlation[adaptation.chosen].max(), 1e-3, 0.999)
+    log_slowest = target.placement.chain_mean(jnp.log(slowest))
+    return adaptation.updates * log_slowest < math.log(MEMORY_OF_PLACEMENT)
+
+
 def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
     """Whether warm-up costs more than these moves can be worth, scalar.
 
@@ -238,12 +251,13 @@ def adapt(
         drift=drift(after, height, adaptation.past, center, target),
     )
     is_steady = _is_steady(learned, settings)
-    is_first = (is_steady | _is_spent(learned, settings)) & (adaptation.finished_at == 0)
+    is_over = (is_steady & _has_forgotten(learned, target)) | _is_spent(learned, settings)
+    is_first = is_over & (adaptation.finished_at == 0)
     accept_prob = blend(adaptation.accept_prob, sweep.accept_prob, recent)
     learned = learned._replace(
         accept_prob=accept_prob,
         finished_at=jnp.where(is_first, learned.updates, adaptation.finished_at),
-        is_settled=adaptation.is_settled | (is_first & is_steady),
+        is_settled=adaptation.is_settled | is_steady,
         past=remember(adaptation.past, after, height, learned.updates),
     )
     # Placement can leave particles in places where the step size of all others is far too long.
