@@ -158,7 +158,7 @@ class _Program(Generic[T]):
 
     def begin(self, inputs: Any, arrays: list[Any]) -> Any:
         """Trace the program, begin to compile it, and return the shapes and types of its result."""
-        if self._compiling is None:
+        if self._result is None:
             lowered = self._run.lower(inputs, arrays)
             self._result = lowered.out_info
             thread = ThreadPoolExecutor(1)
@@ -170,7 +170,10 @@ class _Program(Generic[T]):
         """Run the program once it is compiled. JAX finds what the thread has compiled."""
         if self._compiling is not None:
             wait([self._compiling])  # If compiling failed, the next line raises the error.
-        return self._run(inputs, arrays)
+        result = self._run(inputs, arrays)
+        # From now on only JAX holds the executable, so that `jax.clear_caches()` frees it.
+        self._compiling = None
+        return result
 
 
 @lru_cache(maxsize=MAX_PROGRAMS)

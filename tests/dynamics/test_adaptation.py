@@ -284,6 +284,26 @@ def test_what_is_not_steady_goes_on(steady: tuple[Ensemble, Adaptation]) -> None
     assert one_more(steady, late, below=1.0) == (False, False)
 
 
+def test_it_goes_on_until_the_placement_is_forgotten(steady: tuple[Ensemble, Adaptation]) -> None:
+    """All is steady, but of a correlation of 0.99 too much is left after 20 updates."""
+    ensemble, learned = steady
+    earlier = evaluate(random.normal(random.key(8), ensemble.particles.shape), NORMAL)
+    past = Past(earlier.particles, potential(earlier, NORMAL), jnp.asarray(8))
+    for correlation, is_over in ((0.99, False), (0.5, True)):
+        before = learned._replace(
+            correlation=jnp.full_like(learned.correlation, correlation),
+            updates=jnp.asarray(20),
+            uses=jnp.asarray([40]),
+            log_step=learned.log_step_mean,
+            past=past,
+            finished_at=jnp.zeros((), int),
+            is_settled=jnp.zeros((), bool),
+        )
+        after = UPDATE_NORMAL(random.key(7), ensemble, before)[1]
+        assert after.is_settled
+        assert bool(after.finished_at > 0) == is_over
+
+
 def test_the_budget_of_gradients_ends_it(steady: tuple[Ensemble, Adaptation]) -> None:
     """Two thousand trajectories of the ensemble, but some updates in any case."""
     spent = MAX_TRAJECTORIES * 10
