@@ -36,7 +36,7 @@ from numpyro_rwpo.model.preparation import CompiledOnce, Preparation, check_prep
 from numpyro_rwpo.model.proposal import with_proposal
 from numpyro_rwpo.model.source import Bound, Source
 from numpyro_rwpo.model.target import Target, pool_chains
-from numpyro_rwpo.support.compilation import quick_options
+from numpyro_rwpo.support.compilation import compiler_options
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -77,17 +77,17 @@ class Programs:
     def __init__(self, arguments: Arguments) -> None:
         self._arguments = arguments
         self.source: Source | None = None
-        self.prepare = CompiledOnce(self._prepared, lambda constants, inputs: quick_options(0))
-        self._find_starts = CompiledOnce(self._started, _quick_where_small)
-        self._place = CompiledOnce(self._placed, _quick_where_small)
-        self._adapt = CompiledOnce(self._adapted, _quick_where_small)
+        self.prepare = CompiledOnce(self._prepared, lambda constants, inputs: compiler_options(0))
+        self._find_starts = CompiledOnce(self._started, _options_by_size)
+        self._place = CompiledOnce(self._placed, _options_by_size)
+        self._adapt = CompiledOnce(self._adapted, _options_by_size)
         self.warm_up_trees = CompiledOnce(self._trees)
-        self.heights = CompiledOnce(self._heights, lambda constants, inputs: quick_options(0))
-        self.descend = CompiledOnce(self._descended, lambda constants, inputs: quick_options(0))
-        self.explore = CompiledOnce(self._explored, _quick_where_small)
+        self.heights = CompiledOnce(self._heights, lambda constants, inputs: compiler_options(0))
+        self.descend = CompiledOnce(self._descended, lambda constants, inputs: compiler_options(0))
+        self.explore = CompiledOnce(self._explored, _options_by_size)
         self.settle = CompiledOnce(self._settled)
         self._constrain = CompiledOnce(self._constrained)
-        self.first_state = CompiledOnce(_first_state, lambda constants, inputs: quick_options(0))
+        self.first_state = CompiledOnce(_first_state, lambda constants, inputs: compiler_options(0))
 
     @property
     def layout(self) -> Hashable:
@@ -291,11 +291,11 @@ def _first_state(constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> RWP
     return placed_state(jax.vmap(one_chain, out_axes=STATE_AXES)(rng_keys, ready), placement)
 
 
-def _quick_where_small(constants: Any, inputs: Any) -> dict[str, Any] | None:
+def _options_by_size(constants: Any, inputs: Any) -> dict[str, Any] | None:
     """Options for a program whose second input has one start per ensemble, or is a placement."""
     starts = inputs[1]
     if isinstance(starts, Placement):
-        return quick_options(math.prod(starts.first.shape))
+        return compiler_options(math.prod(starts.first.shape))
     if isinstance(starts, Starts):
-        return quick_options(math.prod(starts.plain.shape))
-    return quick_options(constants[1].num_particles * starts.size)
+        return compiler_options(math.prod(starts.plain.shape))
+    return compiler_options(constants[1].num_particles * starts.size)

@@ -9,7 +9,7 @@ import jax
 SMALL = 2**15
 
 
-def quick_options(num_elements: int) -> dict[str, Any] | None:
+def compiler_options(num_elements: int) -> dict[str, Any] | None:
     """Compiler options for a program that runs once on arrays of this many elements.
 
     ``None`` on devices other than CPUs, which do not know these options.
