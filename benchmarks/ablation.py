@@ -39,7 +39,7 @@ from benchmarks.posteriors.everyday.reference import compare, load, mixing, scal
 from benchmarks.problems import PROBLEMS, load_problem
 from benchmarks.references import accuracy_of
 from benchmarks.report import markdown_table, three_digits
-from benchmarks.runner import run_process
+from benchmarks.runner import parse_cells, run_process
 from numpyro_rwpo import RWPO
 from numpyro_rwpo.dynamics import adaptation, choice, programs, settings, warmup
 
@@ -327,13 +327,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART")
     parser.add_argument("--problems", nargs="+", default=list(NAMES), choices=NAMES, metavar="NAME")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ablation.json"))
-    parser.add_argument("--worker", nargs=2, metavar=("SEED", "FILE"), help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
-    if args.seeds < 1:
-        parser.error(f"--seeds: must be at least 1; got {args.seeds}")
-    return args
+    return parse_cells(parser, arguments, seeds=1, out="benchmarks/results/ablation.json")
 
 
 def main() -> None:

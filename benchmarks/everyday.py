@@ -47,7 +47,7 @@ from benchmarks.posteriors.everyday.reference import (
     mixing,
     scalar_draws,
 )
-from benchmarks.runner import run_process
+from benchmarks.runner import parse_cells, run_process
 from numpyro_rwpo import RWPO, diagnose
 
 KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {  # with options and default warm-up
@@ -188,16 +188,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--samplers", nargs="+", default=list(DEFAULT_SAMPLERS), choices=SAMPLERS, metavar="NAME"
     )
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-warmup", type=int, help="default: 200 for RWPO, 1000 for NUTS")
     parser.add_argument("--num-samples", type=int, help="default: 1000; references: 5000")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/everyday.json"))
     parser.add_argument("--make-references", action="store_true", help="those that are missing")
-    parser.add_argument("--worker", nargs=2, metavar=("SEED", "FILE"), help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
-    if args.seeds < 1:
-        parser.error(f"--seeds: must be at least 1; got {args.seeds}")
-    return args
+    return parse_cells(parser, arguments, seeds=3, out="benchmarks/results/everyday.json")
 
 
 def main() -> None:

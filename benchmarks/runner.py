@@ -1,5 +1,6 @@
 """Runs processes one after another, each with its own time limit and result file."""
 
+import argparse
 import json
 import os
 import signal
@@ -35,6 +36,26 @@ class Cell(NamedTuple):
         """The cell's result file."""
         length = "" if self.num_warmup is None else f"--warmup{self.num_warmup}"
         return folder / f"{self.problem}--{self.sampler}{length}--seed{self.seed}.json"
+
+
+def parse_cells(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, *, seeds: int, out: str
+) -> argparse.Namespace:
+    """Parse a command line that also says which seeds to run, where to write, and who works.
+
+    Args:
+        parser: Knows the other options.
+        arguments: The command line; ``None`` for that of this process.
+        seeds: Default number of seeds.
+        out: Default file of the results.
+    """
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--worker", nargs=2, metavar=("SEED", "FILE"), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.seeds < 1:
+        parser.error(f"--seeds: must be at least 1; got {args.seeds}")
+    return args
 
 
 def run_process(arguments: list[str], path: Path, *, limit: float, record: dict[str, Any]) -> None:
