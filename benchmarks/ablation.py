@@ -41,7 +41,7 @@ from benchmarks.references import accuracy_of
 from benchmarks.report import markdown_table, three_digits
 from benchmarks.runner import parse_cells, run_process
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.dynamics import adaptation, choice, programs, settings, warmup
+from numpyro_rwpo.dynamics import adaptation, choice, placement, programs, settings
 
 WHOLE = "whole"
 NAMES = (
@@ -73,22 +73,23 @@ Record = dict[str, Any]
 def _one_placement(is_descent: bool) -> None:
     """Transport one of the two starts only."""
 
-    def place(starts: Any, target: Any, settings: Any, numbers: Any) -> warmup.Placement:
-        most = min(max(settings.num_warmup - 1, 0), warmup.MAX_TRANSPORT_STEPS)
-        position = starts.descent if is_descent else starts.plain
-        centering = starts.centering if is_descent else target.centering
-        placed = warmup._transport(position, centering, target, settings, numbers, most)
-        rows, cost = placed.progress.steps + 1, starts.cost
-        return warmup.Placement(
+    def place(starts: Any, target: Any, settings: Any, numbers: Any) -> placement.Placement:
+        most = min(max(settings.num_warmup - 1, 0), placement.MAX_TRANSPORT_STEPS)
+        position = starts.descent.first if is_descent else starts.plain
+        centering = starts.descent.placed.centering if is_descent else target.centering
+        placed = placement._transport(position, centering, target, settings, numbers, most)
+        rows, descent = placed.progress.steps + 1, starts.descent
+        return placement.Placement(
             placed=placed,
             evidence=jnp.full(2, jnp.nan, position.dtype),
             is_descent=jnp.asarray(is_descent),
-            num_gradients=cost.num_gradients * is_descent + settings.num_particles * rows,
-            num_rows=cost.num_rows * is_descent + rows,
+            num_gradients=descent.num_gradients * is_descent + settings.num_particles * rows,
+            num_rows=descent.num_rows * is_descent + rows,
             first=position,
         )
 
     programs.place = place
+    placement.CLOSE = 0.0  # Otherwise, good descents would come first.
 
 
 def _one_flow(name: str) -> None:
@@ -125,7 +126,8 @@ PARTS: dict[str, Callable[[], None]] = {
     WHOLE: lambda: None,
     "descents": lambda: _one_placement(is_descent=False),
     "plain start": lambda: _one_placement(is_descent=True),
-    "transport": _set(warmup, "MAX_TRANSPORT_STEPS", 0),
+    "transport": _set(placement, "MAX_TRANSPORT_STEPS", 0),
+    "trust in close descents": _set(placement, "CLOSE", 0.0),
     "exact flow": lambda: _one_flow("harmonic"),
     "harmonic flow": lambda: _one_flow("exact"),
     "choice of centering": _one_centering,

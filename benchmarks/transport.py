@@ -30,9 +30,9 @@ from numpyro_rwpo import RWPO
 from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
 from numpyro_rwpo.dynamics.estimates import Adaptation, initial_adaptation, learn_moments
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
+from numpyro_rwpo.dynamics.placement import spread
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.transport import Progress, initial_progress, transport_step
-from numpyro_rwpo.dynamics.warmup import spread
 from numpyro_rwpo.model.target import Target
 
 CLASSIC = ("diabetes_lasso", "breast_cancer_logistic", "l1_logistic_d50")
@@ -76,11 +76,10 @@ class Transport(NamedTuple):
         """An ensemble after the quasi-Newton start, and the gradient evaluations that it took."""
         key_spread, key_start = jax.random.split(rng_key)
         plain = spread(key_spread, jnp.zeros(self.dim, jnp.float32), self.settings)
-        particles, centering, cost = quasi_newton_start(key_start, plain, self.target)
-        ensemble = evaluate(particles, self.target._replace(centering=centering))
-        adaptation = initial_adaptation(self.dim, particles.dtype, self.settings)
-        flow = Flow(ensemble, initial_progress(particles.dtype), adaptation, centering)
-        return flow, cost.num_gradients + particles.shape[0]
+        ensemble, _, centering, cost = quasi_newton_start(key_start, plain, self.target)
+        adaptation = initial_adaptation(self.dim, plain.dtype, self.settings)
+        flow = Flow(ensemble, initial_progress(plain.dtype), adaptation, centering)
+        return flow, cost.num_gradients
 
     def step(self, flow: Flow) -> Flow:
         """Moments, a step of transport, gradients."""

@@ -2,8 +2,9 @@
 
 One NumPyro chain is one independent ensemble of particles. A chain's life:
 
-1. start: a quasi-Newton descent places the particles (:mod:`numpyro_rwpo.dynamics.pathfinder`);
-2. transport: the noise-free flow moves them (:mod:`numpyro_rwpo.dynamics.transport`);
+1. start: quasi-Newton descents place the particles (:mod:`numpyro_rwpo.dynamics.pathfinder`);
+2. transport: the noise-free flow moves them, unless the descents have come close enough
+   (:mod:`numpyro_rwpo.dynamics.placement`);
 3. adaptation: exact moves (:mod:`numpyro_rwpo.dynamics.moves`) until their tuning is steady
    (:mod:`numpyro_rwpo.dynamics.adaptation`); it is then frozen;
 4. sampling: a refresh takes every particle through a few successive states, which are emitted one
@@ -29,11 +30,11 @@ from numpyro.util import is_prng_key
 from numpyro_rwpo.arguments import Arguments, check_init_params, checked_arguments
 from numpyro_rwpo.dynamics.choice import Kind, choose_move
 from numpyro_rwpo.dynamics.iteration import iterate_chains
+from numpyro_rwpo.dynamics.placement import transport_path
 from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import Settings, numbers_of, resolve_settings
 from numpyro_rwpo.dynamics.several_modes import Call
 from numpyro_rwpo.dynamics.state import RWPOState
-from numpyro_rwpo.dynamics.warmup import transport_path
 from numpyro_rwpo.heads.registry import Fit, find_head
 from numpyro_rwpo.model.prior_registry import PriorRegistry, registry_with
 from numpyro_rwpo.model.source import different_model, fits, layout, start_radius
@@ -52,8 +53,9 @@ class RWPO(MCMCKernel):
 
     One chain is one independent ensemble of particles. Warm-up runs inside :meth:`init`, before
     NumPyro's loop, and makes at most ``num_warmup`` updates: it places the ensemble, moves it onto
-    the posterior by a noise-free flow of gradients and attention among the particles, and adapts
-    Metropolis-adjusted split Hamiltonian moves that follow Laplace priors exactly. If the particles
+    the posterior by a noise-free flow of gradients and attention among the particles if it is not
+    there yet, and adapts Metropolis-adjusted split Hamiltonian moves that follow Laplace priors
+    exactly. If the particles
     of all chains are in several separated modes then, they jump between them. If the ensembles of
     the chains otherwise disagree, smaller ones start again and move by NUTS transitions. All moves
     are frozen before the first draw.

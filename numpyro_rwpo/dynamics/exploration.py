@@ -15,8 +15,9 @@ from numpyro_rwpo.dynamics.estimates import Adaptation, make_move
 from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start, smoothed_potential
+from numpyro_rwpo.dynamics.placement import evaluated_start
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
-from numpyro_rwpo.dynamics.warmup import adapted, evaluated_start
+from numpyro_rwpo.dynamics.warmup import adapted
 from numpyro_rwpo.model.target import Target
 
 # Points that a descent tries. In a narrow mode far away, some ten of them only find the scale.
@@ -84,7 +85,8 @@ def explore(
     key_start, key_adapt = random.split(rng_key)
     # The ensembles explore in one centering, in which the modes can be compared.
     target = target._replace(full_prior=target.prior, is_rewritten=None, recenter=None)
-    particles, _, cost = quasi_newton_start(key_start, start, target)
+    found = quasi_newton_start(key_start, start, target)
+    particles, cost = found.ensemble.particles, found.cost
     placed = evaluated_start(jnp.where(is_placed, start, particles), target, settings)
     ensemble, adaptation, _ = adapted(key_adapt, placed, target, settings, numbers)
     return Explored(

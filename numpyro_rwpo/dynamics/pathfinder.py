@@ -22,6 +22,13 @@ from numpyro_rwpo.dynamics.bfgs import (
     descend,
     first_descent,
 )
+from numpyro_rwpo.dynamics.ensemble import (
+    Ensemble,
+    is_usable,
+    potential,
+    replace,
+    unevaluated,
+)
 from numpyro_rwpo.model.target import Target
 from numpyro_rwpo.support.control_flow import batched_like
 
@@ -44,6 +51,24 @@ class Cost(NamedTuple):
 
     num_gradients: jax.Array
     num_rows: jax.Array
+
+
+class Start(NamedTuple):
+    """An ensemble drawn from the best normal approximations.
+
+    Attributes:
+        ensemble: evaluated particles, shared among the paths in proportion to their estimated
+            evidence; the starting positions, not evaluated, if no path was successful.
+        log_weight: log density of the posterior over that of the normal approximation, up to a
+            constant, (num_particles,).
+        centering: the centering with more evidence, scalar.
+        cost: what the descents cost.
+    """
+
+    ensemble: Ensemble
+    log_weight: jax.Array
+    centering: jax.Array
+    cost: Cost
 
 
 class Best(NamedTuple):
@@ -104,9 +129,7 @@ def _share_out(bound: jax.Array, num_particles: int) -> jax.Array:
     return jnp.minimum((share[None] < rank[:, None]).sum(1), num_paths - 1)
 
 
-def quasi_newton_start(
-    rng_key: jax.Array, particles: jax.Array, target: Target
-) -> tuple[jax.Array, jax.Array, Cost]:
+def quasi_newton_start(rng_key: jax.Array, particles: jax.Array, target: Target) -> Start:
     """Place an ensemble by the best normal approximations along a few BFGS paths.
 
     Args:
@@ -116,23 +139,31 @@ def quasi_newton_start(
         target: the posterior. If it has sites with latent scales, every other path uses the other
             centering.
 
-    Returns:
-        Particles of the same shape, not evaluated, shared among the paths in proportion to their
-        estimated evidence, or ``particles`` themselves if no path was successful; the centering
-        with more evidence, scalar; and the cost.
     """
     # The random numbers have one axis, because XLA takes several times as long to compile two.
     noise = random.normal(rng_key, (particles.size,), particles.dtype).reshape(particles.shape)
     placement = target.placement
     if placement.mesh is None:
-        found, draws, chosen, _, cost = _follow_paths(noise, particles, target)
+        last, bound, cost = _follow_paths(noise, particles, target)
+        ensemble, log_weight = last.placed, last.log_weight
     else:
         # Every device follows all paths, and then draws its own share of the particles.
         noise = placement.rows(noise)
         few = placement.whole((noise[:NUM_DRAWS], particles[:NUM_DRAWS]))
-        found, _, chosen, approximations, cost = _follow_paths(*few, target)
-        draws = placement.rows(_draws_from(noise, approximations))
-    return jnp.where(found, draws, particles), jnp.where(found, chosen, 0.0), cost
+        last, bound, cost = _follow_paths(*few, target)
+        path = _share_out(bound, noise.shape[0])
+        draws = placement.rows(_draws(noise, path, last.best, last.descent.history))
+        target = target._replace(centering=last.chosen)
+        ensemble = Ensemble(draws, *target.value_and_grad(draws))
+        log_weight = _log_weights(ensemble, noise, path, last.best, target)
+    ensemble = replace(ensemble, ~is_usable(ensemble.smooth, ensemble.gradient), target)
+    found = jnp.any(jnp.isfinite(last.best.bound))
+    return Start(
+        jax.tree.map(lambda x, y: jnp.where(found, x, y), ensemble, unevaluated(particles)),
+        jnp.where(found, log_weight, -jnp.inf),
+        jnp.where(found, last.chosen, 0.0),
+        cost,
+    )
 
 
 class _Round(NamedTuple):
@@ -144,7 +175,8 @@ class _Round(NamedTuple):
         stalled: number of rounds since the evidence last rose, scalar.
         descent: positions of the paths.
         best: best normal approximations of the paths.
-        placed: particles drawn so far, (num_particles, dim).
+        placed: particles drawn so far, evaluated.
+        log_weight: log weights of the particles drawn so far, (num_particles,).
         chosen: the centering, scalar.
     """
 
@@ -153,28 +185,9 @@ class _Round(NamedTuple):
     stalled: jax.Array
     descent: Descent
     best: Best
-    placed: jax.Array
+    placed: Ensemble
+    log_weight: jax.Array
     chosen: jax.Array
-
-
-class Approximations(NamedTuple):
-    """The mixture from which the particles are drawn.
-
-    Attributes:
-        best: the best normal approximation of each path.
-        history: inverse Hessians of the paths.
-        bound: evidence lower bound, -inf for paths of the other centering, (num_paths,).
-    """
-
-    best: Best
-    history: History
-    bound: jax.Array
-
-
-def _draws_from(noise: jax.Array, approximations: Approximations) -> jax.Array:
-    """Map white noise (n, dim) to draws, shared among the paths by their evidence."""
-    path = _share_out(approximations.bound, noise.shape[0])
-    return _draws(noise, path, approximations.best, approximations.history)
 
 
 class _Search(NamedTuple):
@@ -212,8 +225,8 @@ class _Search(NamedTuple):
 
 def _follow_paths(
     noise: jax.Array, particles: jax.Array, target: Target
-) -> tuple[jax.Array, jax.Array, jax.Array, Approximations, Cost]:
-    """Whether a path was successful, draws, the centering, the mixture, and the cost."""
+) -> tuple[_Round, jax.Array, Cost]:
+    """The last round, the evidence of each path, -inf for the other centering, and the cost."""
     num_paths, dtype = min(NUM_PATHS, particles.shape[0]), particles.dtype
     centering = jnp.zeros(num_paths)
     if target.is_rewritten is not None:
@@ -229,24 +242,22 @@ def _follow_paths(
     )
     descent = first_descent(particles[:num_paths], NUM_ROUNDS * EVALUATIONS_PER_ROUND)
     num_tried = descent.history.num_tried  # the same for all chains
-    best, descent = batched_like(particles, (best, descent))
+    placed = unevaluated(particles), jnp.zeros(particles.shape[0], dtype)
+    best, descent, placed = batched_like(particles, (best, descent, placed))
     history = descent.history._replace(num_tried=num_tried)
     descent = descent._replace(history=history)
     zero = jnp.zeros((), int)
     last = lax.while_loop(
         lambda round_: round_.which < NUM_ROUNDS + search.num_last_rounds,
         lambda round_: _one_round(round_, search, smoothed),
-        _Round(zero, zero, zero, descent, best, particles, centering[0]),
+        _Round(zero, zero, zero, descent, best, *placed, centering[0]),
     )
     num_descents = last.number - search.num_last_rounds
     cost = Cost(
         num_descents * num_paths * EVALUATIONS_PER_ROUND + last.number * search.num_draws,
         num_descents * EVALUATIONS_PER_ROUND + last.number,
     )
-    found = jnp.any(jnp.isfinite(last.best.bound))
-    bound = search.of_centering(last.chosen, last.best.bound)
-    approximations = Approximations(last.best, last.descent.history, bound)
-    return found, last.placed, last.chosen, approximations, cost
+    return last, search.of_centering(last.chosen, last.best.bound), cost
 
 
 def _one_round(round_: _Round, search: _Search, smoothed: PotentialAndGrad) -> _Round:
@@ -280,7 +291,7 @@ def _one_round(round_: _Round, search: _Search, smoothed: PotentialAndGrad) -> _
     history = descent.history
     here = Best(best.bound, descent.position, history.num_factors, history.initial, history.log_det)
     source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
-    draws, bound, error = _compared(search, source, history, path, search.noise[row])
+    draws, log_weight, bound, error = _compared(search, source, history, path, search.noise[row])
     # Two standard errors are subtracted, because energies of bad approximations scatter more.
     judged = bound - 2 * error
     judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
@@ -294,13 +305,26 @@ def _one_round(round_: _Round, search: _Search, smoothed: PotentialAndGrad) -> _
     stalled = jnp.where(is_idle, round_.stalled + 1, 0)
     is_over = is_last | (stalled >= _IDLE_ROUNDS)
     following = jnp.where(is_over, jnp.maximum(i + 1, NUM_ROUNDS), i + 1)
-    placed = round_.placed.at[row].set(draws)
-    return _Round(following, round_.number + 1, stalled, descent, better, placed, chosen)
+    placed = jax.tree.map(lambda old, new: old.at[row].set(new), round_.placed, draws)
+    log_weight = round_.log_weight.at[row].set(log_weight)
+    number = round_.number + 1
+    return _Round(following, number, stalled, descent, better, placed, log_weight, chosen)
+
+
+def _log_weights(
+    draws: Ensemble, noise: jax.Array, path: jax.Array, source: Best, target: Target
+) -> jax.Array:
+    """Log density over that of the normal approximation of each draw's path, (n,).
+
+    If an approximation is exact, it is constant, and equal to the log evidence.
+    """
+    height = potential(draws, target)
+    return source.log_det[path] / 2 + (noise**2).sum(1) / 2 - height
 
 
 def _compared(
     search: _Search, source: Best, history: History, path: jax.Array, noise: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Ensemble, jax.Array, jax.Array, jax.Array]:
     """Draws from the normal approximations of the paths, and what they say of the evidence.
 
     Args:
@@ -311,18 +335,17 @@ def _compared(
         noise: white noise, (num_draws, dim).
 
     Returns:
-        The draws (num_draws, dim), and of each path the evidence lower bound and its standard
-        error, (num_paths,).
+        The draws with their log weights (num_draws,), and of each path the evidence lower bound and
+        its standard error, (num_paths,).
     """
-    draws = _draws(noise, path, source, history)
+    positions = _draws(noise, path, source, history)
     drawn = search.target._replace(centering=search.centering[path])
-    value = drawn.value_and_grad(draws)[0] + drawn.prior_potential(draws)
-    # The energy of the white noise is subtracted; its mean is the same for all paths. If an
-    # approximation is exact, the difference is constant, so that few draws are needed to
-    # distinguish good paths from bad ones.
-    value -= (noise**2).sum(1) / 2
+    draws = Ensemble(positions, *drawn.value_and_grad(positions))
+    # Weights scatter less than energies, so that few draws are needed to distinguish good paths
+    # from bad ones.
+    log_weight = _log_weights(draws, noise, path, source, drawn)
     member = path[None] == jnp.arange(search.centering.size)[:, None]
     number = member.sum(1)
-    energy = jnp.where(member, value[None], 0.0).sum(1) / number
-    spread = jnp.where(member, (value[None] - energy[:, None]) ** 2, 0.0).sum(1)
-    return draws, source.log_det / 2 - energy, jnp.sqrt(spread) / number
+    bound = jnp.where(member, log_weight[None], 0.0).sum(1) / number
+    spread = jnp.where(member, (log_weight[None] - bound[:, None]) ** 2, 0.0).sum(1)
+    return draws, log_weight, bound, jnp.sqrt(spread) / number

@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import random
 
 from numpyro_rwpo.arguments import Arguments
 from numpyro_rwpo.dynamics.ensemble import Ensemble
 from numpyro_rwpo.dynamics.exploration import Explored, descend_all, explore, settle
 from numpyro_rwpo.dynamics.mode_moves import ModeMove
+from numpyro_rwpo.dynamics.placement import Placement, Starts, find_starts, place, spread
 from numpyro_rwpo.dynamics.state import (
     STATE_AXES,
     Ready,
@@ -20,15 +22,7 @@ from numpyro_rwpo.dynamics.state import (
     placed_state,
 )
 from numpyro_rwpo.dynamics.trees import TreeWarmUp, warm_up_trees
-from numpyro_rwpo.dynamics.warmup import (
-    Placement,
-    Starts,
-    WarmUp,
-    find_starts,
-    place,
-    spread,
-    warm_up,
-)
+from numpyro_rwpo.dynamics.warmup import WarmUp, warm_up
 from numpyro_rwpo.model.checks import batching_explained, explained
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.potential_source import PotentialSource
@@ -129,7 +123,8 @@ class Programs:
     ) -> WarmUp:
         """Place an ensemble for each start and adapt its moves.
 
-        These are three programs, which compile while the next ones are traced.
+        These are two programs, or three if the ensembles are transported; each compiles while the
+        next one is traced.
 
         Args:
             constants: layout and settings.
@@ -140,11 +135,14 @@ class Programs:
         rng_keys, _, numbers = inputs
         if self._arguments.placement.mesh is None:  # Shapes do not say where particles are.
             shapes = self._find_starts.begin(constants, inputs, args, kwargs)
-            for program in (self._place, self._adapt):
-                if shapes is not None:
-                    shapes = program.begin(constants, (rng_keys, shapes, numbers), args, kwargs)
+            if shapes is not None:
+                self._adapt.begin(constants, (rng_keys, shapes.descent, numbers), args, kwargs)
         starts = self._find_starts(constants, inputs, args, kwargs)
-        placement = self._place(constants, (rng_keys, starts, numbers), args, kwargs)
+        placement = starts.descent
+        is_traced = isinstance(starts.is_close, jax.core.Tracer)
+        is_shared = self._arguments.placement.mesh is not None
+        if is_traced or is_shared or not np.asarray(starts.is_close).all():
+            placement = self._place(constants, (rng_keys, starts, numbers), args, kwargs)
         return self._adapt(constants, (rng_keys, placement, numbers), args, kwargs)
 
     def constrain(self, values: Any, args: Args, kwargs: Kwargs) -> Any:

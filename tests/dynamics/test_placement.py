@@ -9,7 +9,7 @@ import pytest
 from jax import lax, random
 
 from numpyro_rwpo import RWPO
-from numpyro_rwpo.dynamics import warmup
+from numpyro_rwpo.dynamics import placement
 from numpyro_rwpo.dynamics.ensemble import evaluate, gradient
 from numpyro_rwpo.dynamics.metric import ensemble_moments, fisher_preconditioner, without_outliers
 from numpyro_rwpo.dynamics.pathfinder import (
@@ -20,7 +20,7 @@ from numpyro_rwpo.dynamics.pathfinder import (
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.transport import initial_progress, transport_step
 from numpyro_rwpo.heads.registry import BUILT_IN_HEADS, find_head
-from numpyro_rwpo.model.target import Differentiation
+from numpyro_rwpo.model.target import Differentiation, pool_chains
 from numpyro_rwpo.priors.laplace import LaplacePrior
 
 DIM = 6
@@ -55,11 +55,12 @@ def errors(particles, mean, covariance):
 def test_start_finds_a_gaussian(units):
     smooth, mean, covariance = gaussian(units)
     target = Differentiation(1.0, False).target(smooth, None)
-    particles, centering, cost = jax.jit(
-        lambda x: quasi_newton_start(jax.random.key(1), x, target)
-    )(starting_positions())
-    mean_error, sd_ratio = errors(particles, mean, covariance)
-    assert mean_error < 0.5 and centering == 0
+    found = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
+        starting_positions()
+    )
+    cost = found.cost
+    mean_error, sd_ratio = errors(found.ensemble.particles, mean, covariance)
+    assert mean_error < 0.5 and found.centering == 0
     if units[0] == 1:  # the paths then end before their last round
         assert 0 < cost.num_rows < NUM_ROUNDS * EVALUATIONS_PER_ROUND
     assert cost.num_gradients > cost.num_rows
@@ -68,14 +69,11 @@ def test_start_finds_a_gaussian(units):
 
 def test_start_prefers_the_typical_set_to_an_infinite_density():
     """A funnel's density is unbounded where its scale vanishes; no ensemble must go there."""
-
-    def smooth(x, centering):
-        return 0.5 * (x[0] / 3) ** 2 + 0.5 * jnp.exp(-x[0]) * (x[1:] @ x[1:]) + (DIM - 1) / 2 * x[0]
-
-    target = Differentiation(1.0, False).target(smooth, None)
-    particles, _, _ = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
+    target = Differentiation(1.0, False).target(funnel, None)
+    found = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(
         starting_positions()
     )
+    particles = found.ensemble.particles
     assert -6 < float(particles[:, 0].mean()) < 3
     assert float(particles[:, 0].std()) > 0.3
 
@@ -86,8 +84,8 @@ def test_start_survives_a_space_that_is_mostly_forbidden():
 
     target = Differentiation(1.0, False).target(smooth, None)
     start = starting_positions().at[0].set(0.5)
-    particles, _, _ = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(start)
-    assert np.all(np.isfinite(particles))
+    found = jax.jit(lambda x: quasi_newton_start(jax.random.key(1), x, target))(start)
+    assert np.all(np.isfinite(found.ensemble.particles))
 
 
 def test_evaluation_moves_particles_off_forbidden_ground():
@@ -184,17 +182,8 @@ def test_the_path_of_transport_leads_to_the_posterior():
         RWPO(potential_fn=potential_fn).transport_path(jax.random.key(0))
 
 
-@pytest.mark.parametrize(("corrected", "is_kept"), [(True, True), (False, False)])
-def test_an_ensemble_that_transport_would_worsen_stays(monkeypatch, corrected, is_kept):
-    """The noise-free flow of the papers is returned as it is."""
-
-    def overshooting(ensemble, progress, *others, **options):
-        moved = ensemble._replace(particles=1e3 * ensemble.particles)
-        return moved, progress._replace(steps=progress.steps + 1)
-
-    monkeypatch.setattr(warmup, "transport_step", overshooting)
-    target = Differentiation(1.0, False).target(lambda x, centering: (x**2).sum() / 2, None)
-    settings = Settings(
+def settings_of(target, corrected=True):
+    return Settings(
         num_warmup=10,
         num_particles=64,
         num_states=4,
@@ -207,8 +196,45 @@ def test_an_ensemble_that_transport_would_worsen_stays(monkeypatch, corrected, i
         inverse_temperature=1.0,
         placement=target.placement,
     )
+
+
+def funnel(x, centering):
+    return 0.5 * (x[0] / 3) ** 2 + 0.5 * jnp.exp(-x[0]) * (x[1:] @ x[1:]) + (DIM - 1) / 2 * x[0]
+
+
+@pytest.mark.parametrize(
+    ("smooth", "is_close"), [(gaussian(np.ones(DIM))[0], True), (funnel, False)]
+)
+def test_transport_is_for_posteriors_that_descents_do_not_fit(smooth, is_close):
+    """In a funnel, they stop in the neck, at different depths."""
+    target = pool_chains(Differentiation(1.0, False).target(smooth, None), "chain")
+    settings, keys = settings_of(target), random.split(random.key(2), 4)
+    numbers = Numbers(target_accept_prob=0.8, relative_prox_time=0.1)
+
+    def one_chain(key):
+        starts = placement.find_starts(key, jnp.zeros(DIM), target, settings)
+        return starts, placement.place(starts, target, settings, numbers)
+
+    starts, placed = jax.jit(jax.vmap(one_chain, axis_name="chain"))(keys)
+    assert (np.asarray(starts.is_close) == is_close).all()
+    unmoved = starts.descent.placed.ensemble.particles
+    assert np.array_equal(placed.placed.ensemble.particles, unmoved) == is_close
+    assert (np.asarray(placed.placed.progress.steps) == 0).all() == is_close
+
+
+@pytest.mark.parametrize(("corrected", "is_kept"), [(True, True), (False, False)])
+def test_an_ensemble_that_transport_would_worsen_stays(monkeypatch, corrected, is_kept):
+    """The noise-free flow of the papers is returned as it is."""
+
+    def overshooting(ensemble, progress, *others, **options):
+        moved = ensemble._replace(particles=1e3 * ensemble.particles)
+        return moved, progress._replace(steps=progress.steps + 1)
+
+    monkeypatch.setattr(placement, "transport_step", overshooting)
+    target = Differentiation(1.0, False).target(lambda x, centering: (x**2).sum() / 2, None)
+    settings = settings_of(target, corrected)
     start = random.normal(random.key(0), (64, 3))
     numbers = Numbers(target_accept_prob=0.8, relative_prox_time=0.1)
-    placed = warmup._transport(start, target.centering, target, settings, numbers, most=2)
+    placed = placement._transport(start, target.centering, target, settings, numbers, most=2)
     assert placed.progress.steps == 2  # they were taken, and are counted
     assert np.array_equal(placed.ensemble.particles, start) == is_kept
