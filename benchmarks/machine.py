@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,23 @@ PACKAGES = ("jax", "jaxlib", "numpyro", "blackjax", "numpyro-rwpo", "numpy", "ar
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that affect the results."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that affect the results, and this commit."""
+    found = {"python": platform.python_version(), "commit": commit()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def commit() -> str:
+    """The commit that is checked out, "unknown" outside of a git repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _cpu_model() -> str:

@@ -1,3 +1,3 @@
 """The version, in one place: hatchling reads it for the metadata, the package re-exports it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import many_parameters, mcmc_times, scaling, warmup_length
+from benchmarks import many_parameters, mcmc_times, scaling
 from benchmarks.__main__ import cells_to_run, parse
 from benchmarks.cell import (
     CompileClock,
@@ -321,12 +321,6 @@ def test_tables_of_the_other_scripts():
 
     left = {"problem": "network", "metric": "auto", **ended}
     assert "| network, auto | still running after 300 s |" in many_parameters.table([left])
-
-    record = fake_record("diabetes_lasso", "rwpo", 0, 1.0) | {"num_warmup": 100}
-    left = {"problem": "diabetes_lasso", "sampler": "nuts", "seed": 0, "num_warmup": 50, **ended}
-    table = warmup_length.table([record, left])
-    assert "| diabetes_lasso, RWPO | 100 | 0.0500 |" in table
-    assert "| diabetes_lasso, NUTS, diagonal | 50 | – |" in table
 
 
 @pytest.mark.parametrize(
