@@ -92,6 +92,38 @@ def sensor_position(samples: Samples) -> Array:
     return place.reshape(*place.shape[:-2], 2 * NUM_UNKNOWN)
 
 
+def sensor_pattern(x: Array, known: dict[str, Any]) -> Array:
+    """Which of two places each ambiguous sensor is nearer to, as bits of a number.
+
+    Args:
+        x: positions, (..., 16).
+        known: ``sensors``, the numbers of the ambiguous ones, and ``places``, (num, 2, 2).
+    """
+    place = x.reshape(*x.shape[:-1], NUM_UNKNOWN, 2)[..., known["sensors"], :]
+    distance = np.linalg.norm(place[..., None, :] - np.asarray(known["places"]), axis=-1)
+    bits = distance.argmin(-1)
+    return (bits << np.arange(bits.shape[-1])).sum(-1)
+
+
+def ambiguous_sensors(x: Array) -> dict[str, Any]:
+    """The sensors that are at one of two places, and these, from draws (n, 16).
+
+    Two places are eight times as far apart as the draws near either are wide.
+    """
+    sensors, places = [], []
+    for k, draws in enumerate(x.reshape(-1, NUM_UNKNOWN, 2).swapaxes(0, 1)):
+        along = (draws - draws.mean(0)) @ np.linalg.eigh(np.cov(draws.T))[1][:, -1]
+        centers = draws[np.argsort(along)[[len(along) // 100, -len(along) // 100]]]
+        for _ in range(20):
+            label = np.linalg.norm(draws[:, None] - centers, axis=2).argmin(1)
+            centers = np.stack([draws[label == i].mean(0) for i in range(2)])
+        width = max(draws[label == i].std(0).max() for i in range(2))
+        if np.linalg.norm(centers[1] - centers[0]) > 8 * width:
+            sensors.append(k)
+            places.append(centers.tolist())
+    return {"sensors": sensors, "places": places}
+
+
 def _rates(z: jax.Array, theta: jax.Array) -> jax.Array:
     prey, predator = z
     growth = theta[0] - theta[1] * predator, -theta[2] + theta[3] * prey
