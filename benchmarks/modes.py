@@ -26,15 +26,18 @@ import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS, init_to_uniform
 
+from benchmarks import mode_smc
 from benchmarks.mode_targets import TARGETS, ModeTarget, as_model
 from numpyro_rwpo import RWPO, diagnose
 
 # The wide start covers the square in which the modes of ``many`` are.
 WIDE = init_to_uniform(radius=200.0)
+# Kernels with the length of their warm-up; the last is not a kernel of NumPyro.
 KERNELS: dict[str, tuple[Any, int]] = {
     "rwpo": (RWPO, 200),
     "nuts": (NUTS, 1000),
     "rwpo_wide": (partial(RWPO, init_strategy=WIDE), 200),
+    "blackjax_smc": (None, 0),
 }
 
 
@@ -89,6 +92,14 @@ def measure(target: ModeTarget, kernel: Any, num_warmup: int, seed: int) -> dict
     return found | {"gradients": gradients, "seconds": seconds, "findings": findings}
 
 
+def measure_smc(target: ModeTarget, seed: int) -> dict[str, Any]:
+    """One run of sequential Monte Carlo, whose particles count as independent draws."""
+    start = time.perf_counter()
+    draws, gradients = mode_smc.draw(jax.random.key(seed), target)
+    seconds = time.perf_counter() - start
+    return compare(target, draws) | {"gradients": gradients, "seconds": seconds, "findings": []}
+
+
 def row(name: str, sampler: str, runs: list[dict[str, Any]]) -> str:
     """A row of the table."""
     scores = np.array([run["score"] for run in runs])
@@ -127,13 +138,19 @@ def main() -> None:
     for name in args.targets:
         target = TARGETS[name]()
         for sampler in args.samplers:
+            if sampler == "blackjax_smc" and target.log_density is None:
+                continue
             make, num_warmup = KERNELS[sampler]
             runs = found.setdefault(f"{name}: {sampler}", [])
-            kernel = make(as_model(target))
+            kernel = make and make(as_model(target))
             while len(runs) < args.seeds:
+                seed = len(runs)
                 if sampler == "nuts":  # NumPyro's vectorized NUTS cannot be run twice.
                     kernel = make(as_model(target))
-                runs.append(measure(target, kernel, num_warmup, seed=len(runs)))
+                if kernel is None:
+                    runs.append(measure_smc(target, seed))
+                else:
+                    runs.append(measure(target, kernel, num_warmup, seed))
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
             print(row(name, sampler, runs), flush=True)
 
