@@ -172,9 +172,12 @@ def lotka_volterra_shares(num_descents: int = 40) -> dict[str, list[float]]:
     seen: list[float] = []
     for start in starts:
         found = minimize(value_and_grad, start, jac=True, method="BFGS")
-        curvature = np.linalg.eigvalsh(np.asarray(hessian(found.x), np.float64))
+        matrix = np.asarray(hessian(found.x), np.float64)
+        if not (np.isfinite(found.fun) and np.isfinite(matrix).all()):
+            continue
+        curvature = np.linalg.eigvalsh(matrix)
         is_new = not any(abs(found.fun - height) < 0.05 for height in seen)
-        if curvature.min() <= 0 or not np.isfinite(found.fun) or not is_new:
+        if curvature.min() <= 0 or not is_new:
             continue
         seen.append(float(found.fun))
         sites = info.postprocess_fn(unravel(found.x))
