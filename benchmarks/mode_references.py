@@ -152,7 +152,7 @@ def shares_of(number: np.ndarray, num_modes: int) -> dict[str, list[float]]:
     return {"shares": each.mean(0).tolist(), "errors": error.tolist()}
 
 
-def lotka_volterra_shares(num_descents: int = 40) -> dict[str, list[float]]:
+def lotka_volterra_shares(num_descents: int = 12) -> dict[str, list[float]]:
     """Shares of fits and of noise, by Laplace approximations of all optima that descents find.
 
     They differ by so many nats that an error of one or two does not matter.
@@ -194,7 +194,7 @@ def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="*", default=NAMES, choices=NAMES)
-    parser.add_argument("--states", type=int, default=10_000)
+    parser.add_argument("--states", type=int, default=2_500)
     args = parser.parse_args()
     known = json.loads(REFERENCES.read_text()) if REFERENCES.exists() else {}
     for name in args.targets:
