@@ -13,7 +13,8 @@ from jax import random
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC
 
-from benchmarks.modes import TARGETS, as_model, measure
+from benchmarks.mode_targets import TARGETS, as_model
+from benchmarks.modes import measure
 from numpyro_rwpo import RWPO, diagnose
 from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import HarmonicFlow
