@@ -56,7 +56,8 @@ def model(blur, data):
 # Sampling
 # --------
 # In so many dimensions, an ensemble tells the metric only the width of every pixel, for which four
-# particles are enough.
+# particles are enough. The run is kept short: ``diagnose`` asks for a longer warm-up, because the
+# scale of the prior still drifts. The error bars of the pixels hardly depend on that.
 mcmc = MCMC(
     RWPO(model, num_particles=4, **OPTIONS),
     num_warmup=8 if FAST else 60,
