@@ -27,6 +27,7 @@ from numpyro_rwpo.diagnostics.convergence import ess, pareto_k_hat
 from numpyro_rwpo.diagnostics.importance import (
     MAX_RELIABLE,
     LogDensity,
+    affordable,
     fitted_ratios,
     importance_evidence,
 )
@@ -161,7 +162,7 @@ def estimate_evidence(
         prior,
         attention=attention,
         relative_time=relative_time,
-        num_proposals=num_proposals if is_exact else 4 * num_proposals,
+        num_proposals=affordable(num_proposals if is_exact else 4 * num_proposals, dim),
     )
     k_hat = pareto_k_hat(ratios)
     log_evidence, error, efficiency = importance_evidence(ratios)

@@ -29,6 +29,9 @@ LogDensity = Callable[[Any], np.ndarray]
 # Pareto k-hat up to which Pareto-smoothed importance sampling is reliable (Vehtari et al. 2024,
 # sec. 3); k-hat is the tail index of the importance ratios and has no unit.
 MAX_RELIABLE = 0.7
+# Coordinates of all proposals together. In thousands of dimensions a fitted density hardly covers a
+# posterior, and with more of them it would take longer than the run to say so.
+_MAX_COORDINATES = 2**22
 
 
 class Coverage(NamedTuple):
@@ -81,6 +84,11 @@ def finite_or_zero(log_values: Any) -> np.ndarray:
     """Log densities in double precision; one that is not finite becomes minus infinity."""
     log_values = np.asarray(log_values, np.float64)
     return np.where(np.isfinite(log_values), log_values, -np.inf)
+
+
+def affordable(num_proposals: int, dim: int) -> int:
+    """The number of proposals, or fewer in more than 500 dimensions, but at least 100."""
+    return max(min(num_proposals, _MAX_COORDINATES // dim), 100)
 
 
 def fitted_ratios(
@@ -171,7 +179,8 @@ def ensemble_coverage(
     num_chains, num_fitted = ensembles.shape[:2]
     # Each proposal takes an evaluation of the posterior. k-hat is fitted to the 3 sqrt(n) largest
     # of n ratios and has a standard error of about (1 + k) / sqrt(3 sqrt(n)), 0.1 for 8000.
-    num_proposals = max(8000 // num_chains, 1)
+    total = affordable(8000, ensembles.shape[2])
+    num_proposals = max(total // num_chains, 1)
     keys = jax.random.split(rng_key, num_chains)
     ratios = [
         fitted_ratios(

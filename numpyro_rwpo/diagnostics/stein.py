@@ -89,27 +89,29 @@ def stein_identities(
     return SteinIdentities(force.mean(0), virial.mean(0), z_score(force, 0), z_score(virial, 1))
 
 
-def whitening(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix A such that draws = y A^T with y of unit covariance, and its inverse.
+def whitened(draws: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of zero mean and unit covariance, and the scores in their coordinates.
 
-    A is diagonal where there are fewer than two draws per dimension, because a full covariance
-    matrix would then be mostly noise.
+    Only the variances are one where there are fewer than two draws per dimension, because a full
+    covariance matrix would then be mostly noise. No array is then larger than the draws.
 
     Args:
         draws: draws in unconstrained space, (n, dim).
+        scores: gradients of the log density at the draws, (n, dim).
 
     Returns:
-        A and its inverse, (dim, dim) each.
+        Positions and scores, (n, dim) each.
     """
     scale = np.maximum(draws.std(0), np.finfo(float).tiny)
     dim = draws.shape[1]
-    factor = np.diag(scale)
-    if draws.shape[0] > 2 * dim:
-        correlation = np.atleast_2d(np.corrcoef(draws / scale, rowvar=False))
-        # What single-precision draws can tell from zero keeps the factor invertible.
-        jitter = dim * np.finfo(np.float32).eps
-        factor = scale[:, None] * np.linalg.cholesky(correlation + jitter * np.eye(dim))
-    return factor, np.linalg.inv(factor)
+    positions = (draws - draws.mean(0)) / scale
+    if draws.shape[0] <= 2 * dim:
+        return positions, scores * scale
+    correlation = np.atleast_2d(np.corrcoef(draws / scale, rowvar=False))
+    # What single-precision draws can tell from zero keeps the factor invertible.
+    jitter = dim * np.finfo(np.float32).eps
+    factor = np.linalg.cholesky(correlation + jitter * np.eye(dim))
+    return positions @ np.linalg.inv(factor).T, (scores * scale) @ factor
 
 
 @jax.jit
@@ -164,9 +166,7 @@ def stein_discrepancy(
         log_density_gradients: gradients of the log density at the draws, (n, dim).
     """
     draws = np.asarray(draws, np.float64)
-    factor, inverse = whitening(draws)
-    positions = (draws - draws.mean(0)) @ inverse.T
-    scores = np.asarray(log_density_gradients, np.float64) @ factor
+    positions, scores = whitened(draws, np.asarray(log_density_gradients, np.float64))
     kernel = stein_kernel(jnp.asarray(positions), jnp.asarray(scores))
     number = draws.shape[0]
     kernel = kernel * (1 - jnp.eye(number, dtype=kernel.dtype))

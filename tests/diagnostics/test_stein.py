@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_rwpo.diagnostics.stein import stein_discrepancy, stein_identities, stein_kernel
+from numpyro_rwpo.diagnostics.importance import affordable
+from numpyro_rwpo.diagnostics.stein import (
+    stein_discrepancy,
+    stein_identities,
+    stein_kernel,
+    whitened,
+)
 
 DIM = 3
 
@@ -78,3 +84,25 @@ def test_fewer_effective_draws_make_z_smaller():
     every = stein_identities(draws, -gradients)
     quarter = stein_identities(draws, -gradients, np.full(2, 500.0))
     np.testing.assert_allclose(quarter.force_z, every.force_z / 2)
+
+
+def test_whitened_draws_have_unit_covariance_and_scores_follow_them():
+    """With few draws, only variances are one; log density and its slope do not change."""
+    rng = np.random.default_rng(3)
+    mixing = rng.normal(size=(3, 3)) * np.array([1.0, 10.0, 0.1])
+    for number in (200, 6):
+        draws = rng.normal(size=(number, 3)) @ mixing + 5.0
+        scores = rng.normal(size=draws.shape)
+        positions, turned = whitened(draws, scores)
+        covariance = np.cov(positions, rowvar=False, bias=True)
+        # The jitter keeps some directions from exactly unit variance.
+        np.testing.assert_allclose(np.diag(covariance), 1.0, rtol=1e-3)
+        if number > 6:
+            np.testing.assert_allclose(covariance, np.eye(3), atol=1e-3)
+        # A step has the same effect to first order in both coordinates.
+        step, other = draws[1] - draws[0], positions[1] - positions[0]
+        np.testing.assert_allclose(turned @ other, scores @ step, rtol=1e-6)
+
+
+def test_no_more_proposals_than_many_dimensions_allow():
+    assert [affordable(8000, dim) for dim in (1, 500, 4096, 10**7)] == [8000, 8000, 1024, 100]
