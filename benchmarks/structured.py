@@ -10,14 +10,17 @@ From the repository root::
   effects, sparse group lasso prior with a latent scale;
 - ``nile``: the level of the Nile, 100 years, fused lasso prior with latent scales of level and
   noise;
-- ``air_miles``: piecewise linear trend of 24 years, latent scales (the gallery's example).
+- ``air_miles``: piecewise linear trend of 24 years, latent scales (the gallery's example);
+- ``matrix_completion``: a 12 x 9 matrix of rank 2, 57 of whose 108 entries are observed, nuclear
+  norm prior, latent scales of the matrix and of the noise.
 
-On the last two, RWPO runs with ``target_accept_prob=0.95``.
+On the two lines, RWPO runs with ``target_accept_prob=0.95``.
 
 The samplers are RWPO; RWPO with the prior in its smooth part, ``laplace_sites=None``; NUTS, which
 takes subgradients; NUTS on the model in the coordinates in which RWPO moves, which a user would
 have to write by hand; and MYULA (:mod:`benchmarks.samplers.myula`, Durmus, Moulines and Pereyra
-2018, eq. 9), in the same coordinates, with the prior's proximal map. All run four chains, MYULA
+2018, eq. 9), in the same coordinates, with the prior's proximal map. A nuclear norm prior is never split
+off: there is one run of RWPO, and none of MYULA. All run four chains, MYULA
 with 200,000 steps each. ESS is ArviZ's bulk ESS of the worst coordinate. ``error`` is the largest
 difference of a posterior mean from that of NUTS (its run with the larger ESS), in posterior
 standard deviations; ``ratio`` is the largest factor between the standard deviations. Both contain
@@ -48,7 +51,12 @@ from benchmarks.report import markdown_table, three_digits
 from benchmarks.runner import load_results, run_process
 from numpyro_rwpo import RWPO
 from numpyro_rwpo.diagnostics.convergence import r_hat
-from numpyro_rwpo.distributions import FusedLaplace, GroupLaplace, SparseGroupLaplace
+from numpyro_rwpo.distributions import (
+    FusedLaplace,
+    GroupLaplace,
+    NuclearNorm,
+    SparseGroupLaplace,
+)
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.target import Differentiation
 
@@ -56,7 +64,14 @@ LIMIT_SECONDS = 900.0
 NUM_CHAINS, NUM_SAMPLES = 4, 1000
 MYULA_STEPS, MYULA_WARMUP, MYULA_THINNING = 200_000, 20_000, 200
 SAMPLERS = ("rwpo", "rwpo_whole", "nuts", "nuts_by_hand", "myula")
-SITES = ("effect", "intercept", "noise", "scale", "trend")  # those of the models as written
+SITES = (
+    "effect",
+    "intercept",
+    "matrix",
+    "noise",
+    "scale",
+    "trend",
+)  # those of the models as written
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -67,6 +82,7 @@ class Case(NamedTuple):
     by_hand: Callable[..., None]
     arguments: tuple[Any, ...]
     options: Mapping[str, Any] = MappingProxyType({})  # of RWPO
+    samplers: tuple[str, ...] = SAMPLERS
 
 
 def scaled_site(name: str, site: dist.Distribution, scale: Any) -> Any:
@@ -170,7 +186,26 @@ def air_miles() -> Case:
     return line(np.log2(miles / 1000), 2, dist.LogNormal(np.log(0.05), 0.5))
 
 
-CASES = {f.__name__: f for f in (group_logistic, sparse_group, nile, air_miles)}
+def matrix_completion() -> Case:
+    """See the module's docstring."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(12, 2)) @ rng.normal(size=(2, 9))
+    noisy = (matrix + 0.3 * rng.normal(size=matrix.shape)).astype(np.float32)
+    rows, columns = np.nonzero(rng.random(matrix.shape) < 0.6)
+
+    def model(rows: Any, columns: Any, y: Any, by_hand: bool = False) -> None:
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        noise = numpyro.sample("noise", dist.LogNormal(np.log(0.3), 0.5))
+        prior = NuclearNorm(1.0 if by_hand else scale, (12, 9))
+        matrix = site_of(by_hand)("matrix", prior, scale)
+        numpyro.sample("y", dist.Normal(matrix[rows, columns], noise), obs=y)
+
+    arguments = (rows, columns, noisy[rows, columns])
+    samplers = ("rwpo", "nuts", "nuts_by_hand")
+    return Case(model, partial(model, by_hand=True), arguments, samplers=samplers)
+
+
+CASES = {f.__name__: f for f in (group_logistic, sparse_group, nile, air_miles, matrix_completion)}
 
 
 def run_kernel(case: Case, sampler: str) -> tuple[dict[str, np.ndarray], int, int]:
@@ -336,7 +371,7 @@ def main() -> None:
     folder = args.out / "structured"
     folder.mkdir(parents=True, exist_ok=True)
     for name in args.problems:
-        for sampler in SAMPLERS:
+        for sampler in CASES[name]().samplers:
             path = folder / f"{name}--{sampler}.json"
             if path.exists():
                 continue

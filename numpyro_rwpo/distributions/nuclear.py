@@ -89,7 +89,7 @@ class NuclearNorm(StructuredDistribution):
         left = _orthonormal(keys[1], (*shape[:-1], s.shape[-1]), dtype)
         right = _orthonormal(keys[2], (*shape[:-2], columns, s.shape[-1]), dtype)
         draws = (left * s[..., None, :]) @ jnp.swapaxes(right, -1, -2)
-        return self.coordinate_scale() * draws
+        return jnp.broadcast_to(self.coordinate_scale(), shape) * draws
 
     @property
     def mean(self) -> jax.Array:
