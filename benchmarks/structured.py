@@ -19,13 +19,13 @@ On the two lines, RWPO runs with ``target_accept_prob=0.95``.
 The samplers are RWPO; RWPO with the prior in its smooth part, ``laplace_sites=None``; NUTS, which
 takes subgradients; NUTS on the model in the coordinates in which RWPO moves, which a user would
 have to write by hand; and MYULA (:mod:`benchmarks.samplers.myula`, Durmus, Moulines and Pereyra
-2018, eq. 9), in the same coordinates, with the prior's proximal map. A nuclear norm prior is never split
-off: there is one run of RWPO, and none of MYULA. All run four chains, MYULA
-with 200,000 steps each. ESS is ArviZ's bulk ESS of the worst coordinate. ``error`` is the largest
-difference of a posterior mean from that of NUTS (its run with the larger ESS), in posterior
-standard deviations; ``ratio`` is the largest factor between the standard deviations. Both contain
-the Monte Carlo errors of the two runs. For MYULA, they show the bias that its ESS does not know of.
-Gradients are those of all chains.
+2018, eq. 9), in the same coordinates, with the prior's proximal map. A nuclear norm prior is never
+split off: it has no second run of RWPO, and none of MYULA. All run four chains, MYULA with 200,000
+steps each. ESS is ArviZ's bulk ESS of the worst coordinate. ``error`` is the largest difference of
+a posterior mean from that of NUTS (its run with the larger ESS), in posterior standard deviations;
+``ratio`` is the largest factor between the standard deviations. Both contain the Monte Carlo errors
+of the two runs. For MYULA, they show the bias that its ESS does not know of. Gradients are those of
+all chains.
 """
 
 import argparse

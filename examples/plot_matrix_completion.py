@@ -28,7 +28,8 @@ OPTIONS = {"num_particles": 8, "attention": "marginal", "dense_mass": False} if 
 # %%
 # Data
 # ----
-# Twelve wines, four of each grape, and eight measurements in units of their standard deviations over all wines.
+# Twelve wines, four of each grape, and eight measurements, in units of their standard deviations
+# around their means over all wines.
 data = load_wine()
 table = (data.data - data.data.mean(0)) / data.data.std(0)
 wines = np.concatenate([np.flatnonzero(data.target == k)[:4] for k in range(3)])
@@ -73,10 +74,8 @@ predicted = matrix + draws["noise"][:, None, None] * rng.normal(size=matrix.shap
 low, high = np.quantile(predicted, [0.05, 0.95], axis=0)
 truth, mean = table[is_hidden], matrix.mean(0)
 covered = ((low < table) & (table < high))[is_hidden].mean()
-print(
-    f"root mean square error of hidden entries {np.sqrt(((mean[is_hidden] - truth) ** 2).mean()):.2f}"
-)
-print(f"root mean square of hidden entries       {np.sqrt((truth**2).mean()):.2f}")
+error, size = (np.sqrt((x**2).mean()) for x in (mean[is_hidden] - truth, truth))
+print(f"hidden entries: root mean square {size:.2f}, of the error {error:.2f}")
 print(f"hidden entries in their 90% intervals    {covered:.0%}")
 
 # %%

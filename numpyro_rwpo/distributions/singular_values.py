@@ -237,7 +237,7 @@ def _propose(
 def _by_rejection(key: jax.Array, p: int, q: int, how: Envelope, dtype: Any) -> jax.Array:
     """Propose until the first acceptance, (q,)."""
 
-    def again(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def again(state: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
         key, key_proposal = random.split(state[0])
         log_g, value, log_uniform = _propose(key_proposal, p, q, how, dtype)
         return key, log_g, log_uniform <= value - how.log_bound

@@ -76,14 +76,14 @@ def nuclear_norm(x: jax.Array) -> jax.Array:
 def _nuclear_norm_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Value and derivative from one polar factor, whose product with x has the norm as its trace."""
+    """Value and derivative from one decomposition: the inner product of x and its polar factor."""
     (x,), (dx,) = primals, tangents
     factor = polar_factor(x)
     return (factor * x).sum((-2, -1)), (factor * dx).sum((-2, -1))
 
 
 def nuclear_norm_prox(x: jax.Array, step_size: ArrayLike) -> jax.Array:
-    """Proximal map ``argmin_z |z|_* + |z - x|^2 / (2 step_size)``: soft-thresholded singular values.
+    """Proximal map ``argmin_z |z|_* + |z - x|^2 / (2 step_size)``, a soft threshold.
 
     Args:
         x: Matrices, (..., rows, columns).
