@@ -63,9 +63,11 @@ def _log_integral(p: int, q: int) -> float:
     entries = [[0] * size for _ in range(size)]
     for j, first in enumerate(shapes):
         for k in range(j + 1, q):
+            # The shapes differ by 2 (k - j): with half of an odd number of tosses both win equally
+            # often, and k - j numbers of heads remain.
             tosses = first + shapes[k] - 1
-            wins = sum(math.comb(tosses, heads) for heads in range(first, tosses + 1))
-            entries[j][k] = 4 * wins - 2 ** (tosses + 1)
+            rest = range(first, first + k - j)
+            entries[j][k] = 4 * sum(math.comb(tosses, heads) for heads in rest)
         if q % 2:
             entries[j][q] = 2**first
     log_factors = sum(math.lgamma(n) - n * math.log(2) for n in shapes)
@@ -229,6 +231,8 @@ def _propose(
     factor = factor + jnp.diag(jnp.sqrt(random.chisquare(key_diagonal, freedom, dtype=dtype)))
     g = jnp.linalg.svd(factor, compute_uv=False)
     log_g = jnp.log(jnp.maximum(g, jnp.finfo(dtype).tiny))
+    # The quotient does not depend on the unit; in this one, its terms lose the fewest digits.
+    log_g = log_g - 0.5 * jax.nn.logsumexp(2 * log_g, keepdims=True)
     # Uniform in (0, 1]: the logarithm of 0 would accept whatever is proposed.
     log_uniform = jnp.log1p(-random.uniform(key_uniform, dtype=dtype))
     return log_g, _log_quotient(log_g, p, how.power, jnp), log_uniform

@@ -117,7 +117,7 @@ def trend_filter(y: Any = None) -> None:
 def low_rank(y: Any = None) -> None:
     tau = numpyro.sample("tau", dist.LogNormal(-0.5, 0.5))
     x = numpyro.sample("x", NuclearNorm(tau, (3, 2)))
-    numpyro.sample("y", dist.Normal(x, 0.7).expand([2, 3, 2]).to_event(3), obs=y)
+    numpyro.sample("y", dist.Normal(jnp.stack([x, x]), 0.7).to_event(3), obs=y)
 
 
 def fraction_of_ranks(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
