@@ -31,6 +31,7 @@ from numpyro_rwpo.distributions.singular_values import (
     envelope,
     log_normalizer,
 )
+from numpyro_rwpo.model.laplace_sites import split_laplace_sites
 
 NUM_DIRECTIONS = 400_000
 
@@ -135,7 +136,7 @@ def stein_excess(s: np.ndarray, p: int) -> np.ndarray:
     return np.asarray((p - q + 2) * s.sum(1) - (s**2).sum(1) + pairs.sum(1))
 
 
-# Both ways of drawing: by rejection, and by a Markov chain, which a bound of 0.2 asks of (10, 10).
+# Both ways of drawing: by rejection, and by a Markov chain.
 @pytest.mark.parametrize(
     ("shape", "is_exact"), [((8, 8), True), ((12, 9), True), ((20, 15), True), ((16, 16), False)]
 )
@@ -209,6 +210,17 @@ def small_model(y: Any) -> None:
     tau = numpyro.sample("tau", dist.HalfNormal(1.0))
     x = numpyro.sample("x", NuclearNorm(tau, (3, 2)))
     numpyro.sample("y", dist.Normal(x, 1.0).to_event(2), obs=y)
+
+
+def test_a_site_is_moved_in_units_of_its_scale_and_not_split_off() -> None:
+    split = split_laplace_sites(small_model, (DATA,), {})
+    assert split.smooth == {"x"} and split.rewritten == ("x",) and split.fixed == ()
+    values = {"tau": jnp.log(0.5), "x": jnp.asarray(DATA)}
+    users, log_jacobian = split.to_user_values(values, jnp.zeros(()), (DATA,), {})
+    np.testing.assert_allclose(users["x"], 0.5 * DATA, rtol=1e-6)
+    np.testing.assert_allclose(log_jacobian, -6 * np.log(0.5), rtol=1e-6)
+    back = split.from_user_values(users, (DATA,), {})
+    np.testing.assert_allclose(back["x"], DATA, rtol=1e-6)
 
 
 def small_moments() -> dict[str, Moments]:
