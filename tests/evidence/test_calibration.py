@@ -28,7 +28,12 @@ from scipy import stats
 
 from benchmarks.problems import PROBLEMS
 from numpyro_rwpo import RWPO, diagnose
-from numpyro_rwpo.distributions import FusedLaplace, GroupLaplace, SparseGroupLaplace
+from numpyro_rwpo.distributions import (
+    FusedLaplace,
+    GroupLaplace,
+    NuclearNorm,
+    SparseGroupLaplace,
+)
 from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import ExactFlow, Flow, HarmonicFlow
 from numpyro_rwpo.dynamics.moves import hamiltonian_sweep, jump_sweep
@@ -109,6 +114,12 @@ def trend_filter(y: Any = None) -> None:
     numpyro.sample("y", dist.Normal(line, 0.5).to_event(1), obs=y)
 
 
+def low_rank(y: Any = None) -> None:
+    tau = numpyro.sample("tau", dist.LogNormal(-0.5, 0.5))
+    x = numpyro.sample("x", NuclearNorm(tau, (3, 2)))
+    numpyro.sample("y", dist.Normal(jnp.stack([x, x]), 0.7).to_event(3), obs=y)
+
+
 def fraction_of_ranks(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Ranks of the truth (replications, k) among draws (replications, draws, k)."""
     return (draws < truth[:, None]).sum(1)
@@ -162,6 +173,7 @@ MODELS = [
     group_lasso,
     sparse_group_lasso,
     trend_filter,
+    low_rank,
 ]
 
 
