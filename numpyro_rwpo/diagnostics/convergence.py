@@ -7,6 +7,7 @@ imported when a function is called: it takes about a second.
 from typing import Any
 
 import numpy as np
+from numpyro.diagnostics import effective_sample_size
 
 
 def _over_dataset(name: str, draws: Any, **options: Any) -> np.ndarray:
@@ -39,6 +40,15 @@ def within_r_hat(draws: Any) -> np.ndarray:
 def ess(draws: Any, method: str = "bulk") -> np.ndarray:
     """Effective sample size of draws (chains, draws, ...) by ArviZ's ``method``, shape (...)."""
     return _over_dataset("ess", draws, method=method)
+
+
+def ess_of_mean(draws: Any) -> np.ndarray:
+    """Effective sample size for the mean of draws (chains, draws, ...), shape (...).
+
+    NumPyro's, which takes all coordinates at once: ArviZ takes milliseconds for each.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(effective_sample_size(np.asarray(draws, np.float64)), np.float64)
 
 
 def mcse(draws: Any, method: str = "mean", **options: Any) -> np.ndarray:

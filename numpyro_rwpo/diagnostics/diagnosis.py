@@ -75,7 +75,9 @@ def measure(run: Run, seed: int) -> Measurements:
     log_density, gradients = posterior.evaluate(flat)
     key_coverage, key_evidence, key_stein = jax.random.split(jax.random.key(seed), 3)
     is_corrected = run.settings.corrected
-    stein = _stein(key_stein, draws, gradients, posterior.names, is_corrected)
+    corrected = _corrected_coordinates(draws, posterior.names) if is_corrected else []
+    bulk = np.array([row.ess_bulk for row in corrected])
+    stein = _stein(key_stein, draws, gradients, posterior.names, bulk)
     if _deviates(stein, is_corrected):
         key_jumps = jax.random.fold_in(key_stein, 1)
         jumps = find_jumps(key_jumps, flat, posterior.names, posterior.evaluate)
@@ -94,13 +96,12 @@ def measure(run: Run, seed: int) -> Measurements:
             mixing=None,
             **common,
         )
-    coordinates = _corrected_coordinates(draws, posterior.names)
     # R-hat and ESS of single chains are computed for the 50 coordinates with the fewest effective
     # draws over all chains. The report shows only the worst value per chain, and with four chains
     # it would take ArviZ five times as long to compute all of them.
-    worst = np.argsort([row.ess_bulk for row in coordinates])[:50]
+    worst = np.argsort(bulk)[:50]
     return CorrectedMeasurements(
-        coordinates=coordinates,
+        coordinates=corrected,
         chains=_corrected_chains(run, draws[:, :, worst]),
         modes=measure_modes(run.state.move, draws, posterior.names),
         mixing=_mixing(draws, log_density, posterior.names, run.particles),
@@ -333,17 +334,26 @@ def _stein(
     draws: np.ndarray,
     gradients: np.ndarray,
     names: list[str],
-    is_corrected: bool,
+    bulk: np.ndarray,
 ) -> SteinFigures:
-    """Kernel Stein discrepancy, and the coordinates that violate Stein's identities most."""
+    """Kernel Stein discrepancy, and the coordinates that violate Stein's identities most.
+
+    Args:
+        rng_key: random key.
+        draws: draws or particles, (chains, draws, dim).
+        gradients: scores at them, (chains * draws, dim).
+        names: names of the coordinates.
+        bulk: bulk effective sample sizes, (dim,); empty for noise-free particles.
+    """
     flat = draws.reshape(-1, draws.shape[2])
     num_effective, number = None, len(flat)
-    if is_corrected:
+    if bulk.size:
         virial = (draws - draws.mean((0, 1))) * gradients.reshape(draws.shape)
-        num_effective = np.clip(np.nan_to_num(convergence.ess(virial), nan=1.0), 1.0, len(flat))
+        found = np.nan_to_num(convergence.ess_of_mean(virial), nan=1.0)
+        num_effective = np.clip(found, 1.0, len(flat))
         # As many draws, evenly spaced, as there are effective ones: the test takes them to be
         # independent. With fewer than 20, it says nothing.
-        number = max(int(min(num_effective.min(), convergence.ess(draws).min())), 20)
+        number = max(int(min(num_effective.min(), bulk.min())), 20)
     number = min(MAX_DRAWS, number, len(flat))
     chosen = np.linspace(0, len(flat) - 1, number).astype(int)
     discrepancy = stein_discrepancy(rng_key, flat[chosen], gradients[chosen])

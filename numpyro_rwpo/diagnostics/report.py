@@ -138,6 +138,8 @@ def _html_list(findings: Sequence[Finding]) -> str:
 
 
 def _transport_row(residuals: list[float]) -> list[str]:
+    if not all(map(math.isfinite, residuals)):  # There was no transport.
+        return ["transport residual", *("none" for _ in residuals), "none"]
     return ["transport residual", *(number(x, 2) for x in residuals), span(residuals, ".2g")]
 
 
@@ -166,10 +168,7 @@ def _chains(measured: CorrectedMeasurements) -> Table:
         ["tail ESS, worst", *(count(c.ess_tail) for c in chains), count(tail)],
         ["acceptance", *(f"{x:.2f}" for x in accept_prob), span(accept_prob, ".2f")],
         ["divergent draws", *map(str, divergences), str(sum(divergences))],
-    ]
-    if all(map(math.isfinite, residuals)):  # infinite where there was no transport
-        rows.append(_transport_row(residuals))
-    rows += [
+        _transport_row(residuals),
         ["gradient evaluations", *(f"{x:,}" for x in gradients), f"{sum(gradients):,}"],
         ["of them in warm-up", *(f"{x:,}" for x in warmup), f"{sum(warmup):,}"],
         ["gradients a draw", *map(str, per_draw), span(per_draw, "d")],
