@@ -58,7 +58,7 @@ class Placement(NamedTuple):
 
     Attributes:
         placed: the ensemble.
-        evidence: evidence lower bounds of descent and plain start, (2,).
+        evidence: evidence lower bounds of descent and plain start, -inf if not compared, (2,).
         is_descent: whether the descent was kept, scalar.
         num_gradients: number of gradient evaluations, of all particles together, scalar.
         num_rows: number of gradient evaluations one after another, scalar.
@@ -133,7 +133,7 @@ def find_starts(rng_key: jax.Array, start: jax.Array, target: Target, settings: 
     else:
         ensemble, log_weight, centering, cost = quasi_newton_start(key_start, plain, target)
         is_close = _are_close(log_weight, target)
-    none = jnp.full(2, jnp.nan, plain.dtype)
+    none = jnp.full(2, -jnp.inf, plain.dtype)
     is_descent = jnp.asarray(target.proposal is None)
     placed = _unmoved(ensemble, target._replace(centering=centering), settings)
     descent = Placement(placed, none, is_descent, *cost, ensemble.particles)

@@ -47,7 +47,7 @@ class WarmUpReport(NamedTuple):
 
     Attributes:
         progress: progress of the transport.
-        evidence: evidence lower bounds of descent and plain start, (2,).
+        evidence: evidence lower bounds of descent and plain start, -inf if not compared, (2,).
         is_descent: whether the placement of the descent was kept.
         num_updates: number of sweeps of adaptation.
         is_settled: whether adaptation ended because its estimates were steady.

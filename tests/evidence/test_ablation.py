@@ -62,8 +62,8 @@ def test_fused_operations_are_one_kernel() -> None:
 
 
 def test_a_part_that_is_gone_is_an_error() -> None:
-    with pytest.raises(AttributeError, match=r"warmup has no TRANSPORT to take out"):
-        ablation._set(ablation.warmup, "TRANSPORT", 0)
+    with pytest.raises(AttributeError, match=r"placement has no TRANSPORT to take out"):
+        ablation._set(ablation.placement, "TRANSPORT", 0)
     with pytest.raises(SystemExit):
         parse(["--parts", "attention heads"])
     assert parse([]).parts == list(PARTS)

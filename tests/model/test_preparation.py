@@ -115,7 +115,7 @@ def test_an_error_of_the_compiler_is_raised_by_the_call():
 
 def test_start_of_new_data_compiles_nothing(caplog: pytest.LogCaptureFixture):
     X, y = regression_data()
-    kernel = light_kernel(lasso_regression, num_particles=8)
+    kernel = light_kernel(lasso_regression)
     with jax.log_compiles():
         init(kernel, X, y)
         assert "Compiling" in caplog.text
