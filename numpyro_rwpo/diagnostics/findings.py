@@ -239,7 +239,9 @@ def _place(mode: Mode) -> str:
 
 
 def _lonely_modes(measurements: CorrectedMeasurements) -> Finding | None:
-    found = [mode for mode in measurements.modes if len(mode.found_by) <= 1]
+    # Those that no chain found by itself come from the wider search, which all chains share and
+    # which goes on as long as it finds any.
+    found = [mode for mode in measurements.modes if mode.center and len(mode.found_by) == 1]
     if not found or measurements.settings.num_chains == 1:
         return None
     return Finding(
@@ -251,7 +253,8 @@ def _lonely_modes(measurements: CorrectedMeasurements) -> Finding | None:
 
 
 def _rare_jumps(measurements: CorrectedMeasurements) -> Finding | None:
-    stuck = [mode for mode in measurements.modes if mode.jump_rate < _MIN_JUMP_RATE]
+    # A mode without draws has too small a share for its jumps to matter.
+    stuck = [m for m in measurements.modes if m.center and m.jump_rate < _MIN_JUMP_RATE]
     if not stuck:
         return None
     worst = min(stuck, key=lambda mode: mode.jump_rate)

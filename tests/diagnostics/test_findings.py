@@ -25,6 +25,7 @@ from numpyro_rwpo.diagnostics.measurements import (
     SlowestStatistics,
     SteinFigures,
 )
+from numpyro_rwpo.diagnostics.modes import Mode
 from numpyro_rwpo.diagnostics.report import Report
 from numpyro_rwpo.diagnostics.stein import SteinDiscrepancy
 from numpyro_rwpo.diagnostics.tables import formatted
@@ -320,3 +321,24 @@ def test_everything_is_in_the_dictionary():
         assert report.figures == {
             k: v for k, v in figures.items() if k not in ("findings", "remarks")
         }
+
+
+def test_modes_are_judged_by_the_chains_that_found_them_and_by_jumps_that_matter() -> None:
+    def mode(found_by, jump_rate=0.5, share=0.5):
+        return Mode(
+            center={"a": share} if share else {},
+            share=share,
+            share_error=0.01,
+            share_of_chain=(share, share),
+            largest_z=1.0,
+            jump_rate=jump_rate,
+            found_by=found_by,
+        )
+
+    def about(*modes):
+        return {finding.about for finding in find(changed("modes", modes))}
+
+    both, by_search, empty = mode((0, 1)), mode(()), mode((), jump_rate=0.0, share=0.0)
+    assert about(both, by_search, empty) == set()
+    assert about(both, mode((1,))) == {"modes"}
+    assert about(both, mode((0, 1), jump_rate=0.0)) == {"jumps"}
