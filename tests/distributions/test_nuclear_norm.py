@@ -138,7 +138,13 @@ def stein_excess(s: np.ndarray, p: int) -> np.ndarray:
 
 # Both ways of drawing: by rejection, and by a Markov chain.
 @pytest.mark.parametrize(
-    ("shape", "is_exact"), [((8, 8), True), ((12, 9), True), ((20, 15), True), ((16, 16), False)]
+    ("shape", "is_exact"),
+    [
+        ((8, 8), True),
+        ((12, 9), True),
+        ((20, 15), True),
+        pytest.param((16, 16), False, marks=pytest.mark.slow),
+    ],
 )
 def test_draws_of_many_singular_values(shape: tuple[int, int], is_exact: bool) -> None:
     """An identity of the density by integration by parts, within 5 standard errors."""

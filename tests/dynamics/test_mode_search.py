@@ -151,6 +151,7 @@ def two_modes() -> None:
     numpyro.factor("modes", jnp.logaddexp(low + np.log(0.7), high + np.log(0.3)))
 
 
+@pytest.mark.slow
 def test_chains_one_after_another_do_not_hide_that_they_disagree() -> None:
     """They have no list of modes, and particles stay where descents placed them."""
     mcmc = run_mcmc(
