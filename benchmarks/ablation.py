@@ -89,7 +89,7 @@ def _one_placement(is_descent: bool) -> None:
         )
 
     programs.place = place
-    placement.CLOSE = 0.0  # Otherwise, good descents would come first.
+    settings.CLOSE = 0.0  # Otherwise, good descents would come first.
 
 
 def _one_flow(name: str) -> None:
@@ -127,7 +127,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "descents": lambda: _one_placement(is_descent=False),
     "plain start": lambda: _one_placement(is_descent=True),
     "transport": _set(placement, "MAX_TRANSPORT_STEPS", 0),
-    "trust in close descents": _set(placement, "CLOSE", 0.0),
+    "trust in close descents": _set(settings, "CLOSE", 0.0),
     "exact flow": lambda: _one_flow("harmonic"),
     "harmonic flow": lambda: _one_flow("exact"),
     "choice of centering": _one_centering,

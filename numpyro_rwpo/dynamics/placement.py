@@ -32,10 +32,6 @@ from numpyro_rwpo.dynamics.transport import (
 from numpyro_rwpo.model.target import Target
 from numpyro_rwpo.support.control_flow import batched_like
 
-# Mean absolute deviation of the log importance weights, in nats, below which draws of the descents
-# need no transport. Draws 1.3 times too wide in six directions have such weights.
-CLOSE = 1.0
-
 
 class Placed(NamedTuple):
     """An ensemble after transport.
@@ -119,7 +115,9 @@ def _unmoved(ensemble: Ensemble, target: Target, settings: Settings) -> Placed:
     return Placed(ensemble, target.centering, initial_progress(dtype), adaptation)
 
 
-def find_starts(rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings) -> Starts:
+def find_starts(
+    rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
+) -> Starts:
     """Where transport may begin: the placement by descents, and the plain start."""
     key_spread, key_start = random.split(random.split(rng_key)[0])
     plain = spread(key_spread, start, settings)
@@ -132,7 +130,7 @@ def find_starts(rng_key: jax.Array, start: jax.Array, target: Target, settings: 
         is_close = jnp.ones((), bool)
     else:
         ensemble, log_weight, centering, cost = quasi_newton_start(key_start, plain, target)
-        is_close = _are_close(log_weight, target)
+        is_close = _deviation(log_weight, target) < numbers.close
     none = jnp.full(2, -jnp.inf, plain.dtype)
     is_descent = jnp.asarray(target.proposal is None)
     placed = _unmoved(ensemble, target._replace(centering=centering), settings)
@@ -140,15 +138,16 @@ def find_starts(rng_key: jax.Array, start: jax.Array, target: Target, settings: 
     return Starts(descent, plain, is_close & settings.corrected)
 
 
-def _are_close(log_weight: jax.Array, target: Target) -> jax.Array:
-    """Whether the draws of the descents could be draws of the posterior, scalar.
+def _deviation(log_weight: jax.Array, target: Target) -> jax.Array:
+    """Mean absolute deviation of the log importance weights of the descents' draws, scalar.
 
-    The weights of all chains are compared. If the descents have stopped at different depths, such
-    as in the neck of a funnel, their evidence differs, and with it the weights.
+    It is 0 if these are draws of the posterior. The weights of all chains are compared. If the
+    descents have stopped at different depths, such as in the neck of a funnel, their evidence
+    differs, and with it the weights.
     """
     mean = target.placement.chain_mean
     deviation = jnp.abs(log_weight - mean(jnp.median(thinned(log_weight)))).mean()
-    return mean(deviation) < CLOSE
+    return mean(deviation)
 
 
 def place(starts: Starts, target: Target, settings: Settings, numbers: Numbers) -> Placement:

@@ -171,11 +171,11 @@ class Programs:
 
     def _started(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Starts:
         _, settings = constants
-        rng_keys, starts, _ = inputs
+        rng_keys, starts, numbers = inputs
         target = pool_chains(self.bind(args, kwargs, starts.dtype)[0], "chain")
 
         def one_chain(key: jax.Array, start: jax.Array) -> Starts:
-            return find_starts(key, start, target, settings)
+            return find_starts(key, start, target, settings, numbers)
 
         return jax.vmap(one_chain, axis_name="chain")(rng_keys, starts)
 

@@ -6,6 +6,7 @@ cannot be compiled in this way. For such a model, the data are constants, too, a
 compiled again for each data set.
 """
 
+import hashlib
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from enum import Enum, auto
@@ -133,10 +134,34 @@ def split_arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[An
     return arrays, Layout(structure, tuple(marked))
 
 
+class _Constant:
+    """An array that can be compared and hashed, for programs of which it is a constant."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        values = np.asarray(data)
+        digest = hashlib.blake2b(np.ascontiguousarray(values).tobytes()).digest()
+        self._identity = digest, values.shape, values.dtype, type(data)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constant) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+
+def fix_arrays(arrays: list[Any], layout: Layout) -> Layout:
+    """The layout with the arrays themselves in it."""
+    rest = iter(arrays)
+    leaves = (_Constant(next(rest)) if x is _Mark.ARRAY else x for x in layout.leaves)
+    return Layout(layout.structure, tuple(leaves))
+
+
 def join_arrays(arrays: list[Any], layout: Layout) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The model's args and kwargs; the inverse of :func:`split_arrays`."""
     rest = iter(arrays)
     leaves = [next(rest) if leaf is _Mark.ARRAY else leaf for leaf in layout.leaves]
+    leaves = [leaf.data if isinstance(leaf, _Constant) else leaf for leaf in leaves]
     structure: Any = layout.structure
     return jax.tree.unflatten(structure, leaves)
 
@@ -229,11 +254,7 @@ class CompiledOnce(Generic[T]):
             program, arrays = self._program(constants, inputs, args, kwargs)
             return program(inputs, arrays)
         except Exception:  # An error in the model itself is raised again below.
-            fixed = jax.jit(
-                lambda inputs: self._function(constants, inputs, args, kwargs),
-                compiler_options=self._chosen_options(constants, inputs, args, kwargs),
-            )
-            return fixed(inputs)
+            return self._fixed_program(constants, inputs, args, kwargs)(inputs, [])
 
     def begin(
         self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -267,6 +288,20 @@ class CompiledOnce(Generic[T]):
         chosen = None if options is None else tuple(sorted(options.items()))
         shapes = _shapes((inputs, arrays))
         return _compiled(self._function, constants, layout, shapes, chosen), arrays
+
+    def _fixed_program(
+        self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Program[T]:
+        """The program with the data as constants, kept for further runs on the same data."""
+        options = self._chosen_options(constants, inputs, args, kwargs)
+        try:
+            fixed = fix_arrays(*split_arrays(args, kwargs))
+            chosen = None if options is None else tuple(sorted(options.items()))
+            return _compiled(self._function, constants, fixed, _shapes(inputs), chosen)
+        except Exception:  # Arguments that are traced or that cannot be hashed.
+            return _Program(
+                lambda inputs, _: self._function(constants, inputs, args, kwargs), options
+            )
 
     def _chosen_options(
         self, constants: Hashable, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -212,7 +212,7 @@ def test_transport_is_for_posteriors_that_descents_do_not_fit(smooth, is_close):
     numbers = Numbers(target_accept_prob=0.8, relative_prox_time=0.1)
 
     def one_chain(key):
-        starts = placement.find_starts(key, jnp.zeros(DIM), target, settings)
+        starts = placement.find_starts(key, jnp.zeros(DIM), target, settings, numbers)
         return starts, placement.place(starts, target, settings, numbers)
 
     starts, placed = jax.jit(jax.vmap(one_chain, axis_name="chain"))(keys)

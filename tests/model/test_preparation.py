@@ -124,6 +124,25 @@ def test_start_of_new_data_compiles_nothing(caplog: pytest.LogCaptureFixture):
         assert "Compiling" not in caplog.text
 
 
+def test_a_model_that_looks_at_its_data_is_compiled_once_for_each_data_set(caplog):
+    def count(_, x, args, kwargs):
+        return x + len(np.unique(np.asarray(args[0])))
+
+    program = CompiledOnce(count)
+    zero, data = jnp.zeros(()), np.array([0, 1, 1])
+    assert program(None, zero, (data,), {}) == 2
+    with jax.log_compiles():
+        assert program(None, zero, (data.copy(),), {}) == 2
+        assert "Compiling" not in caplog.text
+        assert program(None, zero, (np.array([0, 1, 2]),), {}) == 3
+        assert "Compiling" in caplog.text
+    lists = {"a": [data]}  # still a pytree of arrays
+    assert (
+        CompiledOnce(lambda _, x, args, kwargs: x + int(kwargs["a"][0][1]))(None, zero, (), lists)
+        == 1
+    )
+
+
 def test_models_that_look_at_their_data_and_that_ask_for_a_key():
     y, group = np.zeros(4, np.float32), np.array([0, 1, 1, 2])
     kernel = small(grouped)
