@@ -88,7 +88,7 @@ from numpyro.infer import MCMC, NUTS
 
 import numpyro_rwpo
 from numpyro_rwpo import *
-from numpyro_rwpo.distributions import FusedLaplace, GroupLaplace
+from numpyro_rwpo.distributions import FusedLaplace, GroupLaplace, NuclearNorm
 """
 
 # -------------------------------------------------------------------------------------- gallery

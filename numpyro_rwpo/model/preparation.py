@@ -141,13 +141,13 @@ class _Constant:
         self.data = data
         values = np.asarray(data)
         digest = hashlib.blake2b(np.ascontiguousarray(values).tobytes()).digest()
-        self._identity = digest, values.shape, values.dtype, type(data)
+        self.identity = digest, values.shape, values.dtype, type(data)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Constant) and self._identity == other._identity
+        return isinstance(other, _Constant) and self.identity == other.identity
 
     def __hash__(self) -> int:
-        return hash(self._identity)
+        return hash(self.identity)
 
 
 def fix_arrays(arrays: list[Any], layout: Layout) -> Layout:
