@@ -30,8 +30,8 @@ class NuclearNorm(StructuredDistribution):
     r"""Density proportional to ``scale^-(rows * columns) exp(-nuclear norm / scale)`` of matrices.
 
     It favors matrices of which few singular values are large. The directions of rows and columns
-    are uniform. No singular value is exactly
-    zero; a priori, their sum is about ``rows * columns * scale``.
+    are uniform. No singular value is exactly zero; a priori, their sum is about
+    ``rows * columns * scale``.
 
     Args:
         scale: Scale > 0 in the units of the entries; its shape is the batch's.

@@ -139,6 +139,9 @@ def quasi_newton_start(rng_key: jax.Array, particles: jax.Array, target: Target)
         target: the posterior. If it has sites with latent scales, every other path uses the other
             centering.
 
+    Returns:
+        As many particles, evaluated, with their log weights, the centering that all chains have
+        chosen, and the cost.
     """
     # The random numbers have one axis, because XLA takes several times as long to compile two.
     noise = random.normal(rng_key, (particles.size,), particles.dtype).reshape(particles.shape)

@@ -16,8 +16,6 @@ from numpyro_rwpo.support.sharding import Placement, check_use
 # The largest number of dimensions per particle of a dense metric. Beyond it, the covariance of the
 # particles is mostly noise.
 MAX_DENSE = 4
-
-
 # Mean absolute deviation of the log importance weights, in nats, below which draws of the descents
 # need no transport; draws 1.3 times too wide in six directions have such weights. It is larger if
 # the kernel's last run on data of the same shape had none, because its program would be compiled.
