@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -358,3 +361,15 @@ def test_scalars_follow_the_reference(name):
     columns = scalars(name, samples)
     np.testing.assert_allclose(columns.draws.mean((1, 2)), columns.mean, atol=1e-6)
     assert np.all(columns.sd > 0)
+
+
+def test_benchmarks_import_where_the_samplers_they_compare_with_are_not_installed():
+    """Tests import benchmarks, and BlackJAX is in the extra `bench` alone."""
+    root = Path(__file__).parents[2]
+    names = {path.stem for path in (root / "benchmarks").glob("[!_]*.py")} - {"mode_smc"}
+    code = [
+        "import importlib, sys",
+        "sys.modules['blackjax'] = None",
+        *(f"importlib.import_module('benchmarks.{name}')" for name in sorted(names)),
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=root, check=True)
