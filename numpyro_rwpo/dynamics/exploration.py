@@ -17,6 +17,7 @@ from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start, smoothed_potential
 from numpyro_rwpo.dynamics.placement import evaluated_start
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
+from numpyro_rwpo.dynamics.walls import Walls, within
 from numpyro_rwpo.dynamics.warmup import adapted
 from numpyro_rwpo.model.target import Target
 
@@ -68,6 +69,7 @@ def explore(
     rng_key: jax.Array,
     start: jax.Array,
     is_placed: jax.Array,
+    walls: Walls,
     target: Target,
     settings: Settings,
     numbers: Numbers,
@@ -78,6 +80,7 @@ def explore(
         rng_key: one key.
         start: positions in the mode, (num_particles, dim).
         is_placed: whether these are at rest, scalar; if not, descents from them place the ensemble.
+        walls: planes that the particles do not cross.
         target: the posterior, in the centering that the chains have chosen.
         settings: settings of the run.
         numbers: target acceptance probability and bandwidth.
@@ -85,6 +88,7 @@ def explore(
     key_start, key_adapt = random.split(rng_key)
     # The ensembles explore in one centering, in which the modes can be compared.
     target = target._replace(full_prior=target.prior, is_rewritten=None, recenter=None)
+    target = within(target, walls)
     found = quasi_newton_start(key_start, start, target)
     particles, cost = found.ensemble.particles, found.cost
     placed = evaluated_start(jnp.where(is_placed, start, particles), target, settings)

@@ -41,37 +41,64 @@ class Fitted(NamedTuple):
     Attributes:
         modes: the list of modes.
         kept: numbers of the ensembles, (num_modes,).
+        distinct: all modes, of which some are left out of the list for their small weight.
+        is_kept: which of these are in the list, (number of them,).
     """
 
     modes: Modes
     kept: NDArray[np.intp]
+    distinct: Modes
+    is_kept: NDArray[np.bool_]
 
 
-def fit_modes(rng_key: jax.Array, explored: Explored, evaluate: Evaluate) -> Fitted:
+class Relations(NamedTuple):
+    """Which ensembles are in the same mode.
+
+    Attributes:
+        overlap: whether two ensembles are in each other's place, (n, n).
+        is_connected: whether there is a way without a barrier between two ensembles, (n, n).
+    """
+
+    overlap: NDArray[np.bool_]
+    is_connected: NDArray[np.bool_]
+
+
+def relations(explored: Explored, evaluate: Evaluate) -> Relations:
+    """Which of the ensembles, with a leading axis, are in the same mode."""
+    modes = normal_modes(explored)
+    belongs = _belongs(modes, explored.particles)
+    overlap = (1 - belongs.mean(2)) > MAX_OVERLAP
+    overlap |= overlap.T
+    is_connected = _are_connected(modes, explored, belongs, overlap, evaluate)
+    number = connected_components(is_connected, directed=False)[1]
+    return Relations(overlap, number[:, None] == number)
+
+
+def fit_modes(
+    rng_key: jax.Array, explored: Explored, related: Relations, evaluate: Evaluate
+) -> Fitted:
     """The distinct modes that are worth a place in the list.
 
     Args:
         rng_key: one key, for draws of the normal densities.
         explored: ensembles with a leading axis.
+        related: which of them are in the same mode.
         evaluate: potential at positions, (n, dim) -> (n,).
     """
     modes = normal_modes(explored)
     evidence = -np.asarray(explored.potential).mean(1) + np.asarray(modes.log_det)
-    belongs = _belongs(modes, explored.particles)
-    is_same = (1 - belongs.mean(2)) > MAX_OVERLAP
-    is_same |= is_same.T
-    is_same |= _are_connected(modes, explored, belongs, is_same, evaluate)
-    kept = _distinct(is_same, evidence)
+    kept = _distinct(related.overlap | related.is_connected, evidence)
     modes = _selected(modes, kept)
-    if len(kept) > 1:
-        log_weight = _log_evidence(rng_key, modes, explored, kept, evaluate)
-        log_weight -= log_weight.max()
-        is_large = log_weight > np.log(MIN_WEIGHT)
-        kept, log_weight = kept[is_large], log_weight[is_large]
-        log_weight -= np.log(np.exp(log_weight).sum())
-        modes = _selected(modes, np.flatnonzero(is_large))
-        modes = modes._replace(log_weight=jnp.asarray(log_weight, modes.mean.dtype))
-    return Fitted(modes, kept)
+    if len(kept) < 2:
+        return Fitted(modes, kept, modes, np.ones(len(kept), bool))
+    log_weight = _log_evidence(rng_key, modes, explored, kept, evaluate)
+    log_weight -= np.logaddexp.reduce(log_weight)
+    is_kept = log_weight > np.log(MIN_WEIGHT)
+    distinct = modes._replace(log_weight=jnp.asarray(log_weight, modes.mean.dtype))
+    log_weight = log_weight[is_kept] - np.logaddexp.reduce(log_weight[is_kept])
+    modes = _selected(modes, np.flatnonzero(is_kept))
+    modes = modes._replace(log_weight=jnp.asarray(log_weight, modes.mean.dtype))
+    return Fitted(modes, kept[is_kept], distinct, is_kept)
 
 
 def _selected(tree: Any, kept: NDArray[np.intp]) -> Any:

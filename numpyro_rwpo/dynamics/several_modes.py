@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 
+from numpyro_rwpo.dynamics.ensemble import Ensemble
 from numpyro_rwpo.dynamics.estimates import JUMP_CORRELATION, MAX_JUMPS, MAX_STEPS
 from numpyro_rwpo.dynamics.exploration import NUM_TRIED, Explored
-from numpyro_rwpo.dynamics.mode_fit import Fitted, fit_modes
+from numpyro_rwpo.dynamics.mode_fit import Fitted, Relations, fit_modes, relations
 from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
 from numpyro_rwpo.dynamics.mode_search import (
     MAX_GROUPS,
@@ -36,6 +37,7 @@ from numpyro_rwpo.dynamics.moves import num_leapfrog_steps
 from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.state import Ready
+from numpyro_rwpo.dynamics.walls import Walls, walls_between
 from numpyro_rwpo.dynamics.warmup import WarmUp
 
 # Jumps and states with which the acceptance of jumps is measured.
@@ -45,6 +47,8 @@ TRIAL_JUMPS, TRIAL_STATES = 2, 6
 SETTLED, MIN_STATES, MAX_STATES = 0.99, 5, 50
 # States beyond which even the draws of a long run would not see the shares evened out.
 HOPELESS_STATES = 1000
+# How many times the walls between ensembles are set.
+MAX_WALLED = 2
 # An ensemble starts from the particles at rest if there is at least one for so many of its own.
 MIN_MEMBERS = 4
 # Proposed jumps out of a mode that are needed to say how many are accepted.
@@ -103,8 +107,8 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
         return _charged(ready, cost), False
     call.show("adapting jumps between several modes")
     separated = _searched_widely(separated, groups, evaluate, ready, call, cost)
-    explored = _explored(separated, ready, call, cost)
-    fitted = fit_modes(random.fold_in(call.inputs[0][0], 3), explored, evaluate)
+    explored, related = _explored(separated, evaluate, ready, call, cost)
+    fitted = fit_modes(random.fold_in(call.inputs[0][0], 3), explored, related, evaluate)
     if len(fitted.kept) < 2:
         return _charged(ready, cost), False
     move = _first_move(fitted, explored, warm)
@@ -144,8 +148,34 @@ def _searched_widely(
     return separated
 
 
-def _explored(separated: list[Separated], ready: Ready, call: Call, cost: Cost) -> Explored:
-    """An ensemble in each set of groups: its particles at rest, or those around its position."""
+def _explored(
+    separated: list[Separated], evaluate: Evaluate, ready: Ready, call: Call, cost: Cost
+) -> tuple[Explored, Relations]:
+    """An ensemble in each separated set, and which of them are in the same mode.
+
+    Ensembles that have crossed into each other's mode explore again, with a wall between them. If
+    there is no barrier along the wall, they are in one mode, and the wall is taken away.
+    """
+    positions = np.stack([one.position for one in separated])
+    is_walled = np.zeros((len(separated), len(separated)), bool)
+    known: dict[bytes, tuple[Explored, Relations]] = {}
+    for _ in range(MAX_WALLED + 1):
+        if is_walled.tobytes() not in known:
+            walls = walls_between(positions, is_walled, evaluate, ready.potential.dtype)
+            explored = _explored_within(walls, separated, ready, call, cost)
+            known[is_walled.tobytes()] = explored, relations(explored, evaluate)
+        found, related = known[is_walled.tobytes()]
+        is_needed = (is_walled | related.overlap) & ~related.is_connected
+        if (is_needed == is_walled).all():
+            break
+        is_walled = is_needed
+    return found, related
+
+
+def _explored_within(
+    walls: Walls, separated: list[Separated], ready: Ready, call: Call, cost: Cost
+) -> Explored:
+    """An ensemble in each separated set: its particles at rest, or those around its position."""
     key, number = random.fold_in(call.inputs[0][0], 1), call.settings.num_particles
     keys = random.split(key, len(separated))
     is_placed = np.array([len(one.members) >= number // MIN_MEMBERS for one in separated])
@@ -159,7 +189,7 @@ def _explored(separated: list[Separated], ready: Ready, call: Call, cost: Cost) 
             noise = random_numbers.normal(size=(number, len(one.position)))
             starts.append(one.position + 0.1 * noise)
     positions = jnp.asarray(np.stack(starts), ready.potential.dtype)
-    inputs = keys, positions, jnp.asarray(is_placed), ready.centering[0], call.inputs[2]
+    inputs = keys, positions, jnp.asarray(is_placed), walls, ready.centering[0], call.inputs[2]
     constants = call.programs.layout, call.settings
     explored = call.programs.explore(constants, inputs, call.args, call.kwargs)
     cost.add(explored.num_gradients.sum(), explored.num_rows.max())
@@ -289,6 +319,25 @@ def with_measured_jumps(move: ModeMove, tally: Tally) -> ModeMove:
     )
 
 
+def _in_listed_modes(ensemble: Ensemble, fitted: Fitted) -> Ensemble:
+    """The ensembles, with an axis of chains, without particles in modes that are not in the list.
+
+    They move onto others of their chain. Out of a mode that is not in the list, hardly any jump is
+    accepted, because its proposal density is even smaller there than the posterior.
+    """
+    if fitted.is_kept.all():
+        return ensemble
+    number = jax.vmap(lambda x: mode_of(fitted.distinct, x))(ensemble.particles)
+    is_kept = fitted.is_kept[np.asarray(number)]
+    index = np.tile(np.arange(is_kept.shape[1]), (len(is_kept), 1))
+    for chain, kept in enumerate(is_kept):
+        if kept.any():
+            index[chain, ~kept] = np.resize(np.flatnonzero(kept), (~kept).sum())
+    return jax.vmap(lambda one, source: jax.tree.map(lambda x: x[source], one))(
+        ensemble, jnp.asarray(index)
+    )
+
+
 def _settled(
     ready: Ready, move: ModeMove, explored: Explored, fitted: Fitted, call: Call, cost: Cost
 ) -> Ready | None:
@@ -298,7 +347,7 @@ def _settled(
     particles: the others are hardly worth a draw, and their normal densities do not fit.
     """
     keys = jax.vmap(lambda key: random.fold_in(key, 2))(call.inputs[0])
-    ensemble, num_chains = ready.ensemble, len(ready.potential)
+    ensemble, num_chains = _in_listed_modes(ready.ensemble, fitted), len(ready.potential)
 
     def moved(keys: jax.Array, move: ModeMove, num_states: int) -> Any:
         per_state = move.num_jumps[0] + move.num_sweeps[0] * move.num_steps[0]
