@@ -69,19 +69,21 @@ def choose_move(
         and not is_traced
     )
     can_start_anew = can_choose and settings.num_warmup >= MIN_WARMUP
-    # Chains that run one after another would find lists of different length.
-    if can_choose and len(ready.potential) > 1:
-        ready, has_several = share_modes(warm, ready, call)
-        if has_several:
-            return Choice(ready, settings.num_states, Kind(number, False))
     has_trees = can_start_anew and (
         not has_converged(ready.warm_up) if earlier is None else earlier.has_trees
     )
+    small = settings._replace(num_particles=NUM_PARTICLES)
+    for_trees = (call.programs.layout, small), call.inputs, call.args, call.kwargs
+    # Chains that run one after another would find lists of different length.
+    if can_choose and len(ready.potential) > 1:
+        if has_trees:  # They will be needed, unless there are several modes.
+            call = call._replace(meanwhile=lambda: call.programs.warm_up_trees.begin(*for_trees))
+        ready, has_several = share_modes(warm, ready, call)
+        if has_several:
+            return Choice(ready, settings.num_states, Kind(number, False))
     if not has_trees:
         return Choice(ready, settings.num_states, Kind(number, False))
-    small = settings._replace(num_particles=NUM_PARTICLES)
-    constants = call.programs.layout, small
     call.show("the chains disagree, so NUTS transitions are adapted")
-    trees = call.programs.warm_up_trees(constants, call.inputs, call.args, call.kwargs)
+    trees = call.programs.warm_up_trees(*for_trees)
     ready = after_trees(ready, trees, settings.num_warmup)
     return Choice(ready, num_states(NUM_PARTICLES), Kind(number, True))

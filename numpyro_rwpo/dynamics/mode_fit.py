@@ -24,6 +24,9 @@ MAX_OVERLAP = 0.1
 # which each is compared.
 _NUM_CLOSEST, _NUM_POINTS, MAX_EXCESS = 4, 3, 2.0
 _NUM_NEAREST = 4
+# Acceptance probability of draws of an ensemble's normal density, below which a wall around it does
+# not help: jumps out of the mode behind it would not be accepted either.
+MIN_ACCEPTANCE = 0.02
 # Modes whose weight is below this share are left out: in 4,000 draws, they have less than one.
 MIN_WEIGHT = 1e-4
 # Squared ratio of a variance to that of the metric, 1 for a normal density, up to which gradients
@@ -33,6 +36,11 @@ MAX_NORMAL_EXCESS = 1.25
 NUM_DRAWS = 4
 # Steps of the iteration of bridge sampling, which converges quickly.
 _NUM_BRIDGE_STEPS = 50
+
+
+# Without `jit`, every operation of these would be a program of its own.
+_whitened = jax.jit(to_whitened)
+_densities = jax.jit(jax.vmap(log_densities, (None, 0)))
 
 
 class Fitted(NamedTuple):
@@ -57,21 +65,26 @@ class Relations(NamedTuple):
     Attributes:
         overlap: whether two ensembles are in each other's place, (n, n).
         is_connected: whether there is a way without a barrier between two ensembles, (n, n).
+        is_normal: whether draws of an ensemble's normal density would be accepted, (n,).
     """
 
     overlap: NDArray[np.bool_]
     is_connected: NDArray[np.bool_]
+    is_normal: NDArray[np.bool_]
 
 
-def relations(explored: Explored, evaluate: Evaluate) -> Relations:
+def relations(rng_key: jax.Array, explored: Explored, evaluate: Evaluate) -> Relations:
     """Which of the ensembles, with a leading axis, are in the same mode."""
+    explored = jax.device_get(explored)
     modes = normal_modes(explored)
     belongs = _belongs(modes, explored.particles)
     overlap = (1 - belongs.mean(2)) > MAX_OVERLAP
     overlap |= overlap.T
     is_connected = _are_connected(modes, explored, belongs, overlap, evaluate)
     number = connected_components(is_connected, directed=False)[1]
-    return Relations(overlap, number[:, None] == number)
+    ratios = _log_ratios(rng_key, modes, explored, evaluate)
+    is_normal = np.array([_acceptance(*of_one) for of_one in ratios]) > MIN_ACCEPTANCE
+    return Relations(overlap, number[:, None] == number, is_normal)
 
 
 def fit_modes(
@@ -85,13 +98,15 @@ def fit_modes(
         related: which of them are in the same mode.
         evaluate: potential at positions, (n, dim) -> (n,).
     """
+    explored = jax.device_get(explored)
     modes = normal_modes(explored)
     evidence = -np.asarray(explored.potential).mean(1) + np.asarray(modes.log_det)
     kept = _distinct(related.overlap | related.is_connected, evidence)
     modes = _selected(modes, kept)
     if len(kept) < 2:
         return Fitted(modes, kept, modes, np.ones(len(kept), bool))
-    log_weight = _log_evidence(rng_key, modes, explored, kept, evaluate)
+    ratios = _log_ratios(rng_key, modes, _selected(explored, kept), evaluate)
+    log_weight = np.array([_bridge(*of_one) for of_one in ratios])
     log_weight -= np.logaddexp.reduce(log_weight)
     is_kept = log_weight > np.log(MIN_WEIGHT)
     distinct = modes._replace(log_weight=jnp.asarray(log_weight, modes.mean.dtype))
@@ -102,7 +117,7 @@ def fit_modes(
 
 
 def _selected(tree: Any, kept: NDArray[np.intp]) -> Any:
-    return jax.tree.map(lambda x: x[kept], tree)
+    return jax.tree.map(lambda x: np.asarray(x)[kept], tree)
 
 
 def normal_modes(explored: Explored) -> Modes:
@@ -188,7 +203,7 @@ def _means(explored: Explored, factor: Any, excess: Array) -> Array:
 
 def _belongs(modes: Modes, particles: jax.Array) -> NDArray[np.bool_]:
     """Whether each particle of ensemble k is rather in mode k than in mode l, (k, l, n)."""
-    densities = np.asarray(jax.vmap(lambda x: log_densities(modes, x))(particles))  # (k, l, n)
+    densities = np.asarray(_densities(modes, particles))  # (k, l, n)
     own = np.diagonal(densities, axis1=0, axis2=1).T[:, None]
     return own >= densities
 
@@ -255,7 +270,7 @@ def _closest(
     heights = np.minimum(heights, np.quantile(heights, 0.75, axis=1, keepdims=True))
     particles = np.asarray(explored.particles, np.float64)
     inverse = jax.tree.map(lambda x: x[k], modes.inverse)
-    white = np.asarray(to_whitened(inverse, explored.particles), np.float64)
+    white = np.asarray(_whitened(inverse, explored.particles), np.float64)
     gap = ((white - white[k].mean(0)) ** 2).sum(-1).min(1)
     nearest = np.argsort(gap, kind="stable")
     nearest = nearest[nearest != k][:_NUM_NEAREST]
@@ -287,39 +302,39 @@ def _distinct(is_same: NDArray[np.bool_], evidence: Array) -> NDArray[np.intp]:
     return np.array(kept, dtype=np.intp)
 
 
-def _log_evidence(
-    rng_key: jax.Array,
-    modes: Modes,
-    explored: Explored,
-    kept: NDArray[np.intp],
-    evaluate: Evaluate,
-) -> Array:
-    """Log evidence of each mode by bridge sampling from its normal density, (num_modes,).
+def _log_ratios(
+    rng_key: jax.Array, modes: Modes, explored: Explored, evaluate: Evaluate
+) -> list[tuple[Array, Array]]:
+    """Log ratios of posterior and normal density, at the particles of each ensemble and at draws.
 
-    Reference: Meng and Wong (1996), Simulating ratios of normalizing constants via a simple
-    identity, eq. (4.1).
+    Draws that are rather in another mode have the ratio 0.
     """
-    num_modes, (num_particles, dim) = len(kept), explored.particles.shape[1:]
-    number = jnp.repeat(jnp.arange(num_modes), NUM_DRAWS * num_particles)
+    num_modes, (num_particles, dim) = len(modes.mean), explored.particles.shape[1:]
+    number = np.repeat(np.arange(num_modes), NUM_DRAWS * num_particles)
     noise = jax.random.normal(rng_key, (number.size, dim), modes.mean.dtype)
     drawn = place_in(modes, number, noise)
     heights = evaluate(np.asarray(drawn))
     shift = np.log(num_modes)  # Densities of single modes, not weighted ones.
     densities = np.asarray(log_densities(modes, drawn), np.float64) + shift
-    # What lies in another mode is that mode's evidence.
-    is_own = densities.argmax(0) == np.asarray(number)
+    is_own = densities.argmax(0) == number
     of_draws = np.where(is_own, -heights - densities[number, np.arange(len(number))], -np.inf)
-    particles = explored.particles[kept]
-    own = np.asarray(jax.vmap(lambda x: log_densities(modes, x))(particles), np.float64) + shift
-    own = np.diagonal(own, axis1=0, axis2=1).T
-    of_particles = -np.asarray(explored.potential, np.float64)[kept] - own
-    return np.array(
-        [_bridge(x, y) for x, y in zip(of_particles, of_draws.reshape(num_modes, -1), strict=True)]
-    )
+    own = np.asarray(_densities(modes, explored.particles), np.float64)
+    own = np.diagonal(own, axis1=0, axis2=1).T + shift
+    of_particles = -np.asarray(explored.potential, np.float64) - own
+    return list(zip(of_particles, of_draws.reshape(num_modes, -1), strict=True))
+
+
+def _acceptance(of_particles: Array, of_draws: Array) -> float:
+    """Mean acceptance probability of draws as proposals, from log ratios at either."""
+    return float(np.exp(np.minimum(0.0, of_draws[:, None] - of_particles)).mean())
 
 
 def _bridge(of_particles: Array, of_draws: Array) -> float:
-    """Log evidence from log ratios of posterior and proposal, at draws of each."""
+    """Log evidence from log ratios of posterior and proposal, at draws of each.
+
+    Reference: Meng and Wong (1996), Simulating ratios of normalizing constants via a simple
+    identity, eq. (4.1).
+    """
     log_mean = np.logaddexp.reduce
     estimate = float(np.median(of_particles))
     excess = np.log(len(of_draws) / len(of_particles))

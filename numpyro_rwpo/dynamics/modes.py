@@ -67,17 +67,20 @@ def whitened(modes: Modes, position: jax.Array) -> jax.Array:
     )
 
 
+@jax.jit
 def log_densities(modes: Modes, position: jax.Array) -> jax.Array:
     """Weighted log density of each mode at positions (n, dim), (num_modes, n)."""
     constant = modes.log_weight - modes.log_det - position.shape[1] / 2 * math.log(2 * math.pi)
     return constant[:, None] - (whitened(modes, position) ** 2).sum(-1) / 2
 
 
+@jax.jit
 def mode_of(modes: Modes, position: jax.Array) -> jax.Array:
     """Number of the mode to which each position (n, dim) belongs, (n,)."""
     return jnp.argmax(log_densities(modes, position), 0)
 
 
+@jax.jit
 def place_in(modes: Modes, number: jax.Array, noise: jax.Array) -> jax.Array:
     """Map whitened vectors (n, dim) to positions in the modes of that ``number`` (n,)."""
     factor = jax.tree.map(lambda x: x[number], modes.factor)

@@ -47,7 +47,7 @@ TRIAL_JUMPS, TRIAL_STATES = 2, 6
 SETTLED, MIN_STATES, MAX_STATES = 0.99, 5, 50
 # States beyond which even the draws of a long run would not see the shares evened out.
 HOPELESS_STATES = 1000
-# How many times the walls between ensembles are set.
+# How many times walls between ensembles are set.
 MAX_WALLED = 2
 # An ensemble starts from the particles at rest if there is at least one for so many of its own.
 MIN_MEMBERS = 4
@@ -67,6 +67,7 @@ class Call(NamedTuple):
         args: positional arguments of the model.
         kwargs: keyword arguments of the model.
         show: shows the user what takes long.
+        meanwhile: what can be traced while a program compiles.
     """
 
     programs: Programs
@@ -75,6 +76,7 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     show: Callable[[str], None]
+    meanwhile: Callable[[], Any] = lambda: None
 
 
 class Cost:
@@ -153,9 +155,10 @@ def _explored(
 ) -> tuple[Explored, Relations]:
     """An ensemble in each separated set, and which of them are in the same mode.
 
-    Ensembles that have crossed into each other's mode explore again, with a wall between them. If
-    there is no barrier along the wall, they are in one mode, and the wall is taken away.
+    If some have crossed into each other's mode, all explore again, with walls between those. Where
+    there is no barrier along a wall, the two are in one mode, and they explore without it.
     """
+    key = random.fold_in(call.inputs[0][0], 5)
     positions = np.stack([one.position for one in separated])
     is_walled = np.zeros((len(separated), len(separated)), bool)
     known: dict[bytes, tuple[Explored, Relations]] = {}
@@ -163,13 +166,14 @@ def _explored(
         if is_walled.tobytes() not in known:
             walls = walls_between(positions, is_walled, evaluate, ready.potential.dtype)
             explored = _explored_within(walls, separated, ready, call, cost)
-            known[is_walled.tobytes()] = explored, relations(explored, evaluate)
-        found, related = known[is_walled.tobytes()]
+            known[is_walled.tobytes()] = explored, relations(key, explored, evaluate)
+        found = explored, related = known[is_walled.tobytes()]
         is_needed = (is_walled | related.overlap) & ~related.is_connected
+        is_needed &= related.is_normal[:, None] & related.is_normal
         if (is_needed == is_walled).all():
             break
         is_walled = is_needed
-    return found, related
+    return found
 
 
 def _explored_within(
@@ -191,6 +195,8 @@ def _explored_within(
     positions = jnp.asarray(np.stack(starts), ready.potential.dtype)
     inputs = keys, positions, jnp.asarray(is_placed), walls, ready.centering[0], call.inputs[2]
     constants = call.programs.layout, call.settings
+    call.programs.explore.begin(constants, inputs, call.args, call.kwargs)
+    call.meanwhile()
     explored = call.programs.explore(constants, inputs, call.args, call.kwargs)
     cost.add(explored.num_gradients.sum(), explored.num_rows.max())
     return explored

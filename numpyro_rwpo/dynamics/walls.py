@@ -37,7 +37,7 @@ def within(target: Target, walls: Walls) -> Target:
 
     def smooth(particles: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
         value, gradient = target.smooth(particles, centering)
-        is_outside = (particles @ walls.normal.T > walls.offset).any(1)
+        is_outside = (particles @ walls.normal.T > walls.offset[None]).any(1)
         return jnp.where(is_outside, jnp.inf, value), gradient
 
     return target._replace(smooth=smooth)

@@ -18,6 +18,7 @@ from numpyro_rwpo import RWPO, diagnose
 from numpyro_rwpo.dynamics import several_modes
 from numpyro_rwpo.dynamics.exploration import descend_all
 from numpyro_rwpo.dynamics.flows import HarmonicFlow
+from numpyro_rwpo.dynamics.mode_fit import Fitted
 from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
 from numpyro_rwpo.dynamics.mode_search import find_groups
 from numpyro_rwpo.dynamics.modes import Modes
@@ -131,7 +132,7 @@ def settled(occupied: int, accepted: float) -> Any:
     explored = SimpleNamespace(
         adaptation=SimpleNamespace(is_settled=jnp.ones(2, bool), total_updates=jnp.ones(2))
     )
-    fitted = SimpleNamespace(modes=modes, kept=np.arange(2))
+    fitted = Fitted(modes, np.arange(2), modes, np.ones(2, bool))
     keys = random.split(random.key(0))
     call = SimpleNamespace(programs=programs, settings=None, inputs=(keys,), args=(), kwargs={})
     return several_modes._settled(ready, move, explored, fitted, call, several_modes.Cost())
