@@ -25,7 +25,6 @@ from scipy.special import expit, logit
 
 from numpyro_rwpo.diagnostics.convergence import ess, pareto_k_hat
 from numpyro_rwpo.diagnostics.importance import (
-    MAX_RELIABLE,
     LogDensity,
     affordable,
     fitted_ratios,
@@ -150,8 +149,8 @@ def estimate_evidence(
             draws a longer run.
         is_exact: whether the draws are from the posterior. Noise-free particles are not: all of
             them serve to fit the density, four times as many proposals take the place of a bridge,
-            and the standard error is infinite where k-hat is above 0.7, because that of the mean
-            ratio would mean nothing.
+            and the standard error is infinite where k-hat is above 0.5, because the ratios then
+            have no variance.
     """
     fitted, other = halves(draws) if is_exact else (draws, draws)
     dim = draws.shape[2]
@@ -168,9 +167,9 @@ def estimate_evidence(
     log_evidence, error, efficiency = importance_evidence(ratios)
     num_other = other.shape[0] * other.shape[1]
     # Importance ratios have a variance if and only if their Pareto tail index is below one half.
-    covers = k_hat <= 0.5 and efficiency * ratios.size >= num_other
-    if covers or not is_exact:
-        error = error if k_hat <= MAX_RELIABLE else math.inf
+    has_variance = k_hat <= 0.5
+    if not is_exact or (has_variance and efficiency * ratios.size >= num_other):
+        error = error if has_variance else math.inf
         return Evidence(k_hat, log_evidence, error, "importance sampling", efficiency)
     flat = jnp.asarray(other.reshape(-1, dim))
     at_draws = log_density(flat) - np.asarray(_log_prob(density, flat), np.float64)
