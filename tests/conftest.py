@@ -55,6 +55,7 @@ SHARED_RUNS = (
     "nuts_record",
     "normal_prior_run",
     "own_head_run",
+    "bimodal_run",
 )
 
 

@@ -844,6 +844,7 @@ def test_assert_moments_can_fail() -> None:
             assert_moments({"x": wrong}, truth)
 
 
+@pytest.mark.slow
 def test_constrained_supports() -> None:
     """Simplex, Cholesky factor, ordered, positive, intervals, improper."""
     mcmc = check_posterior(wide_kernel(constrained_sites), constrained_moments())

@@ -156,6 +156,7 @@ def standard_normal(z: Any) -> jax.Array:
     return sum(0.5 * jnp.sum(leaf**2) for leaf in jax.tree.leaves(z))  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 @FEW
 @given(pytrees(), st.integers(4, 40), st.integers(1, 3), st.sampled_from([0, 7, 50]), st.booleans())
 def test_any_pytree_any_precision_any_number_of_particles(
@@ -201,10 +202,11 @@ def test_gradient_of_the_reference(regression: Regression) -> None:
 
 HARD = [
     ("normal", 20, 30, 0.999, 0.0, frozenset({"missing", "repeated"})),
-    pytest.param("logistic", 200, 3, 0.9, 3.0, frozenset({"constant"}), marks=pytest.mark.slow),
+    ("logistic", 200, 3, 0.9, 3.0, frozenset({"constant"})),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "n", "p", "correlation", "log_scale", "flaws"), HARD)
 def test_draws_of_generalized_linear_models(
     family: str, n: int, p: int, correlation: float, log_scale: float, flaws: frozenset[str]

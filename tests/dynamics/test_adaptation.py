@@ -132,6 +132,7 @@ def test_first_moments_are_the_ensembles_own(dense: bool) -> None:
 # ---------------------------------------------------------------------------- the step size
 
 
+@pytest.mark.slow
 def test_acceptance_steers_the_step_size() -> None:
     """From its guess the step size comes to where as much is accepted as was asked for.
 

@@ -154,19 +154,19 @@ def share_score(mcmc: MCMC) -> float:
 
 
 @pytest.fixture(scope="module")
-def finished() -> MCMC:
+def bimodal_run() -> MCMC:
     return run_mcmc(RWPO(two_modes), 2, num_warmup=100, num_samples=512, num_chains=4)
 
 
-def test_share_of_a_distant_mode(finished: MCMC) -> None:
-    assert isinstance(finished.last_state.move, ModeMove)
-    assert abs(share_score(finished)) < 4
-    assert effective_sample_size(in_small_mode(finished)) > 800
-    assert split_gelman_rubin(finished.get_samples(group_by_chain=True)["x"]).max() < 1.02
+def test_share_of_a_distant_mode(bimodal_run: MCMC) -> None:
+    assert isinstance(bimodal_run.last_state.move, ModeMove)
+    assert abs(share_score(bimodal_run)) < 4
+    assert effective_sample_size(in_small_mode(bimodal_run)) > 800
+    assert split_gelman_rubin(bimodal_run.get_samples(group_by_chain=True)["x"]).max() < 1.02
 
 
-def test_report_of_modes(finished: MCMC) -> None:
-    report = diagnose(finished)
+def test_report_of_modes(bimodal_run: MCMC) -> None:
+    report = diagnose(bimodal_run)
     first, second = report.measurements.modes
     assert first.share + second.share == pytest.approx(1)
     assert abs(second.share - 0.1) < 4 * second.share_error < 0.1
@@ -176,8 +176,8 @@ def test_report_of_modes(finished: MCMC) -> None:
     assert not {"jumps", "shares of modes"} & {finding.about for finding in report.findings}
 
 
-def test_state_with_modes_is_saved_and_restored(finished: MCMC) -> None:
-    state = jax.device_get(finished.last_state)
+def test_state_with_modes_is_saved_and_restored(bimodal_run: MCMC) -> None:
+    state = jax.device_get(bimodal_run.last_state)
     header, arrays = state_to_arrays(state)
     again = arrays_to_state(header, arrays, "file", None)
     assert isinstance(again.move, ModeMove)

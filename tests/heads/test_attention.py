@@ -462,7 +462,7 @@ copula_gradients = jax.jit(jax.jacrev(copula_results, (0, 1, 2)))
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mixing", [1.0, 0.0])
+@pytest.mark.parametrize("mixing", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_copula_has_the_derivatives_of_finite_differences(mixing: float) -> None:
     """In particles and rates, as correlations follow, and where they have been shrunk to none.
 

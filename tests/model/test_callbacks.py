@@ -50,6 +50,7 @@ def small(model: Any) -> RWPO:
     return light_kernel(model, num_particles=8)
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_the_same_likelihood_in_jax() -> None:
     """With chains one after the other, as NUTS can."""
     sizes = {"num_warmup": 8, "num_samples": 16, "num_chains": 2, "chain_method": "sequential"}

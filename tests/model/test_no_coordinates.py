@@ -77,6 +77,7 @@ def small(model: Any, **options: Any) -> RWPO:
     return light_kernel(model, num_particles=8, **options)
 
 
+@pytest.mark.slow
 def test_runs() -> None:
     sizes = {"num_warmup": 4, "num_samples": 6, "extra_fields": ("potential_energy",)}
     mcmc = run_mcmc(small(observed), num_chains=2, **sizes)

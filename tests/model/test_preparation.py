@@ -143,6 +143,7 @@ def test_a_model_that_looks_at_its_data_is_compiled_once_for_each_data_set(caplo
     )
 
 
+@pytest.mark.slow
 def test_models_that_look_at_their_data_and_that_ask_for_a_key():
     y, group = np.zeros(4, np.float32), np.array([0, 1, 1, 2])
     kernel = small(grouped)

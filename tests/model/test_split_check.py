@@ -436,7 +436,7 @@ def test_check_finds_a_density_of_its_own() -> None:
     assert refused_sites(jax.jit(lambda: split_errors(forced, (), {}))()) == {"b", "c"}
 
 
-@pytest.mark.parametrize("is_mapped", [False, True])
+@pytest.mark.parametrize("is_mapped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_site_that_the_check_refuses_is_left_alone(is_mapped: bool) -> None:
     """Also where the whole run is mapped over chains, so that `init` sees no numbers."""
     kernel = light_kernel(patched, num_particles=4, corrected=False)

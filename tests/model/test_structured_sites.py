@@ -215,8 +215,8 @@ def level_moments() -> dict[str, Moments]:
     ("model", "data", "moments"),
     [
         (group_model, GROUP_DATA, group_moments),
-        (line_model, LINE_DATA, line_moments),
-        # With known scales less can go wrong; the tests above have the densities of these, too.
+        # The tests above have the densities of these, too.
+        pytest.param(line_model, LINE_DATA, line_moments, marks=pytest.mark.slow),
         pytest.param(sparse_model, GROUP_DATA, sparse_moments, marks=pytest.mark.slow),
         pytest.param(level_model, LINE_DATA, level_moments, marks=pytest.mark.slow),
     ],
