@@ -11,9 +11,9 @@ From the repository root::
 - ``nile``: the level of the Nile, 100 years, fused lasso prior with latent scales of level and
   noise;
 - ``air_miles``: piecewise linear trend of 24 years, latent scales (the gallery's example);
-- ``deblurring``: isotropic total variation of a photograph of 64 x 64 pixels, latent scales of
-  prior and noise (the gallery's example). Its prior is always in the smooth part; only RWPO and
-  NUTS run.
+- ``deblurring``, ``tomography``: isotropic total variation of a photograph of 64 x 64 pixels, from
+  a blurred image and from projections in fifteen directions, latent scales of prior and noise
+  (:mod:`benchmarks.images`). Its prior is always in the smooth part; only RWPO and NUTS run.
 - ``matrix_completion``: a 12 x 9 matrix of rank 2, 57 of whose 108 entries are observed, nuclear
   norm prior, latent scales of the matrix and of the noise.
 
@@ -21,14 +21,15 @@ On ``nile`` and ``air_miles``, RWPO runs with ``target_accept_prob=0.95``.
 
 The samplers are RWPO; RWPO with the prior in its smooth part, ``laplace_sites=None``; NUTS, which
 takes subgradients; NUTS on the model in the coordinates in which RWPO moves, which a user would
-have to write by hand; and MYULA (:mod:`benchmarks.samplers.myula`, Durmus, Moulines and Pereyra
-2018, eq. 9), in the same coordinates, with the prior's proximal map. A nuclear norm prior is never
-split off: it has no second run of RWPO, and none of MYULA. All run four chains, MYULA with 200,000
-steps each. ESS is ArviZ's bulk ESS of the worst coordinate. ``error`` is the largest difference of
-a posterior mean from that of NUTS (its run with the larger ESS), in posterior standard deviations;
-``ratio`` is the largest factor between the standard deviations. Both contain the Monte Carlo errors
-of the two runs. For MYULA, they show the bias that its ESS does not know of. Gradients are those of
-all chains.
+have to write by hand; MYULA and SK-ROCK (:mod:`benchmarks.proximal_langevin`), in the same
+coordinates, with the prior's proximal map; and on ``sparse_group`` an exact Gibbs sampler
+(:mod:`benchmarks.posteriors.lasso.sparse_group_gibbs`). A nuclear norm prior is never split off: it
+has no second run of RWPO, and none of MYULA. All run four chains, MYULA and SK-ROCK with 200,000
+gradients each. ESS is ArviZ's bulk ESS of the worst coordinate. ``error`` is the largest difference
+of a posterior mean from that of an exact sampler (NUTS or Gibbs, the run with the largest ESS), in
+posterior standard deviations; ``ratio`` is the largest factor between the standard deviations. Both
+contain the Monte Carlo errors of the two runs. For MYULA and SK-ROCK, they show the bias that their
+ESS does not know of. Gradients are those of all chains.
 """
 
 import argparse
@@ -45,12 +46,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.infer import MCMC, NUTS, init_to_uniform
+from numpyro.infer import MCMC, NUTS
 
-from benchmarks import deblurring as images
+from benchmarks import images, proximal_langevin
 from benchmarks.cell import write_json
 from benchmarks.effective_size import smallest_ess
 from benchmarks.machine import versions
+from benchmarks.posteriors.lasso import sparse_group_gibbs
 from benchmarks.report import markdown_table, three_digits
 from benchmarks.runner import load_results, run_process
 from numpyro_rwpo import RWPO
@@ -61,13 +63,13 @@ from numpyro_rwpo.distributions import (
     NuclearNorm,
     SparseGroupLaplace,
 )
-from numpyro_rwpo.model.model_source import ModelSource
-from numpyro_rwpo.model.target import Differentiation
 
 LIMIT_SECONDS = 900.0
 NUM_CHAINS, NUM_SAMPLES = 4, 1000
-MYULA_STEPS, MYULA_WARMUP, MYULA_THINNING = 200_000, 20_000, 200
-SAMPLERS = ("rwpo", "rwpo_whole", "nuts", "nuts_by_hand", "myula")
+GIBBS_DRAWS = 20_000
+SAMPLERS = ("rwpo", "rwpo_whole", "nuts", "nuts_by_hand", "myula", "sk_rock", "gibbs")
+SPLIT = tuple(name for name in SAMPLERS if name != "gibbs")
+EXACT = ("nuts", "nuts_by_hand", "gibbs")
 SITES = (
     "effect",
     "image",
@@ -87,7 +89,7 @@ class Case(NamedTuple):
     by_hand: Callable[..., None]
     arguments: tuple[Any, ...]
     options: Mapping[str, Any] = MappingProxyType({})  # of RWPO
-    samplers: tuple[str, ...] = SAMPLERS
+    samplers: tuple[str, ...] = SPLIT
     num_warmup: int = 200  # of RWPO
 
 
@@ -143,7 +145,7 @@ def sparse_group() -> Case:
             effect = site_of(by_hand)("effect", prior, scale)
         numpyro.sample("y", dist.Normal(jnp.einsum("ngc,gc->n", X, effect), noise), obs=y)
 
-    return Case(model, partial(model, by_hand=True), (X, y))
+    return Case(model, partial(model, by_hand=True), (X, y), samplers=SAMPLERS)
 
 
 def line(y: Any, order: int, noise_prior: dist.Distribution) -> Case:
@@ -192,12 +194,23 @@ def air_miles() -> Case:
     return line(np.log2(miles / 1000), 2, dist.LogNormal(np.log(0.05), 0.5))
 
 
-def deblurring() -> Case:
+def image_case(name: str) -> Case:
     """See the module's docstring."""
-    data = images.simulated(images.photograph(*images.PHOTOGRAPHS[0]), 0)
+    problem = images.PROBLEMS[name]
+    data = problem.simulated(images.photograph(*images.PHOTOGRAPHS[0]), 0)
     # 200 updates of warm-up would take minutes: it waits for the scale, the slowest parameter.
     samplers, num_warmup = ("rwpo", "nuts"), images.NUM_WARMUP
-    return Case(images.model, images.model, data, images.OPTIONS, samplers, num_warmup)
+    return Case(problem.model, problem.model, data, images.OPTIONS, samplers, num_warmup)
+
+
+def deblurring() -> Case:
+    """See the module's docstring."""
+    return image_case("deblurring")
+
+
+def tomography() -> Case:
+    """See the module's docstring."""
+    return image_case("tomography")
 
 
 def matrix_completion() -> Case:
@@ -221,7 +234,15 @@ def matrix_completion() -> Case:
 
 CASES = {
     f.__name__: f
-    for f in (group_logistic, sparse_group, nile, air_miles, deblurring, matrix_completion)
+    for f in (
+        group_logistic,
+        sparse_group,
+        nile,
+        air_miles,
+        deblurring,
+        tomography,
+        matrix_completion,
+    )
 }
 
 
@@ -253,78 +274,30 @@ def run_kernel(case: Case, sampler: str) -> tuple[dict[str, np.ndarray], int, in
     if isinstance(kernel, RWPO):
         total = int(mcmc.last_state.num_gradients.sum())
     samples = mcmc.get_samples(group_by_chain=True)
-    draws = {name: np.asarray(v) for name, v in samples.items() if name in SITES}
-    return draws, total, sampling
+    return {name: np.asarray(v) for name, v in samples.items()}, total, sampling
 
 
-def run_myula(case: Case) -> tuple[dict[str, np.ndarray], int, int]:
-    """The same for MYULA, with lambda = 1 / L and a step of 1 / (4 L).
-
-    L is the largest curvature of the smooth part, by power iterations, over positions of a short
-    first run with an L that is ten times that of the start.
-    """
-    source = ModelSource(
-        case.model,
-        case.arguments,
-        {},
-        init_strategy=init_to_uniform(radius=0.5),
-        laplace_sites="auto",
-        differentiation=Differentiation(1.0, False),
-    )
-    bound = source.bind(case.arguments, {})
-    target = bound.target()
-    prior = target.prior
-
-    def curvature(x: jax.Array) -> jax.Array:
-        """Largest eigenvalue of the smooth part's Hessian in size, over chains."""
-
-        def gradient(v: jax.Array) -> jax.Array:
-            return target.value_and_grad(v)[1]
-
-        def power(_: int, v: jax.Array) -> jax.Array:
-            product = jax.jvp(gradient, (x,), (v,))[1]
-            return product / jnp.linalg.norm(product, axis=1, keepdims=True)
-
-        v = jax.lax.fori_loop(0, 30, power, jnp.ones_like(x) / x.shape[1] ** 0.5)
-        return jnp.abs((v * jax.jvp(gradient, (x,), (v,))[1]).sum(1)).max()
-
-    def walk(key: jax.Array, x: jax.Array, lipschitz: jax.Array, number: int) -> Any:
-        step = 0.25 / lipschitz
-
-        def once(x: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
-            pull = prior.moreau_gradient(x, 1 / lipschitz) + target.value_and_grad(x)[1]
-            noise = jax.random.normal(key, x.shape)
-            return x - step * pull + jnp.sqrt(2 * step) * noise, None
-
-        def kept(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            x, _ = jax.lax.scan(once, x, jax.random.split(key, MYULA_THINNING))
-            return x, x
-
-        return jax.lax.scan(kept, x, jax.random.split(key, number))
-
-    keys = jax.random.split(jax.random.key(0), NUM_CHAINS)
-    x = bound.prepare(keys, None).start
-    walk = jax.jit(walk, static_argnums=3)
-    top = jax.jit(curvature)(x)
-    for k in range(5):
-        x, _ = walk(jax.random.key(k), x, 10 * top, MYULA_WARMUP // (5 * MYULA_THINNING))
-        top = jnp.maximum(jax.jit(curvature)(x), 1e-3)
-    _, path = walk(jax.random.key(9), x, top, MYULA_STEPS // MYULA_THINNING)
-
-    def constrained(x: jax.Array) -> Any:
-        return bound.constrain(bound.emit(x, jnp.zeros(()))[0])
-
-    values = jax.jit(jax.vmap(jax.vmap(constrained)))(jnp.moveaxis(path, 1, 0))
-    draws = {name: np.asarray(v) for name, v in values.items()}
-    sampling = MYULA_STEPS * NUM_CHAINS
-    return draws, sampling + MYULA_WARMUP * NUM_CHAINS, sampling
+def run_gibbs(case: Case) -> tuple[dict[str, np.ndarray], int, int]:
+    """The same for the Gibbs sampler of :func:`sparse_group`, which has no gradients."""
+    X, y = case.arguments
+    chains = [
+        sparse_group_gibbs.sample(
+            seed, X, y, scale_sd=1.0, noise_sd=2.0, num_warmup=1000, number=GIBBS_DRAWS
+        )
+        for seed in range(NUM_CHAINS)
+    ]
+    return {name: np.stack([chain[name] for chain in chains]) for name in chains[0]}, 0, 0
 
 
 def measure(name: str, sampler: str) -> dict[str, Any]:
     """Make one run in this process."""
     case, begin = CASES[name](), time.perf_counter()
-    run = run_myula(case) if sampler == "myula" else run_kernel(case, sampler)
+    if sampler in proximal_langevin.STEPS:
+        run = proximal_langevin.run(case.model, case.arguments, sampler, NUM_CHAINS)
+    else:
+        run = run_gibbs(case) if sampler == "gibbs" else run_kernel(case, sampler)
     draws, total, sampling = run
+    draws = {name: values for name, values in draws.items() if name in SITES}
     flat = np.concatenate(
         [draws[k].reshape(*draws[k].shape[:2], -1) for k in sorted(draws)], axis=-1
     )
@@ -355,15 +328,16 @@ def table(records: list[dict[str, Any]]) -> str:
             if record is None:
                 continue
             exact = max(
-                (done.get((problem, name), record) for name in ("nuts", "nuts_by_hand")),
+                (done.get((problem, name), record) for name in EXACT),
                 key=lambda r: r["min_bulk_ess"],
             )
             error = np.abs(np.subtract(record["mean"], exact["mean"])) / np.asarray(exact["sd"])
-            per_gradient = 1000 * record["min_bulk_ess"] / record["num_sampling_gradients"]
+            gradients = record["num_sampling_gradients"]
+            per_gradient = 1000 * record["min_bulk_ess"] / gradients if gradients else np.inf
             ratio = np.asarray(record["sd"]) / np.asarray(exact["sd"])
             numbers = [
                 record["num_gradients"],
-                record["num_sampling_gradients"] / (NUM_CHAINS * NUM_SAMPLES),
+                gradients / (NUM_CHAINS * NUM_SAMPLES),
                 record["min_bulk_ess"],
                 per_gradient,
                 record["max_r_hat"],

@@ -1,4 +1,4 @@
-"""The model of the deblurring benchmark, and that the benchmark runs."""
+"""The models of the image benchmark, and that draws with total variation are right."""
 
 from __future__ import annotations
 
@@ -7,35 +7,47 @@ import numpyro
 import pytest
 from helpers import light_kernel, run_mcmc
 
-from benchmarks import deblurring
+from benchmarks import images
 from numpyro_rwpo.distributions import TotalVariation
 
 
 def test_blur_keeps_the_level_and_photographs_keep_their_range() -> None:
-    blur = deblurring.blur_matrix(16)
+    blur = images.blur_matrix(16)
     np.testing.assert_allclose(blur.sum(1), 1.0, rtol=1e-6)
     # Far from the ends, the variances of two kernels along a row add up.
     offset = np.arange(32) - 16
-    twice = deblurring.blur_matrix(32)[16] @ deblurring.blur_matrix(32)
-    assert abs(twice @ offset**2 - 2 * deblurring.BLUR**2) < 0.05
-    for photo in deblurring.PHOTOGRAPHS:
-        truth = deblurring.photograph(*photo, size=16)
+    twice = images.blur_matrix(32)[16] @ images.blur_matrix(32)
+    assert abs(twice @ offset**2 - 2 * images.BLUR**2) < 0.05
+    for photo in images.PHOTOGRAPHS:
+        truth = images.photograph(*photo, size=16)
         assert truth.shape == (16, 16) and 0 <= truth.min() < truth.max() <= 1
 
 
 def test_model_is_the_density_that_it_says() -> None:
-    truth = deblurring.photograph(*deblurring.PHOTOGRAPHS[0], size=16)
-    blur, data = deblurring.simulated(truth, 0)
+    truth = images.photograph(*images.PHOTOGRAPHS[0], size=16)
+    blur, data = images.simulated(truth, 0)
     values = {"scale": 0.1, "noise": 0.02, "image": truth.astype(np.float32)}
-    found = numpyro.infer.util.log_density(deblurring.model, (blur, data), {}, values)[0]
+    found = numpyro.infer.util.log_density(images.model, (blur, data), {}, values)[0]
     values["noise"] = 0.03
-    other = numpyro.infer.util.log_density(deblurring.model, (blur, data), {}, values)[0]
+    other = numpyro.infer.util.log_density(images.model, (blur, data), {}, values)[0]
     square = np.sum((data - blur @ truth @ blur.T) ** 2)
     expected = [
         -square / (2 * s**2) - (data.size + 1) * np.log(s) - np.log(s / 0.05) ** 2 / 2
         for s in (0.02, 0.03)
     ]
     np.testing.assert_allclose(other - found, expected[1] - expected[0], rtol=1e-3)
+
+
+def test_projections_keep_the_mass_of_what_is_inside_the_circle() -> None:
+    rays = images.projections(16, num_views=7).reshape(7, 16, 256)
+    place = np.arange(16) - 7.5
+    disk = (np.add.outer(place**2, place**2) < 6.5**2).astype(np.float32)
+    # A detector's value is a mean along a line of 16 pixels.
+    np.testing.assert_allclose((rays @ disk.ravel()).sum(1) * 16, disk.sum(), rtol=1e-5)
+    # The first view projects along the columns.
+    np.testing.assert_allclose(rays[0] @ disk.ravel(), disk.mean(0), atol=1e-6)
+    ones = images.projected(np.ones((16, 16)), 0)[1].reshape(images.NUM_VIEWS, 16)
+    assert np.abs(ones[0] - 1).max() < 5 * images.PROJECTION_NOISE
 
 
 @pytest.mark.slow
