@@ -31,12 +31,13 @@ from numpyro_rwpo import RWPO, diagnose
 
 # The wide start covers the square in which the modes of ``many`` are.
 WIDE = init_to_uniform(radius=200.0)
-# Kernels with the length of their warm-up; the last is not a kernel of NumPyro.
+# Kernels with the length of their warm-up; BlackJAX's samplers are not kernels of NumPyro.
 KERNELS: dict[str, tuple[Any, int]] = {
     "rwpo": (RWPO, 200),
     "nuts": (NUTS, 1000),
     "rwpo_wide": (partial(RWPO, init_strategy=WIDE), 200),
     "blackjax_smc": (None, 0),
+    "blackjax_nested": (None, 0),
 }
 
 
@@ -91,12 +92,17 @@ def measure(target: ModeTarget, kernel: Any, num_warmup: int, seed: int) -> dict
     return found | {"gradients": gradients, "seconds": seconds, "findings": findings}
 
 
-def measure_smc(target: ModeTarget, seed: int) -> dict[str, Any]:
-    """One run of sequential Monte Carlo, whose particles count as independent draws."""
-    from benchmarks import mode_smc  # BlackJAX is not among what the tests need, which import this.
+def measure_baseline(target: ModeTarget, sampler: str, seed: int) -> dict[str, Any]:
+    """One run of a sampler whose particles count as independent draws."""
+    # BlackJAX is not among what the tests need, which import this module.
+    from benchmarks import mode_baselines
 
+    draw = {
+        "blackjax_smc": mode_baselines.draw_tempered,
+        "blackjax_nested": mode_baselines.draw_nested,
+    }[sampler]
     start = time.perf_counter()
-    draws, gradients = mode_smc.draw(jax.random.key(seed), target)
+    draws, gradients = draw(jax.random.key(seed), target)
     seconds = time.perf_counter() - start
     return compare(target, draws) | {"gradients": gradients, "seconds": seconds, "findings": []}
 
@@ -139,9 +145,9 @@ def main() -> None:
     for name in args.targets:
         target = TARGETS[name]()
         for sampler in args.samplers:
-            if sampler == "blackjax_smc" and target.log_density is None:
-                continue
             make, num_warmup = KERNELS[sampler]
+            if make is None and target.log_density is None:
+                continue
             runs = found.setdefault(f"{name}: {sampler}", [])
             kernel = make and make(as_model(target))
             while len(runs) < args.seeds:
@@ -149,7 +155,7 @@ def main() -> None:
                 if sampler == "nuts":  # NumPyro's vectorized NUTS cannot be run twice.
                     kernel = make(as_model(target))
                 if kernel is None:
-                    runs.append(measure_smc(target, seed))
+                    runs.append(measure_baseline(target, sampler, seed))
                 else:
                     runs.append(measure(target, kernel, num_warmup, seed))
                 args.out.write_text(json.dumps(found, indent=1) + "\n")

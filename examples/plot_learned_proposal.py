@@ -6,9 +6,9 @@ A frequency :math:`\omega` is observed through :math:`\cos(\omega t)` at six tim
 apart. At these times a frequency and its aliases :math:`2\pi k \pm \omega` look nearly the same, so
 the posterior has many narrow modes, and only the Laplace prior favors the low frequencies. No
 gradient leads from one mode to another. ``RWPO`` alone searches for the modes and jumps between
-them, but neighbors with a low barrier between them are hard to tell apart here: the chains have
-different shares, and ``diagnose`` says so. A density that covers the posterior can take the place
-of this search.
+them, and the table at the end shows that each has its right share. A mode that no descent of any
+chain finds would be missed, though. A density that is known to cover the posterior can take the
+place of this search.
 
 Here the *sparse transformer*, a learned flow with the attention layers of this package, is fitted
 to the posterior. Its density then serves as a proposal: particles are initialized from its draws
@@ -98,6 +98,11 @@ def sample(kernel):
 
 
 alone = sample(RWPO(model))
+print(diagnose(alone))
+
+# %%
+# With the proposal, there is no search, and no list of modes.
+
 helped = sample(RWPO(model, proposal=proposal))
 print(diagnose(helped))
 
