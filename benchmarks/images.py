@@ -75,7 +75,7 @@ def projections(size: int, num_views: int = NUM_VIEWS) -> np.ndarray:
     A pixel's center falls between two of the ``size`` detectors of a view and is shared by them.
     """
     center = (size - 1) / 2
-    row, column = np.divmod(np.arange(size**2), size) - center
+    row, column = np.stack(np.divmod(np.arange(size**2), size)) - center
     rays = np.zeros((num_views, size + 2, size**2), np.float32)
     for view, angle in enumerate(np.pi * np.arange(num_views) / num_views):
         place = row * np.sin(angle) + column * np.cos(angle) + center + 1
