@@ -159,6 +159,8 @@ def main() -> None:
                 else:
                     runs.append(measure(target, kernel, num_warmup, seed))
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
+                if len(runs) % 10 == 0:  # NumPyro's loops fill the process's memory maps.
+                    jax.clear_caches()
             print(row(name, sampler, runs), flush=True)
 
 

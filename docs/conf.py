@@ -8,6 +8,7 @@ the continuous integration builds this version, to check that everything runs. W
 
 import doctest
 import os
+import runpy
 import sys
 import warnings
 from pathlib import Path
@@ -17,11 +18,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 IS_FAST = tags.has("fast")  # noqa: F821 - Sphinx puts `tags` into this file
 if IS_FAST:  # set before JAX starts, because most of an example's time is compilation
-    os.environ.setdefault(
-        "XLA_FLAGS",
-        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-        "--xla_cpu_parallel_codegen_split_count=1",
-    )
+    flags = runpy.run_path(str(HERE.parent / "tests" / "quick_compilation.py"))["FLAGS"]
+    os.environ.setdefault("XLA_FLAGS", flags)
 os.environ["CI"] = "true"  # makes NumPyro show no progress bars
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quick_compilation import FLAGS
+
 # All must be set before anything imports matplotlib or starts a JAX backend. Most of a test's time
 # is compilation: a fifth as long when XLA does not optimize what it generates, and generates it
 # without MLIR.
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 import jax
 import numpyro

@@ -1,5 +1,6 @@
 """How hard XLA should try to make a program of ours fast."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -22,4 +23,25 @@ def compiler_options(num_elements: int) -> dict[str, Any] | None:
         "xla_cpu_use_fusion_emitters": False,
     }
     # Without optimization, there is too little to do for several threads.
-    return options | {"xla_cpu_parallel_codegen_split_count": 1} if is_small else options
+    options |= {"xla_cpu_parallel_codegen_split_count": 1} if is_small else {}
+    return _known(tuple(options.items()))
+
+
+Options = tuple[tuple[str, Any], ...]
+
+
+@cache
+def _known(options: Options) -> dict[str, Any]:
+    """Those of the options that this version of XLA has: an unknown one would be an error."""
+    if _is_known(options):
+        return dict(options)
+    return {name: value for name, value in options if _is_known(((name, value),))}
+
+
+def _is_known(options: Options) -> bool:
+    program = jax.jit(lambda x: x, compiler_options=dict(options))
+    try:
+        program.lower(jax.ShapeDtypeStruct((), "float32")).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
