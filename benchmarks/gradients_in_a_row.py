@@ -4,6 +4,8 @@ From the repository root::
 
     python -m benchmarks.gradients_in_a_row [--problems NAME ...] [--seeds N] [--out FILE]
 
+Runs that are in FILE are not made again.
+
 On an accelerator, the gradients of 1,024 particles take hardly longer than that of one. What counts
 are gradients one after another: those of warm-up, and those of the refresh after it.
 
@@ -18,6 +20,7 @@ over seeds.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -129,13 +132,13 @@ def main() -> None:
     out = Path("benchmarks/results/gradients_in_a_row.json")
     parser.add_argument("--out", type=Path, default=out)
     args = parser.parse_args()
-    records: list[dict[str, Any]] = []
-    for name in args.problems:
-        for sampler in SAMPLERS:
-            for seed in range(args.seeds):
-                records.append(measure(name, sampler, seed))
-                print(json.dumps(records[-1]), flush=True)
-    write_json(args.out, {"versions": versions(), "records": records})
+    records = json.loads(args.out.read_text())["records"] if args.out.exists() else []
+    done = {(r["problem"], r["sampler"], r["seed"]) for r in records}
+    for cell in itertools.product(args.problems, SAMPLERS, range(args.seeds)):
+        if cell not in done:
+            records.append(measure(*cell) | {"versions": versions()})
+            write_json(args.out, {"records": records})
+            print(json.dumps(records[-1]), flush=True)
     args.out.with_suffix(".md").write_text(table(records) + "\n")
     print(table(records))
 
