@@ -327,7 +327,13 @@ def targets_table(summaries: list[Summary]) -> str:
     return markdown_table(header, rows)
 
 
-FAMILY_COLORS = {"rwpo": "Reds", "numpyro": "Blues", "blackjax": "Greens", "approximate": "Greys"}
+FAMILY_COLORS = {
+    "rwpo": "Reds",
+    "numpyro": "Blues",
+    "blackjax": "Greens",
+    "nutpie": "Purples",
+    "approximate": "Greys",
+}
 LINE_STYLES = ("-", "--", ":", "-.")
 
 

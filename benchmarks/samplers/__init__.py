@@ -17,8 +17,8 @@ class Sampler(NamedTuple):
         prepare: Function from problem and settings to a program. Modules are imported when it is
             called, so that no sampler pays for the imports of another.
         settings: Chains and iterations.
-        family: ``"rwpo"``, ``"numpyro"``, ``"blackjax"`` or ``"approximate"``; the last are those
-            without an acceptance step, whose answers stay biased.
+        family: ``"rwpo"``, ``"numpyro"``, ``"blackjax"``, ``"nutpie"`` or ``"approximate"``; the
+            last are those without an acceptance step, whose answers stay biased.
         evaluates: ``"gradient"`` or ``"potential"``.
         left_out: Problems on which it cannot be run, with the reasons.
     """
@@ -86,6 +86,7 @@ SAMPLERS: dict[str, Sampler] = {
         Settings(4, 3000, 1000, 10),
         "blackjax",
     ),
+    "nutpie": Sampler("nutpie", _own("nutpie_sampler", "Nutpie"), Settings(4, 400, 1000), "nutpie"),
     "aies": Sampler("AIES", _kernel("AIES"), _WALKERS, "numpyro", "potential", _FEW_WALKERS),
     "ess": Sampler("ESS", _kernel("ESS"), _WALKERS, "numpyro", "potential", _FEW_WALKERS),
     "svgd": Sampler("SVGD", _own("stein", "Svgd"), _PARTICLES, "approximate"),
