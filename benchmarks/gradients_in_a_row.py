@@ -11,8 +11,8 @@ are gradients one after another: those of warm-up, and those of the refresh afte
 
 - RWPO: one chain of 1,024 particles, and the states that its first refresh gives each particle.
 - LAPS: BlackJAX's late-adjusted parallel sampler (Robnik, Bayer, Charisi, Haiman, Lin and Seljak
-  2025), 1,024 chains. At most STEPS[0] gradients of the unadjusted phase, which ends by itself, and
-  STEPS[1] of the adjusted one; its draws are the chains at the end.
+  2025), 1,024 chains. At most so many gradients of the unadjusted phase, which ends by itself, and
+  of the adjusted one, as LAPS_STEPS says; its draws are the chains at the end.
 
 ``error`` is the largest error of a posterior mean, in reference standard deviations. Of 1,024
 independent draws, that of a single mean has a standard deviation of 0.031. All columns are medians

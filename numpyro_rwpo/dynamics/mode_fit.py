@@ -74,7 +74,13 @@ class Relations(NamedTuple):
 
 
 def relations(rng_key: jax.Array, explored: Explored, evaluate: Evaluate) -> Relations:
-    """Which of the ensembles, with a leading axis, are in the same mode."""
+    """Which of the ensembles are in the same mode.
+
+    Args:
+        rng_key: one key, for draws of the normal densities.
+        explored: ensembles with a leading axis.
+        evaluate: potential at positions, (n, dim) -> (n,).
+    """
     explored = jax.device_get(explored)
     modes = normal_modes(explored)
     belongs = _belongs(modes, explored.particles)

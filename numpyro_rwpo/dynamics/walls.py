@@ -33,7 +33,14 @@ class Walls(NamedTuple):
 
 
 def within(target: Target, walls: Walls) -> Target:
-    """The target with an infinite potential outside the walls."""
+    """The target with an infinite potential outside the walls of one mode.
+
+    Gradients stay as they are: trajectories may pass, but not end outside. This is for warm-up.
+
+    Args:
+        target: the posterior.
+        walls: normals (num_walls, dim) and offsets (num_walls,).
+    """
 
     def smooth(particles: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
         value, gradient = target.smooth(particles, centering)

@@ -39,6 +39,7 @@ def _known(options: Options) -> dict[str, Any]:
 
 
 def _is_known(options: Options) -> bool:
+    """Whether an empty program compiles with the options."""
     program = jax.jit(lambda x: x, compiler_options=dict(options))
     try:
         program.lower(jax.ShapeDtypeStruct((), "float32")).compile()
