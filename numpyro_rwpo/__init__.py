@@ -16,7 +16,10 @@ from numpyro_rwpo.paper import splitting_step
 from numpyro_rwpo.priors.laplace import LaplacePrior, laplace_prior
 from numpyro_rwpo.runs.checkpoint import load_state, save_state
 from numpyro_rwpo.runs.resumable import run_in_pieces
+from numpyro_rwpo.support.faulty_jaxlib import avoid_fault
 from numpyro_rwpo.support.renaming import renamed_names
+
+avoid_fault()
 
 __all__ = [
     "RWPO",

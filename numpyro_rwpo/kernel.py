@@ -41,6 +41,7 @@ from numpyro_rwpo.model.prior_registry import PriorRegistry, registry_with
 from numpyro_rwpo.model.source import different_model, fits, layout, start_radius
 from numpyro_rwpo.model.target import Differentiation
 from numpyro_rwpo.support.checks import check_rng_key
+from numpyro_rwpo.support.faulty_jaxlib import warn_of_fault
 from numpyro_rwpo.support.memory import check_memory_maps
 from numpyro_rwpo.support.phases import shown_phases
 from numpyro_rwpo.support.precision import in_full_precision
@@ -255,9 +256,11 @@ class RWPO(MCMCKernel):
 
         Warns:
             UserWarning: If compiled programs have used up most of the process's memory maps.
+            RuntimeWarning: If the version of jaxlib is one that computes wrong sums.
         """
         check_rng_key(rng_key)
         check_memory_maps()
+        warn_of_fault()
         arguments, programs = self._arguments, self._programs
         check_init_params(arguments, init_params)
         call = model_args, {} if model_kwargs is None else model_kwargs

@@ -23,8 +23,8 @@ from numpyro_rwpo.dynamics.moves import (
     TRAJECTORY_LENGTH,
     Sweep,
     hamiltonian_sweep,
-    jump_sweep,
     num_leapfrog_steps,
+    proposal_sweep,
 )
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.stationarity import (
@@ -234,7 +234,7 @@ def adapt(
         adaptation, number, step_size, ensemble, after, sweep, target, target_accept_prob
     )
     if target.proposal is not None:
-        after, accept_prob = jump_sweep(random.fold_in(rng_key, 1), after, target)
+        after, accept_prob = proposal_sweep(random.fold_in(rng_key, 1), after, target)
         rate = blend(learned.jump_rate, accept_prob.mean(), 1 / (1.0 + adaptation.updates))
         learned = learned._replace(jump_rate=rate)
     weight = jnp.maximum(1 / (1.0 + adaptation.updates), MEMORY)

@@ -62,14 +62,10 @@ def choose_move(
     if earlier is not None:
         number = earlier.number
     ready = after_warm_up(warm, number)
-    can_choose = (
-        settings.corrected
-        and arguments.proposal is None
-        and settings.placement.mesh is None
-        and not is_traced
-    )
-    can_start_anew = can_choose and settings.num_warmup >= MIN_WARMUP
-    has_trees = can_start_anew and (
+    can_choose = settings.corrected and settings.placement.mesh is None and not is_traced
+    # NUTS transitions would not jump to draws of the user's density.
+    can_have_trees = arguments.proposal is None and settings.num_warmup >= MIN_WARMUP
+    has_trees = (can_choose and can_have_trees) and (
         not has_converged(ready.warm_up) if earlier is None else earlier.has_trees
     )
     small = settings._replace(num_particles=NUM_PARTICLES)

@@ -13,10 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
-from numpyro_rwpo.dynamics.ensemble import Ensemble, potential
+from numpyro_rwpo.dynamics.ensemble import Ensemble
 from numpyro_rwpo.dynamics.flows import ExactFlow, Flow, HarmonicFlow, Phase
-from numpyro_rwpo.dynamics.modes import Jump, Modes, draw_jump, hop_jump, mixture, mode_of
-from numpyro_rwpo.dynamics.moves import Sweep, accept, hamiltonian_sweep, repeated
+from numpyro_rwpo.dynamics.modes import Modes, hop_jump, mixture, mode_of
+from numpyro_rwpo.dynamics.moves import (
+    Jump,
+    Sweep,
+    draw_jump,
+    hamiltonian_sweep,
+    jump_sweep,
+    repeated,
+)
 from numpyro_rwpo.model.target import Target
 
 
@@ -144,7 +151,8 @@ class ModeMove(NamedTuple):
         key_kind, key_draw, key_hop, key_accept = random.split(rng_key, 4)
         particles = ensemble.particles
         kind = random.uniform(key_kind, ensemble.smooth.shape, particles.dtype) < self.hop_share
-        draw = draw_jump(key_draw, particles, mixture(self.modes))
+        proposal = mixture(self.modes, target.proposal)
+        draw = draw_jump(key_draw, particles, proposal, target.placement)
         hop = hop_jump(key_hop, particles, self.modes)
         proposed = Jump(
             *(
@@ -152,12 +160,9 @@ class ModeMove(NamedTuple):
                 for a, b in zip(hop, draw, strict=True)
             )
         )
-        new = Ensemble(proposed.position, *target.value_and_grad(proposed.position))
-        change = potential(new, target) - potential(ensemble, target) - proposed.log_ratio
-        uniform = random.uniform(key_accept, change.shape, change.dtype)
-        moved, accept_prob, _ = accept(uniform, ensemble, new, change, target, proposed.is_allowed)
+        moved, accept_prob = jump_sweep(key_accept, ensemble, proposed, target)
         here, there = (mode_of(self.modes, x) for x in (particles, proposed.position))
-        counts = (here != there).astype(change.dtype)
+        counts = (here != there).astype(accept_prob.dtype)
         row = kind.astype(int)
         return moved, Tally(
             tally.proposed.at[row, here].add(counts),

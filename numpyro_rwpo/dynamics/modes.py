@@ -4,7 +4,8 @@ Each mode has a weight :math:`w_k` and a normal density with mean :math:`m_k` an
 :math:`A_k A_k^\top`. A particle belongs to the mode whose weighted density is largest at its
 position. This rule is fixed before the first draw, as is the list. There are two kinds of jumps:
 
-- a *draw* of the mixture of all modes, as an independence proposal;
+- a *draw* of the mixture of all modes, as an independence proposal, in which the density that the
+  user may have given is one more component;
 - a *hop* to the same place in another mode, :math:`x' = m_j + A_j A_i^{-1} (x - m_i)`, where i is
   the particle's mode and j is drawn with probability :math:`w_j`. Since the way back has the
   probability :math:`w_i` and the inverse map, if x' belongs to mode j, the Metropolis ratio is
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 from jax import random
 
 from numpyro_rwpo.dynamics.factors import Factor, to_position, to_whitened
+from numpyro_rwpo.dynamics.moves import Jump
 from numpyro_rwpo.model.target import Proposal
 
 
@@ -44,20 +46,6 @@ class Modes(NamedTuple):
     inverse: Factor
     log_det: jax.Array
     log_weight: jax.Array
-
-
-class Jump(NamedTuple):
-    """Proposals for all particles.
-
-    Attributes:
-        position: where the particles jump, (num_particles, dim).
-        log_ratio: log of the Metropolis ratio, except for the posterior density, (num_particles,).
-        is_allowed: whether the way back exists, (num_particles,).
-    """
-
-    position: jax.Array
-    log_ratio: jax.Array
-    is_allowed: jax.Array
 
 
 def whitened(modes: Modes, position: jax.Array) -> jax.Array:
@@ -87,28 +75,37 @@ def place_in(modes: Modes, number: jax.Array, noise: jax.Array) -> jax.Array:
     return modes.mean[number] + jax.vmap(to_position)(factor, noise)
 
 
-def mixture(modes: Modes) -> Proposal:
-    """The mixture of the modes' normal densities."""
+def mixture(modes: Modes, other: Proposal | None = None) -> Proposal:
+    """The mixture of the modes' normal densities; half of it is the ``other`` density if given."""
+    dim = modes.mean.shape[1]
 
     def sample(rng_key: jax.Array, num_samples: int) -> jax.Array:
         key_mode, key_noise = random.split(rng_key)
         number = random.categorical(key_mode, modes.log_weight, shape=(num_samples,))
-        dim = modes.mean.shape[1]
         noise = random.normal(key_noise, (num_samples * dim,), modes.mean.dtype)
         return place_in(modes, number, noise.reshape(num_samples, dim))
 
     def log_prob(position: jax.Array) -> jax.Array:
         return jax.nn.logsumexp(log_densities(modes, position), 0)
 
+    normals = Proposal(sample, log_prob)
+    return normals if other is None else _halves(normals, other)
+
+
+def _halves(first: Proposal, second: Proposal) -> Proposal:
+    """The mixture of two densities in equal parts."""
+
+    def sample(rng_key: jax.Array, num_samples: int) -> jax.Array:
+        key_which, key_first, key_second = random.split(rng_key, 3)
+        is_first = random.bernoulli(key_which, shape=(num_samples,))
+        drawn = (first.sample(key_first, num_samples), second.sample(key_second, num_samples))
+        return jnp.where(is_first[:, None], *drawn)
+
+    def log_prob(position: jax.Array) -> jax.Array:
+        both = jnp.logaddexp(first.log_prob(position), second.log_prob(position))
+        return both - math.log(2)
+
     return Proposal(sample, log_prob)
-
-
-def draw_jump(rng_key: jax.Array, position: jax.Array, proposal: Proposal) -> Jump:
-    """An independent draw of a proposal for each position (n, dim)."""
-    number = position.shape[0]
-    drawn = proposal.sample(rng_key, number)
-    there, here = proposal.log_prob(jnp.concatenate([drawn, position])).reshape(2, -1)
-    return Jump(drawn, here - there, jnp.ones(number, bool))
 
 
 def hop_jump(rng_key: jax.Array, position: jax.Array, modes: Modes) -> Jump:

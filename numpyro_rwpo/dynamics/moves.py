@@ -21,7 +21,8 @@ from jax import lax, random
 
 from numpyro_rwpo.dynamics.ensemble import Ensemble, is_usable, potential
 from numpyro_rwpo.dynamics.flows import Flow, FlowLike, leapfrog
-from numpyro_rwpo.model.target import Target
+from numpyro_rwpo.model.target import Proposal, Target
+from numpyro_rwpo.support.sharding import Placement
 
 # The length of a trajectory in whitened time: a quarter turn, after which the position in a normal
 # posterior is independent of where the trajectory began.
@@ -166,25 +167,53 @@ def hamiltonian_sweep(
     return moved, Sweep(accept_prob, diverging, energy, taken)
 
 
+class Jump(NamedTuple):
+    """Proposals for all particles that no trajectory leads to.
+
+    Attributes:
+        position: where the particles jump, (num_particles, dim).
+        log_ratio: log of the Metropolis ratio, except for the posterior density, (num_particles,).
+        is_allowed: whether the way back exists, (num_particles,).
+    """
+
+    position: jax.Array
+    log_ratio: jax.Array
+    is_allowed: jax.Array
+
+
+def draw_jump(
+    rng_key: jax.Array, position: jax.Array, proposal: Proposal, placement: Placement
+) -> Jump:
+    """An independent draw of a proposal for each position (num_particles, dim)."""
+    number = position.shape[0]
+    drawn = placement.rows(proposal.sample(rng_key, number))
+    there, here = proposal.log_prob(jnp.concatenate([drawn, position])).reshape(2, -1)
+    return Jump(drawn, here - there, jnp.ones(number, bool))
+
+
 def jump_sweep(
-    rng_key: jax.Array, ensemble: Ensemble, target: Target
+    rng_key: jax.Array, ensemble: Ensemble, jump: Jump, target: Target
 ) -> tuple[Ensemble, jax.Array]:
-    """Propose an independent draw of the user's density to every particle.
+    """Every particle jumps, with Metropolis acceptance.
 
     Returns:
         The moved ensemble and each particle's acceptance probability, (num_particles,).
     """
-    proposal = target.proposal
-    assert proposal is not None
-    key_draw, key_accept = random.split(rng_key)
-    particles = ensemble.particles
-    drawn = target.placement.rows(proposal.sample(key_draw, particles.shape[0]))
-    there, here = proposal.log_prob(jnp.concatenate([drawn, particles])).reshape(2, -1)
-    new = Ensemble(drawn, *target.value_and_grad(drawn))
-    change = potential(new, target) + there - potential(ensemble, target) - here
-    uniform = random.uniform(key_accept, change.shape, change.dtype)
-    moved, accept_prob, _ = accept(uniform, ensemble, new, change, target)
+    new = Ensemble(jump.position, *target.value_and_grad(jump.position))
+    change = potential(new, target) - potential(ensemble, target) - jump.log_ratio
+    uniform = random.uniform(rng_key, change.shape, change.dtype)
+    moved, accept_prob, _ = accept(uniform, ensemble, new, change, target, jump.is_allowed)
     return moved, accept_prob
+
+
+def proposal_sweep(
+    rng_key: jax.Array, ensemble: Ensemble, target: Target
+) -> tuple[Ensemble, jax.Array]:
+    """Every particle jumps to a draw of the user's density; see :func:`jump_sweep`."""
+    assert target.proposal is not None
+    key_draw, key_accept = random.split(rng_key)
+    jump = draw_jump(key_draw, ensemble.particles, target.proposal, target.placement)
+    return jump_sweep(key_accept, ensemble, jump, target)
 
 
 def repeated(
@@ -245,7 +274,7 @@ class HamiltonianMove(NamedTuple):
 
             def jump(i: jax.Array, ensemble: Ensemble) -> Ensemble:
                 # The keys of trajectories have the numbers from 0 on.
-                return jump_sweep(random.fold_in(rng_key, 2**20 + i), ensemble, target)[0]
+                return proposal_sweep(random.fold_in(rng_key, 2**20 + i), ensemble, target)[0]
 
             ensemble = lax.fori_loop(0, self.num_jumps, jump, ensemble)
 

@@ -102,7 +102,7 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
     cost = Cost()
     evaluate = _evaluator(ready, call, cost)
     groups = _groups(warm)
-    if len(groups) < 3:  # one of either kind
+    if not groups:
         return ready, False
     separated = find_separated(groups, evaluate)
     if len(separated) < 2:
@@ -215,21 +215,25 @@ def _descents(warm: WarmUp) -> jax.Array:
 
 
 def _groups(warm: WarmUp) -> list[Group]:
-    """Groups among the particles at rest, and among the draws of the descents, of all chains."""
+    """Groups among the particles at rest, and among the draws of the descents, of all chains.
+
+    None if there is only one of either.
+    """
     gradients = _rows(warm.ensemble.gradient)
     gradients = gradients[np.isfinite(gradients).all(1)]
     heights = np.asarray(warm.potential, np.float64).ravel()
-    groups: list[Group] = []
+    kinds: list[list[Group]] = []
     for positions in (_rows(warm.ensemble.particles), _rows(_descents(warm))):
-        known = heights if len(positions) == len(heights) and not groups else None
+        known = heights if len(positions) == len(heights) and not kinds else None
         known = np.full(len(positions), np.inf) if known is None else known
         is_finite = np.isfinite(positions).all(1)
         positions, known = positions[is_finite], known[is_finite]
         if len(positions) > 1 and len(gradients) > 1:
             is_known = np.isfinite(known).all()
             found = find_groups(positions, gradients, known if is_known else None)
-            groups += [Group(positions[index], known[index]) for index in found]
-    return groups
+            kinds.append([Group(positions[index], known[index]) for index in found])
+    has_several = any(len(groups) > 1 for groups in kinds)
+    return [group for groups in kinds for group in groups] if has_several else []
 
 
 def _evaluator(ready: Ready, call: Call, cost: Cost) -> Callable[[Array], Array]:

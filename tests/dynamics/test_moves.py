@@ -21,8 +21,8 @@ from numpyro_rwpo.dynamics.moves import (
     HamiltonianMove,
     Sweep,
     hamiltonian_sweep,
-    jump_sweep,
     num_leapfrog_steps,
+    proposal_sweep,
 )
 from numpyro_rwpo.model.target import Differentiation, Proposal, Target
 from numpyro_rwpo.priors.laplace import LaplacePrior
@@ -222,7 +222,7 @@ def test_jumps_leave_the_target_invariant(
         ensemble = evaluate(draws[0], target)
         if not num_trajectories:
             for k in (2, 3, 4):
-                ensemble, accept_prob = jump_sweep(random.key(k), ensemble, target)
+                ensemble, accept_prob = proposal_sweep(random.key(k), ensemble, target)
                 assert 0.3 < accept_prob.mean() < 0.9
             return ensemble.particles
         one, three = jnp.asarray(1), jnp.asarray(3)
@@ -245,7 +245,7 @@ def test_a_move_is_jumps_and_then_trajectories() -> None:
 
     expected, sweeps = ensemble, []
     for k in range(2):
-        expected, _ = jump_sweep(random.fold_in(key, 2**20 + k), expected, target)
+        expected, _ = proposal_sweep(random.fold_in(key, 2**20 + k), expected, target)
     assert np.any(np.asarray(expected.particles) != ensemble.particles)
     for k in range(3):
         key_sweep = random.fold_in(key, k)
@@ -336,7 +336,7 @@ def test_non_finite_potentials_are_rejected_and_flagged() -> None:
     )
     assert sweep.diverging.any()
     assert np.all(sweep.accept_prob[sweep.diverging] == 0)
-    jumped, accept_prob = jump_sweep(random.key(0), ensemble, target)
+    jumped, accept_prob = proposal_sweep(random.key(0), ensemble, target)
     assert (accept_prob == 0).any()
     for after in (moved, jumped):
         assert np.all(np.isfinite(after.particles)) and np.all(after.particles[:, 0] <= 0.5)

@@ -36,7 +36,7 @@ from numpyro_rwpo.distributions import (
 )
 from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import ExactFlow, Flow, HarmonicFlow
-from numpyro_rwpo.dynamics.moves import hamiltonian_sweep, jump_sweep
+from numpyro_rwpo.dynamics.moves import hamiltonian_sweep, proposal_sweep
 from numpyro_rwpo.dynamics.settings import num_states
 from numpyro_rwpo.model.target import Differentiation, Proposal
 from numpyro_rwpo.priors.laplace import laplace_prior
@@ -236,7 +236,7 @@ def run_joint(
         target = Differentiation(1.0, False).target(smooth, prior)._replace(proposal=proposal)
         ensemble = evaluate(beta[None], target)
         if move == "jump":
-            moved, accept_prob = jump_sweep(key_move, ensemble, target)
+            moved, accept_prob = proposal_sweep(key_move, ensemble, target)
         else:
             step_size, two = jnp.asarray(0.6), jnp.asarray(2)
             moved, done = hamiltonian_sweep(key_move, ensemble, flows[move], step_size, two, target)

@@ -16,9 +16,11 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import init_to_uniform
 
 from numpyro_rwpo import RWPO
+from numpyro_rwpo.dynamics.mode_moves import ModeMove
+from numpyro_rwpo.dynamics.modes import Modes, mixture
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.proposal import change_coordinates
-from numpyro_rwpo.model.target import Differentiation
+from numpyro_rwpo.model.target import Differentiation, Proposal
 from tests.helpers import (
     assert_moments,
     gaussian_moments,
@@ -50,6 +52,31 @@ def test_jumps_bring_islands_into_balance() -> None:
     assert abs(mcse_z(x > 0, 0.5)) < 4.5
     assert_moments({"distance": np.abs(x) - 20}, {"distance": scalar_moments(0.0, 1.0)})
     assert mcmc.last_state.move.num_jumps.min() >= 1
+
+
+def test_modes_make_up_for_a_poor_proposal() -> None:
+    """Draws of a density that is far too narrow are hardly ever accepted; those of modes are."""
+    kernel = light_kernel(two_islands, proposal=islands(0.8, 0.1), num_particles=64)
+    mcmc = run_mcmc(kernel, num_warmup=200, num_samples=500, num_chains=4)
+    assert isinstance(mcmc.last_state.move, ModeMove)
+    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
+    assert effective_sample_size(np.where(x > 0, 1.0, 0.0)) > 1000  # of 2000
+    assert abs(mcse_z(x > 0, 0.5)) < 4.5
+    assert_moments({"distance": np.abs(x) - 20}, {"distance": scalar_moments(0.0, 1.0)})
+
+
+def test_mixture_with_a_proposal() -> None:
+    """Half of the draws are the proposal's, and the log density is that of the mixture."""
+    wide, narrow = dist.Normal(3.0, 2.0), dist.Normal(-4.0, 1.0)
+    proposal = Proposal(lambda key, n: wide.sample(key, (n, 1)), lambda x: wide.log_prob(x[:, 0]))
+    one = jnp.ones((1, 1))
+    modes = Modes(-4 * one, one, one, jnp.zeros(1), jnp.zeros(1))
+    both = mixture(modes, proposal)
+    drawn = both.sample(jax.random.key(0), 4000)
+    expected = np.logaddexp(*(each.log_prob(drawn[:, 0]) for each in (narrow, wide))) - np.log(2)
+    np.testing.assert_allclose(both.log_prob(drawn), expected, rtol=1e-5, atol=1e-5)
+    # The mean is -.5; the standard deviation of a draw is 3.84.
+    assert abs(float(drawn.mean()) + 0.5) < 4 * 3.84 / np.sqrt(4000)
 
 
 def test_particles_start_as_draws() -> None:
