@@ -14,10 +14,12 @@ from jax.typing import ArrayLike
 from numpyro_rwpo.dynamics.ensemble import Ensemble, is_far, potential, replace
 from numpyro_rwpo.dynamics.estimates import (
     MAX_STEPS,
+    STEADY_STEP,
     Adaptation,
     blend,
     learn_moments,
     make_flow,
+    trajectory_steps,
 )
 from numpyro_rwpo.dynamics.moves import (
     TRAJECTORY_LENGTH,
@@ -55,8 +57,6 @@ MEMORY = 0.1
 # log), which is enough for one more step in a quarter turn, unless acceptance is already so high
 # that steps are not the reason.
 CAUTION, CAUTIOUS_ACCEPTANCE = 0.25, 0.95
-# Distance of the log step size from its running mean below which it counts as steady.
-STEADY_STEP = 0.15
 # The part of the placement's error that may be left in the slowest statistic when warm-up ends.
 MEMORY_OF_PLACEMENT = 0.01
 # Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
@@ -160,7 +160,7 @@ def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> j
     All chains decide together, so that one compiled program serves them all.
     """
     slowest = jnp.clip(adaptation.correlation.max(1), 1e-3, 0.999)
-    num_steps = num_leapfrog_steps(jnp.exp(adaptation.log_step_mean), MAX_STEPS)
+    num_steps = trajectory_steps(adaptation.log_step_mean)
     efficiency = -jnp.log(slowest) / num_steps
     is_preferred = jnp.arange(efficiency.size) == preferred
     efficiency = efficiency * jnp.where(is_preferred, PREFERENCE, 1.0)

@@ -36,6 +36,8 @@ MOST_STEPS = 64
 # Share of the particles that have not jumped between two draws, at most: a jump costs one gradient,
 # and may be all that brings particles from one mode to another. So many jumps at most.
 JUMP_CORRELATION, MAX_JUMPS = 0.1, 64
+# Distance of the log step size from its running mean below which it counts as steady.
+STEADY_STEP = 0.15
 # Step sizes at which each flow starts, times the fourth root of the dimension: about 0.8 of the
 # trajectories are then accepted on posteriors of 10 to 50 dimensions.
 FIRST_STEP = {"harmonic": 2.0, "exact": 1.0}
@@ -157,10 +159,24 @@ def make_flow(name: str, adaptation: Adaptation, target: Target) -> Flow:
     return HarmonicFlow(mean, preconditioner.factor, preconditioner.inverse, slope, curvature)
 
 
+def trajectory_steps(log_step_mean: jax.Array) -> jax.Array:
+    """The number of leapfrog steps in a trajectory, from the mean log step size of warm-up.
+
+    Where one step in a quarter turn is accepted less often than was asked for, and two are accepted
+    more often, the step size settles where the two meet. It is two then: a trajectory of one step
+    that is too long is rejected above all in the tails, which the draws would lack.
+    """
+    likely, least = (
+        num_leapfrog_steps(jnp.exp(x), MAX_STEPS)
+        for x in (log_step_mean, log_step_mean - STEADY_STEP)
+    )
+    return jnp.where(likely == 1, least, likely)
+
+
 def make_move(name: str, number: int, adaptation: Adaptation, target: Target) -> HamiltonianMove:
     """The move that sampling takes with the flow of that name, the ``number``-th on trial."""
     step_size = jnp.exp(adaptation.log_step_mean[number])
-    num_steps = num_leapfrog_steps(step_size, MAX_STEPS)
+    num_steps = trajectory_steps(adaptation.log_step_mean[number])
     # The steps together make exactly a quarter turn, unless that takes too many of them.
     step_size = jnp.where(num_steps < MAX_STEPS, TRAJECTORY_LENGTH / num_steps, step_size)
     # The slowest of many statistics is mostly the one with the largest error of estimation, which

@@ -15,7 +15,7 @@ import numpy as np
 from jax import random
 
 from numpyro_rwpo.dynamics.ensemble import Ensemble
-from numpyro_rwpo.dynamics.estimates import JUMP_CORRELATION, MAX_JUMPS, MAX_STEPS
+from numpyro_rwpo.dynamics.estimates import JUMP_CORRELATION, MAX_JUMPS, trajectory_steps
 from numpyro_rwpo.dynamics.exploration import NUM_TRIED, Explored
 from numpyro_rwpo.dynamics.mode_fit import Fitted, Relations, fit_modes, relations
 from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
@@ -33,7 +33,6 @@ from numpyro_rwpo.dynamics.mode_search import (
     wide_starts,
 )
 from numpyro_rwpo.dynamics.modes import mode_of
-from numpyro_rwpo.dynamics.moves import num_leapfrog_steps
 from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.state import Ready
@@ -272,7 +271,7 @@ def _first_move(fitted: Fitted, explored: Explored, warm: WarmUp) -> ModeMove:
     adaptation = jax.tree.map(lambda x: x[fitted.kept], explored.adaptation)
     # All modes have the same kind of flow, the one that decorrelates most per gradient.
     slowest = jnp.clip(adaptation.correlation.max(2), 1e-3, 0.999)
-    num_steps = num_leapfrog_steps(jnp.exp(adaptation.log_step_mean), MAX_STEPS)
+    num_steps = trajectory_steps(adaptation.log_step_mean)
     number = int(jnp.argmax(jnp.log(-jnp.log(slowest) / num_steps).mean(0)))
     of_modes = jax.tree.map(lambda x: x[fitted.kept], explored.moves[number])
     num_chains = len(warm.potential)

@@ -31,6 +31,7 @@ from numpyro_rwpo.dynamics.estimates import (
     initial_adaptation,
     learn_moments,
     make_move,
+    trajectory_steps,
 )
 from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.dynamics.moves import TRAJECTORY_LENGTH, hamiltonian_sweep
@@ -449,3 +450,10 @@ def test_a_tiny_step_size_is_kept_and_its_trajectory_cut() -> None:
     move = make_move("exact", 0, learned, NORMAL)
     assert int(move.num_steps) == MAX_STEPS
     np.testing.assert_allclose(move.step_size, 1e-5, rtol=1e-5)
+
+
+def test_one_step_is_taken_only_where_it_is_accepted() -> None:
+    """Between one step in a quarter turn and two, the number wavers at a step size of 1.26."""
+    step_sizes = jnp.array([math.pi / 2, 1.47, 1.4, 1.26, 1.2, 0.5])
+    steps = [int(trajectory_steps(jnp.log(x))) for x in step_sizes]
+    assert steps == [1, 1, 2, 2, 2, 3]
