@@ -59,8 +59,8 @@ MEMORY = 0.1
 CAUTION, CAUTIOUS_ACCEPTANCE = 0.25, 0.95
 # The part of the placement's error that may be left in the slowest statistic when warm-up ends.
 MEMORY_OF_PLACEMENT = 0.01
-# Gradients that warm-up may spend, in trajectories of the length it has come to: twice the
-# thousand with which NUTS warms up by default.
+# Gradients that warm-up may spend, in trajectories of the length it has come to, or of that in the
+# diagonal metric of NUTS transitions: four times the thousand with which NUTS warms up by default.
 MAX_TRAJECTORIES = 4000
 # Leapfrog steps of a trajectory beyond which an ensemble that moves in step wastes too many.
 MAX_AFFORDABLE = 128
@@ -197,8 +197,13 @@ def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
     Either it has spent as many gradients as the warm-up of NUTS would, or its trajectories are so
     long that NUTS transitions are cheaper.
     """
-    num_steps = num_leapfrog_steps(jnp.exp(adaptation.log_step[adaptation.chosen]), MAX_STEPS)
-    spent = settings.num_particles * adaptation.num_steps > MAX_TRAJECTORIES * num_steps
+    of_flows = num_leapfrog_steps(jnp.exp(adaptation.log_step), MAX_STEPS)
+    num_steps = longest = of_flows[adaptation.chosen]
+    if "exact" in settings.flows:
+        # This flow has the diagonal metric of NUTS transitions. Where it needs far more steps, they
+        # do as well, and the ensemble is cheaper even if it takes its time.
+        longest = jnp.maximum(num_steps, of_flows[settings.flows.index("exact")])
+    spent = settings.num_particles * adaptation.num_steps > MAX_TRAJECTORIES * longest
     too_long = num_steps > MAX_AFFORDABLE
     return (too_long & (adaptation.updates >= MIN_LIMIT // 2)) | (
         spent & (adaptation.updates >= MIN_LIMIT)

@@ -19,6 +19,7 @@ from numpyro_rwpo.dynamics.adaptation import (
     MIN_LIMIT,
     MIN_UPDATES,
     TRIAL_UPDATES,
+    _is_spent,
     adapt,
     whose_turn,
 )
@@ -313,6 +314,18 @@ def test_the_budget_of_gradients_ends_it(steady: tuple[Ensemble, Adaptation]) ->
     assert one_more(steady, MIN_LIMIT - 2, below=1.0, num_steps=spent) == (False, False)
     # What is steady by then has not been given up.
     assert one_more(steady, MIN_LIMIT, num_steps=spent) == (True, False)
+
+
+def test_the_budget_follows_trajectories_in_a_diagonal_metric() -> None:
+    """An ensemble that turns in 8 steps goes on if those of the diagonal metric take 79."""
+    settings = make_settings("harmonic", "exact", dense=True)
+    state = initial_adaptation(DIM, jnp.float32, settings)._replace(
+        updates=jnp.asarray(MIN_LIMIT),
+        num_steps=jnp.asarray(MAX_TRAJECTORIES * 10 // NUM_PARTICLES),
+    )
+    for of_exact, is_spent in ((0.02, False), (0.2, True)):
+        log_step = jnp.log(jnp.array([0.2, of_exact]))
+        assert bool(_is_spent(state._replace(log_step=log_step), settings)) == is_spent
 
 
 def test_trajectories_that_grow_too_long_end_it(steady: tuple[Ensemble, Adaptation]) -> None:

@@ -61,8 +61,6 @@ def sample(
         variances = 1 / (1 / of_each + np.repeat(1 / of_group, size))
         beta = draw_coefficients(rng, flat / noise, y / noise, variances)
         norms = np.linalg.norm(beta.reshape(num_groups, size), axis=1)
-        of_each = draw_variances(rng, beta, scale)
-        of_group = draw_variances(rng, norms, scale)
         total, power = np.abs(beta).sum() + norms.sum(), beta.size
         square = ((y - flat @ beta) ** 2).sum()
 
@@ -76,6 +74,9 @@ def sample(
 
         scale = np.exp(slice_draw(rng, np.log(scale), of_scale))
         noise = np.exp(slice_draw(rng, np.log(noise), of_noise))
+        # The scale was drawn with these integrated out, so that they have to follow it.
+        of_each = draw_variances(rng, beta, scale)
+        of_group = draw_variances(rng, norms, scale)
         if i >= 0:
             draws[i] = [*beta, scale, noise]
     effect = draws[:, :-2].reshape(number, num_groups, size)
