@@ -57,3 +57,25 @@ def test_gibbs_without_data_draws_the_scale_from_its_prior() -> None:
     assert abs(scale.mean() - np.sqrt(2 / np.pi)) < 4 * error
     square = scale**2
     assert abs(square.mean() - 1) < 4 * square.std() / np.sqrt(effective_sample_size(square))
+
+
+def test_gibbs_agrees_with_quadrature() -> None:
+    """One coefficient, whose prior is then a Laplace density with the scale b; 4 standard errors."""
+    X, y = np.array([1.0, -1.0, 0.5, 2.0])[:, None, None], np.array([0.8, -0.3, 0.6, 1.1])
+    draws = [
+        sparse_group_gibbs.sample(
+            seed, X, y, scale_sd=1.0, noise_sd=2.0, num_warmup=200, number=4000
+        )
+        for seed in range(2)
+    ]
+    beta, log_b, log_s = np.meshgrid(
+        np.linspace(-4, 5, 200), np.linspace(-9, 1.5, 160), np.linspace(-6, 2.5, 120), indexing="ij"
+    )
+    b, s = np.exp(log_b), np.exp(log_s)
+    square = sum((y[i] - X[i, 0, 0] * beta) ** 2 for i in range(4))
+    log_density = -np.abs(beta) / b - b**2 / 2 - 3 * log_s - square / (2 * s**2) - (s / 2) ** 2 / 2
+    weight = np.exp(log_density - log_density.max())
+    for name, value in (("effect", beta), ("scale", b), ("noise", s)):
+        chains = np.stack([chain[name].reshape(-1) for chain in draws])
+        error = chains.std() / np.sqrt(effective_sample_size(chains))
+        assert abs(chains.mean() - (weight * value).sum() / weight.sum()) < 4 * error, name

@@ -1,7 +1,7 @@
 r"""An exact Gibbs sampler for linear regression with a sparse group lasso prior and latent scales.
 
 The model is :func:`benchmarks.structured.sparse_group`, with the prior density proportional to
-:math:`b^{-d} \exp\{-(\sum_j |\beta_j| + \sum_g |\beta_g|)/b\}` on d coefficients in groups of m.
+:math:`b^{-d} \exp\{-(\sum_j |\beta_j| + \sum_g |\beta_g|)/(2b)\}` on d coefficients in groups of m.
 Either term is a scale mixture of normals (Park and Casella 2008, sec. 2; Kyung, Gill, Ghosh and
 Casella 2010, sec. 3.1), so that, given a scale v for each coefficient and w for each group,
 coefficients have independent normal priors of precision 1/v_j + 1/w_g. Reciprocals of v and w are
@@ -61,7 +61,7 @@ def sample(
         variances = 1 / (1 / of_each + np.repeat(1 / of_group, size))
         beta = draw_coefficients(rng, flat / noise, y / noise, variances)
         norms = np.linalg.norm(beta.reshape(num_groups, size), axis=1)
-        total, power = np.abs(beta).sum() + norms.sum(), beta.size
+        total, power = (np.abs(beta).sum() + norms.sum()) / 2, beta.size
         square = ((y - flat @ beta) ** 2).sum()
 
         def of_scale(log: float, total: float = total, power: int = power) -> float:
@@ -75,8 +75,8 @@ def sample(
         scale = np.exp(slice_draw(rng, np.log(scale), of_scale))
         noise = np.exp(slice_draw(rng, np.log(noise), of_noise))
         # The scale was drawn with these integrated out, so that they have to follow it.
-        of_each = draw_variances(rng, beta, scale)
-        of_group = draw_variances(rng, norms, scale)
+        of_each = draw_variances(rng, beta, 2 * scale)
+        of_group = draw_variances(rng, norms, 2 * scale)
         if i >= 0:
             draws[i] = [*beta, scale, noise]
     effect = draws[:, :-2].reshape(number, num_groups, size)
