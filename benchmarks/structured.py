@@ -327,10 +327,8 @@ def table(records: list[dict[str, Any]]) -> str:
             record = done.get((problem, sampler))
             if record is None:
                 continue
-            exact = max(
-                (done.get((problem, name), record) for name in EXACT),
-                key=lambda r: r["min_bulk_ess"],
-            )
+            exacts = [done[problem, name] for name in EXACT if (problem, name) in done]
+            exact = max(exacts or [record], key=lambda r: r["min_bulk_ess"])
             error = np.abs(np.subtract(record["mean"], exact["mean"])) / np.asarray(exact["sd"])
             gradients = record["num_sampling_gradients"]
             per_gradient = 1000 * record["min_bulk_ess"] / gradients if gradients else np.inf
