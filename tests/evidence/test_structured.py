@@ -61,7 +61,7 @@ def test_gibbs_without_data_draws_the_scale_from_its_prior() -> None:
 
 
 def test_gibbs_agrees_with_quadrature() -> None:
-    """One coefficient, whose prior is then a Laplace density with the scale b; 4 standard errors."""
+    """One coefficient, with a Laplace density of scale b as its prior; 4 standard errors."""
     X, y = np.array([1.0, -1.0, 0.5, 2.0])[:, None, None], np.array([0.8, -0.3, 0.6, 1.1])
     draws = [
         sparse_group_gibbs.sample(
