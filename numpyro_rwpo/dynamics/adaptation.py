@@ -67,12 +67,16 @@ MAX_AFFORDABLE = 128
 # Updates that these limits leave in any case; half of them where trajectories are too long.
 MIN_LIMIT = 24
 # Acceptance probability, averaged over the last few sweeps with this weight for the newest, below
-# which a particle is stuck. Those that are when the estimates are steady are moved onto others,
-# and part from them in the last updates.
+# which a particle is stuck. Those that are when the estimates are steady are moved onto others, and
+# part from them in the last updates.
 STUCK, RECENT, LAST_UPDATES = 0.1, 0.2, 3
 # The same for particles whose potential is out of the others' reach. These are moved at once: they
 # slow down what is learned from all.
 LOST = 0.3
+# Particles out of the others' reach may move and still be on their way from where they were placed
+# when the estimates are steady. They are moved as well if no more than this share of the ensemble
+# is out of reach. More may be in a wide mode of their own.
+FEW = 1 / 32
 
 
 def whose_turn(adaptation: Adaptation, num_flows: int) -> jax.Array:
@@ -266,8 +270,10 @@ def adapt(
         past=remember(adaptation.past, after, height, learned.updates),
     )
     # Placement can leave particles in places where the step size of all others is far too long.
-    is_lost = is_far(height) & (accept_prob < LOST) & (learned.updates >= TRIAL_UPDATES)
-    is_stuck = is_first & (accept_prob < STUCK)
+    is_out = is_far(height)
+    is_lost = is_out & (accept_prob < LOST) & (learned.updates >= TRIAL_UPDATES)
+    is_left_behind = is_out & (is_out.mean() <= FEW)
+    is_stuck = is_first & (is_left_behind | (accept_prob < STUCK))
     return replace(after, is_lost | is_stuck, target), learned
 
 

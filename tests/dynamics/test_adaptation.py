@@ -219,6 +219,24 @@ def test_a_lost_particle_is_moved_before_the_others_are_judged_by_it() -> None:
     assert jnp.abs(kept.particles[5]).max() > 10
 
 
+@pytest.mark.parametrize(("number", "moves"), [(2, True), (3, False)])
+def test_few_particles_left_behind_are_moved_when_the_estimates_are_steady(
+    steady: tuple[Ensemble, Adaptation], number: int, moves: bool
+) -> None:
+    """They accept all trajectories. More of them may be in a wide mode of their own."""
+    ensemble, learned = steady
+    far = evaluate(ensemble.particles.at[:number, 0].set(400.0), NORMAL)
+    state = learned._replace(
+        accept_prob=jnp.ones(NUM_PARTICLES),
+        updates=jnp.asarray(99),
+        num_steps=jnp.asarray(10**6),
+        finished_at=jnp.zeros((), int),
+    )
+    after, last = UPDATE_NORMAL(random.key(3), far, state)
+    assert last.finished_at > 0
+    assert bool(jnp.abs(after.particles).max() < 10) == moves
+
+
 # -------------------------------------------------------------------------- when it is enough
 
 
