@@ -75,7 +75,8 @@ STUCK, RECENT, LAST_UPDATES = 0.1, 0.2, 3
 LOST = 0.3
 # Particles out of the others' reach may move and still be on their way from where they were placed
 # when the estimates are steady. They are moved as well if no more than this share of the ensemble
-# is out of reach. More may be in a wide mode of their own.
+# is out of reach. More may be in a wide mode of their own. Ensembles of fewer than 32 particles know
+# too little of their tails for this.
 FEW = 1 / 32
 
 
@@ -204,8 +205,8 @@ def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
     of_flows = num_leapfrog_steps(jnp.exp(adaptation.log_step), MAX_STEPS)
     num_steps = longest = of_flows[adaptation.chosen]
     if "exact" in settings.flows:
-        # This flow has the diagonal metric of NUTS transitions. Where it needs far more steps, they
-        # do as well, and the ensemble is cheaper even if it takes its time.
+        # This flow has the diagonal metric of NUTS transitions. Where, by its trial, it needs far
+        # more steps, they do as well, and the ensemble is cheaper even if it takes its time.
         longest = jnp.maximum(num_steps, of_flows[settings.flows.index("exact")])
     spent = settings.num_particles * adaptation.num_steps > MAX_TRAJECTORIES * longest
     too_long = num_steps > MAX_AFFORDABLE

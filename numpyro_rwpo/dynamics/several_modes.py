@@ -207,16 +207,16 @@ def _rows(x: jax.Array) -> Array:
 
 
 def _descents(warm: WarmUp) -> jax.Array:
-    """The draws of the descents of each chain; none of them if the coordinates were others."""
+    """The draws of the descents of each chain, or of the user's density; none in other coordinates."""
     first = warm.placement.first
     is_same = np.array_equal(warm.centering, warm.placement.placed.centering)
     return first if is_same else first[:, :0]
 
 
 def _groups(warm: WarmUp) -> list[Group]:
-    """Groups among the particles at rest, and among the draws of the descents, of all chains.
+    """Groups among the particles at rest, and among the draws they were placed by, of all chains.
 
-    None if there is only one of either.
+    No groups if there is only one of either kind.
     """
     gradients = _rows(warm.ensemble.gradient)
     gradients = gradients[np.isfinite(gradients).all(1)]
