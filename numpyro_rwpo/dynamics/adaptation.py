@@ -75,8 +75,8 @@ STUCK, RECENT, LAST_UPDATES = 0.1, 0.2, 3
 LOST = 0.3
 # Particles out of the others' reach may move and still be on their way from where they were placed
 # when the estimates are steady. They are moved as well if no more than this share of the ensemble
-# is out of reach. More may be in a wide mode of their own. Ensembles of fewer than 32 particles know
-# too little of their tails for this.
+# is out of reach. More may be in a wide mode of their own. Ensembles of fewer than 32 particles
+# know too little of their tails for this.
 FEW = 1 / 32
 
 

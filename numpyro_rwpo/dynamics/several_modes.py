@@ -207,7 +207,7 @@ def _rows(x: jax.Array) -> Array:
 
 
 def _descents(warm: WarmUp) -> jax.Array:
-    """The draws of the descents of each chain, or of the user's density; none in other coordinates."""
+    """Draws of each chain's descents, or of the user's density; none if in other coordinates."""
     first = warm.placement.first
     is_same = np.array_equal(warm.centering, warm.placement.placed.centering)
     return first if is_same else first[:, :0]
