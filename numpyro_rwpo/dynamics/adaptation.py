@@ -67,12 +67,11 @@ MAX_AFFORDABLE = 128
 # Updates that these limits leave in any case; half of them where trajectories are too long.
 MIN_LIMIT = 24
 # Acceptance probability, averaged over the last few sweeps with this weight for the newest, below
-# which a particle is stuck. Those that are when the estimates are steady are moved onto others, and
-# part from them in the last updates.
-STUCK, RECENT, LAST_UPDATES = 0.1, 0.2, 3
-# The same for particles whose potential is out of the others' reach. These are moved at once: they
+# which a particle is stuck, mostly where it was placed, as far out in a tail as no draw in thousands
+# would be. Those that are when the estimates are steady are moved onto others, and part from them
+# in the last updates. Those whose potential is out of the others' reach are moved at once: they
 # slow down what is learned from all.
-LOST = 0.3
+STUCK, RECENT, LAST_UPDATES = 0.3, 0.2, 3
 # Particles out of the others' reach may move and still be on their way from where they were placed
 # when the estimates are steady. They are moved as well if no more than this share of the ensemble
 # is out of reach. More may be in a wide mode of their own. Ensembles of fewer than 32 particles
@@ -173,7 +172,7 @@ def _cheapest(adaptation: Adaptation, target: Target, preferred: ArrayLike) -> j
 
 
 def _is_steady(adaptation: Adaptation, settings: Settings) -> jax.Array:
-    """Whether all chains agree and are at rest, and the step size is steady, scalar."""
+    """Whether this chain's step size is steady, and all chains agree and are at rest, scalar."""
     trial = TRIAL_UPDATES * len(settings.flows) if len(settings.flows) > 1 else 0
     ahead = (adaptation.log_step - adaptation.log_step_mean)[adaptation.chosen]
     num_statistics = adaptation.correlation.shape[1]
@@ -213,6 +212,11 @@ def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
     return (too_long & (adaptation.updates >= MIN_LIMIT // 2)) | (
         spent & (adaptation.updates >= MIN_LIMIT)
     )
+
+
+def _in_all_chains(condition: jax.Array, target: Target) -> jax.Array:
+    """Whether a condition holds in all chains, scalar."""
+    return target.placement.chain_mean(jnp.where(condition, 0.0, 1.0)) == 0
 
 
 def adapt(
@@ -260,8 +264,11 @@ def adapt(
         disagreement=disagreement(after, height, center, target),
         drift=drift(after, height, adaptation.past, center, target),
     )
-    is_steady = _is_steady(learned, settings)
-    is_over = (is_steady & _has_forgotten(learned, target)) | _is_spent(learned, settings)
+    # All chains end together: one that has ended stays where it is, and would be taken into account
+    # by the others as if it had moved on.
+    is_steady = _in_all_chains(_is_steady(learned, settings), target)
+    is_spent = ~_in_all_chains(~_is_spent(learned, settings), target)
+    is_over = (is_steady & _has_forgotten(learned, target)) | is_spent
     is_first = is_over & (adaptation.finished_at == 0)
     accept_prob = blend(adaptation.accept_prob, sweep.accept_prob, recent)
     learned = learned._replace(
@@ -272,7 +279,7 @@ def adapt(
     )
     # Placement can leave particles in places where the step size of all others is far too long.
     is_out = is_far(height)
-    is_lost = is_out & (accept_prob < LOST) & (learned.updates >= TRIAL_UPDATES)
+    is_lost = is_out & (accept_prob < STUCK) & (learned.updates >= TRIAL_UPDATES)
     is_left_behind = is_out & (is_out.mean() <= FEW)
     is_stuck = is_first & (is_left_behind | (accept_prob < STUCK))
     return replace(after, is_lost | is_stuck, target), learned
