@@ -34,6 +34,7 @@ from numpyro_rwpo.dynamics.stationarity import (
     CLIP,
     disagreement,
     drift,
+    is_renewed,
     largest_allowed_disagreement,
     largest_allowed_drift,
     remember,
@@ -59,19 +60,23 @@ MEMORY = 0.1
 CAUTION, CAUTIOUS_ACCEPTANCE = 0.25, 0.95
 # The part of the placement's error that may be left in the slowest statistic when warm-up ends.
 MEMORY_OF_PLACEMENT = 0.01
-# Gradients that warm-up may spend, in trajectories of the length it has come to, or of that in the
-# diagonal metric of NUTS transitions: four times the thousand with which NUTS warms up by default.
-MAX_TRAJECTORIES = 4000
+# Gradients one after another that warm-up may spend, in trajectories of the length it has come to,
+# or of that in the diagonal metric of NUTS transitions. For ensembles of 64 particles, these are
+# four times the thousand trajectories with which NUTS warms up by default.
+MAX_TRAJECTORIES = 62
 # Leapfrog steps of a trajectory beyond which an ensemble that moves in step wastes too many.
 MAX_AFFORDABLE = 128
 # Updates that these limits leave in any case; half of them where trajectories are too long.
 MIN_LIMIT = 24
 # Acceptance probability, averaged over the last few sweeps with this weight for the newest, below
-# which a particle is stuck, mostly where it was placed, as far out in a tail as no draw in thousands
-# would be. Those that are when the estimates are steady are moved onto others, and part from them
-# in the last updates. Those whose potential is out of the others' reach are moved at once: they
-# slow down what is learned from all.
-STUCK, RECENT, LAST_UPDATES = 0.3, 0.2, 3
+# which a particle is stuck.
+STUCK, RECENT = 0.1, 0.2
+# The same below which a particle hardly leaves where it was placed, which may be as far out in a
+# tail as no draw in thousands would be. After this number of updates, after twice, four times, and
+# so on as many, and when the estimates are steady, such particles are moved onto others. They part
+# from them in the last updates. Those whose potential is out of the others' reach are moved at
+# once: they slow down what is learned from all.
+LOST, FIRST_LOOK, LAST_UPDATES = 0.3, 8, 3
 # Particles out of the others' reach may move and still be on their way from where they were placed
 # when the estimates are steady. They are moved as well if no more than this share of the ensemble
 # is out of reach. More may be in a wide mode of their own. Ensembles of fewer than 32 particles
@@ -195,7 +200,7 @@ def _has_forgotten(adaptation: Adaptation, target: Target) -> jax.Array:
     return adaptation.updates * log_slowest < math.log(MEMORY_OF_PLACEMENT)
 
 
-def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
+def _is_spent(adaptation: Adaptation, target: Target, settings: Settings) -> jax.Array:
     """Whether warm-up costs more than these moves can be worth, scalar.
 
     Either it has spent as many gradients as the warm-up of NUTS would, or its trajectories are so
@@ -207,7 +212,8 @@ def _is_spent(adaptation: Adaptation, settings: Settings) -> jax.Array:
         # This flow has the diagonal metric of NUTS transitions. Where, by its trial, it needs far
         # more steps, they do as well, and the ensemble is cheaper even if it takes its time.
         longest = jnp.maximum(num_steps, of_flows[settings.flows.index("exact")])
-    spent = settings.num_particles * adaptation.num_steps > MAX_TRAJECTORIES * longest
+    left = MAX_TRAJECTORIES * longest - adaptation.num_steps
+    spent = target.placement.chain_mean(left) < 0
     too_long = num_steps > MAX_AFFORDABLE
     return (too_long & (adaptation.updates >= MIN_LIMIT // 2)) | (
         spent & (adaptation.updates >= MIN_LIMIT)
@@ -267,7 +273,7 @@ def adapt(
     # All chains end together: one that has ended stays where it is, and would be taken into account
     # by the others as if it had moved on.
     is_steady = _in_all_chains(_is_steady(learned, settings), target)
-    is_spent = ~_in_all_chains(~_is_spent(learned, settings), target)
+    is_spent = ~_in_all_chains(~_is_spent(learned, target, settings), target)
     is_over = (is_steady & _has_forgotten(learned, target)) | is_spent
     is_first = is_over & (adaptation.finished_at == 0)
     accept_prob = blend(adaptation.accept_prob, sweep.accept_prob, recent)
@@ -275,14 +281,17 @@ def adapt(
         accept_prob=accept_prob,
         finished_at=jnp.where(is_first, learned.updates, adaptation.finished_at),
         is_settled=adaptation.is_settled | is_steady,
-        past=remember(adaptation.past, after, height, learned.updates),
     )
     # Placement can leave particles in places where the step size of all others is far too long.
     is_out = is_far(height)
-    is_lost = is_out & (accept_prob < STUCK) & (learned.updates >= TRIAL_UPDATES)
+    is_lost = is_out & (accept_prob < LOST) & (learned.updates >= TRIAL_UPDATES)
     is_left_behind = is_out & (is_out.mean() <= FEW)
-    is_stuck = is_first & (is_left_behind | (accept_prob < STUCK))
-    return replace(after, is_lost | is_stuck, target), learned
+    is_look = is_first | (is_renewed(learned.updates) & (learned.updates >= FIRST_LOOK))
+    is_held = (is_first & is_left_behind) | (is_look & (accept_prob < LOST))
+    after = replace(after, is_lost | is_held, target)
+    # The past holds particles that were moved just now where they are, so that this is no drift.
+    past = remember(adaptation.past, after, potential(after, target), learned.updates)
+    return after, learned._replace(past=past)
 
 
 def _swept(

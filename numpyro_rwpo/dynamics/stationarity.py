@@ -52,9 +52,14 @@ def remember(past: Past, ensemble: Ensemble, height: jax.Array, updates: jax.Arr
         height: potential at them, (num_particles,).
         updates: number of this update, scalar.
     """
-    is_power = (updates & (updates - 1)) == 0
+    is_new = is_renewed(updates)
     now = Past(ensemble.particles, height, updates)
-    return jax.tree.map(lambda new, old: jnp.where(is_power, new, old), now, past)
+    return jax.tree.map(lambda new, old: jnp.where(is_new, new, old), now, past)
+
+
+def is_renewed(updates: jax.Array) -> jax.Array:
+    """Whether the past is that after this number of updates, a power of two."""
+    return (updates & (updates - 1)) == 0
 
 
 def largest_allowed_disagreement(num_statistics: int, num_particles: int) -> float:

@@ -219,6 +219,27 @@ def test_a_lost_particle_is_moved_before_the_others_are_judged_by_it() -> None:
     assert jnp.abs(kept.particles[5]).max() > 10
 
 
+@pytest.mark.parametrize(("updates", "moves"), [(7, True), (8, False), (15, True), (4, False)])
+def test_particles_that_are_stuck_are_moved_at_every_look(updates: int, moves: bool) -> None:
+    """In a place that is too narrow for the step size, but no less likely than others.
+
+    The looks are at powers of two, from the eighth update on.
+    """
+
+    def smooth(x: jax.Array, centering: jax.Array) -> jax.Array:
+        return 0.5 * x @ x + jnp.where(x[0] > 5, 1e5 * x[1] ** 2 - 20.0, 0.0)
+
+    target = Differentiation(1.0, False).target(smooth, None)
+    settings = make_settings("exact")
+    placed = evaluate(normal_ensemble().particles.at[5, :2].set(jnp.array([8.0, 0.0])), target)
+    learned = learn_moments(initial_adaptation(DIM, jnp.float32, settings), placed, target)
+    state = learned._replace(
+        updates=jnp.asarray(updates), accept_prob=jnp.ones(NUM_PARTICLES).at[5].set(0.2)
+    )
+    after, _ = one_update(target, settings)(random.key(0), placed, state)
+    assert bool(after.particles[5, 0] < 5) == moves
+
+
 @pytest.mark.parametrize(("number", "moves"), [(2, True), (3, False)])
 def test_few_particles_left_behind_are_moved_when_the_estimates_are_steady(
     steady: tuple[Ensemble, Adaptation], number: int, moves: bool
@@ -298,6 +319,31 @@ def one_more(
     return bool(after.is_settled), is_finished and not after.is_settled
 
 
+def test_all_chains_end_together(steady: tuple[Ensemble, Adaptation]) -> None:
+    """One whose step size is not steady keeps the others going, which are measured with it."""
+    _, learned = steady
+    target, settings = pool_chains(NORMAL, "chain"), make_settings("exact")
+
+    def update(key: jax.Array, log_step: jax.Array) -> jax.Array:
+        draws = random.normal(key, (2, NUM_PARTICLES, DIM))
+        ensemble, earlier = (evaluate(x, NORMAL) for x in draws)
+        before = learned._replace(
+            log_step=log_step,
+            updates=jnp.asarray(MIN_LIMIT + 20),
+            num_steps=jnp.zeros((), int),
+            past=Past(earlier.particles, potential(earlier, NORMAL), jnp.asarray(8)),
+            finished_at=jnp.zeros((), int),
+            is_settled=jnp.zeros((), bool),
+        )
+        return adapt(key, ensemble, before, target, settings, 0.8)[1].is_settled
+
+    update_all = jax.jit(jax.vmap(update, axis_name="chain"))
+    for ahead, is_settled in ((0.0, True), (0.8, False)):
+        log_step = jnp.stack([learned.log_step_mean, learned.log_step_mean + ahead])
+        found = update_all(random.split(random.key(7), 2), log_step)
+        assert found.tolist() == [is_settled, is_settled]
+
+
 def test_what_is_not_steady_goes_on(steady: tuple[Ensemble, Adaptation]) -> None:
     late = MIN_LIMIT + 20
     assert one_more(steady, late) == (True, False)  # negative control: nothing is changed
@@ -339,11 +385,12 @@ def test_the_budget_follows_trajectories_in_a_diagonal_metric() -> None:
     settings = make_settings("harmonic", "exact", dense=True)
     state = initial_adaptation(DIM, jnp.float32, settings)._replace(
         updates=jnp.asarray(MIN_LIMIT),
-        num_steps=jnp.asarray(MAX_TRAJECTORIES * 10 // NUM_PARTICLES),
+        num_steps=jnp.asarray(MAX_TRAJECTORIES * 10),
     )
     for of_exact, is_spent in ((0.02, False), (0.2, True)):
         log_step = jnp.log(jnp.array([0.2, of_exact]))
-        assert bool(_is_spent(state._replace(log_step=log_step), settings)) == is_spent
+        changed = state._replace(log_step=log_step)
+        assert bool(_is_spent(changed, NORMAL, settings)) == is_spent
 
 
 def test_trajectories_that_grow_too_long_end_it(steady: tuple[Ensemble, Adaptation]) -> None:
