@@ -38,6 +38,8 @@ MOST_STEPS = 64
 JUMP_CORRELATION, MAX_JUMPS = 0.1, 64
 # Distance of the log step size from its running mean below which it counts as steady.
 STEADY_STEP = 0.15
+# Of so few leapfrog steps in a trajectory, one more or less changes the acceptance much.
+MAX_FEW = 3
 # Step sizes at which each flow starts, times the fourth root of the dimension: about 0.8 of the
 # trajectories are then accepted on posteriors of 10 to 50 dimensions.
 FIRST_STEP = {"harmonic": 2.0, "exact": 1.0}
@@ -164,13 +166,14 @@ def trajectory_steps(log_step_mean: jax.Array) -> jax.Array:
 
     Where one step in a quarter turn is accepted less often than was asked for, and two are accepted
     more often, the step size settles where the two meet. It is two then: a trajectory of one step
-    that is too long is rejected above all in the tails, which the draws would lack.
+    that is too long is rejected above all in the tails, which the draws would lack. The same holds
+    for two and three steps, and for three and four.
     """
     likely, least = (
         num_leapfrog_steps(jnp.exp(x), MAX_STEPS)
         for x in (log_step_mean, log_step_mean - STEADY_STEP)
     )
-    return jnp.where(likely == 1, least, likely)
+    return jnp.where(likely <= MAX_FEW, jnp.minimum(least, likely + 1), likely)
 
 
 def make_move(name: str, number: int, adaptation: Adaptation, target: Target) -> HamiltonianMove:
