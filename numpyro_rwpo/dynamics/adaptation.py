@@ -288,9 +288,9 @@ def adapt(
     is_left_behind = is_out & (is_out.mean() <= FEW)
     is_look = is_first | (is_renewed(learned.updates) & (learned.updates >= FIRST_LOOK))
     is_held = (is_first & is_left_behind) | (is_look & (accept_prob < LOST))
-    after = replace(after, is_lost | is_held, target)
+    after, height = replace((after, height), is_lost | is_held, target)
     # The past holds particles that were moved just now where they are, so that this is no drift.
-    past = remember(adaptation.past, after, potential(after, target), learned.updates)
+    past = remember(adaptation.past, after, height, learned.updates)
     return after, learned._replace(past=past)
 
 

@@ -1,11 +1,14 @@
 """An evaluated ensemble of particles, and the replacement of particles that are not finite."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from numpyro_rwpo.model.target import Target
+
+# Arrays that have a row for each particle.
+Rows = TypeVar("Rows")
 
 
 class Ensemble(NamedTuple):
@@ -64,21 +67,22 @@ def is_usable(smooth: jax.Array, gradient: jax.Array) -> jax.Array:
     return jnp.isfinite(smooth) & jnp.all(jnp.isfinite(gradient), -1)
 
 
-def replace(ensemble: Ensemble, is_bad: jax.Array, target: Target) -> Ensemble:
+def replace(rows: Rows, is_bad: jax.Array, target: Target) -> Rows:
     """Move the particles in ``is_bad``, (num_particles,), onto the others, in turn.
 
+    ``rows`` is an ensemble, or arrays with a row for each particle that go with it.
     If all particles are bad, nothing is moved. This is only for warm-up, because it does not leave
     the posterior invariant.
     """
 
-    def replaced(ensemble: Ensemble) -> Ensemble:
+    def replaced(rows: Rows) -> Rows:
         order = jnp.argsort(is_bad, stable=True)
         index = jnp.arange(is_bad.size)
         substitute = order[index % jnp.maximum((~is_bad).sum(), 1)]
         source = jnp.where(is_bad & ~is_bad.all(), substitute, index)
-        return jax.tree.map(lambda x: x[source], ensemble)
+        return jax.tree.map(lambda x: x[source], rows)
 
-    return target.placement.rows(target.placement.where_needed(is_bad, replaced, ensemble))
+    return target.placement.rows(target.placement.where_needed(is_bad, replaced, rows))
 
 
 def evaluate(particles: jax.Array, target: Target) -> Ensemble:
