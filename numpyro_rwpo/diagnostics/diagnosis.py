@@ -5,6 +5,7 @@ come from the modules of this package that are named after them.
 """
 
 from dataclasses import replace
+from statistics import mode
 from typing import Any
 
 import jax
@@ -68,7 +69,7 @@ def diagnose(mcmc: Any, *, seed: int = 0) -> Report:
 
 def measure(run: Run, seed: int) -> Measurements:
     """All figures of a run."""
-    posterior = posterior_of(run, centering=round(float(np.mean(run.state.centering))))
+    posterior = posterior_of(run, centering=mode(np.asarray(run.state.centering, int).tolist()))
     posterior = posterior._replace(draws=posterior.draws[:, run.distinct])
     draws, is_finite = _finite_draws(posterior.draws)
     flat = draws.reshape(-1, draws.shape[2])

@@ -21,6 +21,7 @@ from numpyro_rwpo.model.laplace_sites import LaplaceSplit
 from numpyro_rwpo.model.model_source import flat_prior
 from numpyro_rwpo.model.potential_source import prior_from_leaves
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry
+from numpyro_rwpo.model.site_bits import is_centered
 from numpyro_rwpo.model.split_check import checked_split
 from numpyro_rwpo.model.tracing import default_key, inspect_trace, is_latent
 from numpyro_rwpo.priors.laplace import no_prior
@@ -119,7 +120,7 @@ def model_posterior(
         kwargs: its keyword arguments.
         samples: constrained draws by site, (chains, draws, ...).
         laplace_sites: as for ``RWPO``.
-        centering: parameterization of Laplace sites with latent scales, 0 or 1.
+        centering: see :mod:`numpyro_rwpo.model.site_bits`.
         inverse_temperature: power of the posterior.
         registry: the kinds of distributions with closed forms.
 
@@ -135,8 +136,7 @@ def model_posterior(
             f"evaluated; they hold {sorted(samples)}. Run MCMC without '~z.<site>' in "
             "`extra_fields` and without a `postprocess_fn`."
         )
-    if centering != 0:
-        split = split.without(split.rewritten)
+    split = split.without([n for n, bit in split.bits.items() if is_centered(centering, bit)])
     latent = {name: jnp.asarray(samples[name]) for name in sites}
     unconstrained = _unconstrained(split, args, kwargs, latent) if latent else {}
     prototype = jax.tree.map(lambda x: np.zeros(x.shape[2:], x.dtype), unconstrained)
@@ -233,7 +233,7 @@ def posterior_of(run: Run, *, centering: int = 0) -> Posterior:
 
     Args:
         run: a finished run.
-        centering: parameterization of Laplace sites with latent scales, 0 or 1.
+        centering: see :mod:`numpyro_rwpo.model.site_bits`.
 
     Raises:
         ValueError: a latent site is missing among the draws.

@@ -8,8 +8,9 @@ entropy H,
 .. math:: \mathrm{KL}(q_b \| N_b) - \mathrm{KL}(q_z \| N_z)
           = H(N_b) - H(N_z) - \mathrm{E} \sum \log \mathrm{scale},
 
-which depends on the particles alone and needs no gradient. All chains decide together, because
-their coordinates must have the same meaning.
+which depends on the particles alone and needs no gradient. Every site is asked on its own whether
+it should change over, as the data may inform one well and another hardly. All chains decide
+together, because their coordinates must have the same meaning.
 
 Reference: Gorinova, Moore and Hoffman (2020), Automatic reparameterisation of probabilistic
 programs, who choose centerings by variational inference.
@@ -19,17 +20,18 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
+from numpyro_rwpo.model.site_bits import is_centered
 from numpyro_rwpo.model.target import Target
 
-# The ensembles change over to the other centering if they are closer to normal there by this number
-# of nats. A smaller difference may be due to chance with 64 particles.
+# A site changes over to its other centering if the ensembles are closer to normal there by this
+# number of nats. A smaller difference may be due to chance with 64 particles.
 CLEARLY = 0.5
 
 
 def recentered(
     particles: jax.Array, target: Target, dense: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The particles in the centering in which the ensembles of all chains are closest to normal.
+    """The particles with each site in the centering in which all ensembles are closer to normal.
 
     Args:
         particles: particles in the target's centering, (num_particles, dim).
@@ -37,20 +39,26 @@ def recentered(
         dense: whether the metric contains correlations, or only variances.
 
     Returns:
-        The particles, which are not evaluated if the centering has changed; the centering, scalar;
-        and whether it has changed, scalar.
+        The particles, which are not evaluated if a site has changed over; the centering, scalar;
+        and whether any site has changed over, scalar.
     """
     assert target.recenter is not None
+    assert target.site_bits is not None
     centering = target.centering
     there, log_scale = target.recenter(particles, jnp.broadcast_to(centering, particles.shape[:1]))
+    bits = 2.0 ** jnp.arange(log_scale.shape[1])
+    is_site = target.site_bits[None] == bits[:, None]
+    each = jnp.where(is_site[:, None], there[None], particles[None])
     # The median is used, because a single particle far out must not decide.
-    jacobian = jnp.where(centering > 0, -1, 1) * jnp.median(log_scale)
-    excess = _normal_entropy(there, dense) - _normal_entropy(particles, dense) - jacobian
+    jacobian = jnp.where(is_centered(centering, bits), -1, 1) * jnp.median(log_scale, axis=0)
+    entropy = jax.vmap(lambda x: _normal_entropy(x, dense))(each)
+    excess = entropy - _normal_entropy(particles, dense) - jacobian
     is_new = target.placement.chain_mean(excess) < -CLEARLY
+    turned = jnp.where(is_centered(centering, bits), -bits, bits)
     return (
-        jnp.where(is_new, there, particles),
-        jnp.where(is_new, 1 - centering, centering),
-        is_new,
+        jnp.where((is_site & is_new[:, None]).any(0)[None], there, particles),
+        centering + jnp.where(is_new, turned, 0.0).sum(),
+        is_new.any(),
     )
 
 

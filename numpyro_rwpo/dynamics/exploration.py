@@ -88,9 +88,7 @@ def explore(
     key_start, key_adapt = random.split(rng_key)
     # The ensembles explore in one centering, in which the modes can be compared, and without jumps
     # to draws of the user's density, which would lead out of the mode.
-    target = target._replace(
-        full_prior=target.prior, is_rewritten=None, recenter=None, proposal=None
-    )
+    target = target._replace(full_prior=target.prior, site_bits=None, recenter=None, proposal=None)
     target = within(target, walls)
     found = quasi_newton_start(key_start, start, target)
     particles, cost = found.ensemble.particles, found.cost

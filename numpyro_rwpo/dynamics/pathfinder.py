@@ -136,8 +136,8 @@ def quasi_newton_start(rng_key: jax.Array, particles: jax.Array, target: Target)
         rng_key: one key, for the draws.
         particles: random starting positions (num_particles, dim), of which the first few start the
             paths.
-        target: the posterior. If it has sites with latent scales, every other path uses the other
-            centering.
+        target: the posterior. If it has sites with latent scales, they are standardized on every
+            other path, and all centered on the others.
 
     Returns:
         As many particles, evaluated, with their log weights, the centering that all chains have
@@ -214,7 +214,7 @@ class _Search(NamedTuple):
     @property
     def has_duel(self) -> bool:
         """Whether there is a round that compares the centerings."""
-        return self.target.is_rewritten is not None
+        return self.target.site_bits is not None
 
     @property
     def num_last_rounds(self) -> int:
@@ -232,8 +232,9 @@ def _follow_paths(
     """The last round, the evidence of each path, -inf for the other centering, and the cost."""
     num_paths, dtype = min(NUM_PATHS, particles.shape[0]), particles.dtype
     centering = jnp.zeros(num_paths)
-    if target.is_rewritten is not None:
-        centering = jnp.arange(num_paths) % 2.0
+    if target.site_bits is not None:
+        all_centered = 2 * target.site_bits.max() - 1
+        centering = all_centered * (jnp.arange(num_paths) % 2)
     search = _Search(target, centering, noise)
     smoothed = smoothed_potential(target._replace(centering=centering))
     best = Best(
@@ -283,7 +284,7 @@ def _one_round(round_: _Round, search: _Search, smoothed: PotentialAndGrad) -> _
         round_.descent,
     )
     final_path = _share_out(search.of_centering(chosen, best.bound), num_particles)
-    of_centering = search.centering[None] == jnp.arange(2)[:, None]
+    of_centering = search.centering[None] == search.centering[:2, None]
     rivals = jnp.argmax(jnp.where(of_centering, best.bound[None], -jnp.inf), 1)
     # In previous rounds, a path had every eighth draw: odd draws if its number is odd, and even
     # draws otherwise. Here the rivals exchange odd and even draws.

@@ -8,10 +8,10 @@ location-scale families are also rewritten if their scale is latent, as in a hie
 their density is not split off.
 
 Informative data turn that parameterization into a funnel, whereas the user's own parameterization
-is then nearly normal. The *centering* c is therefore an argument of the rewritten model. At 0 the
-site is a standard one, and the density of a Laplace site is split off; at 1 it is the user's own
-site, and its density stays in the smooth part. Warm-up decides between the two
-(:mod:`numpyro_rwpo.dynamics.centering`).
+is then nearly normal. The *centering* is therefore an argument of the rewritten model. A site whose
+bit in it is 0 (:mod:`numpyro_rwpo.model.site_bits`) is a standard one, and the density of a Laplace
+site is split off; with bit 1 it is the user's own site, and its density stays in the smooth part.
+Warm-up decides between the two (:mod:`numpyro_rwpo.dynamics.centering`).
 
 Structured sites (:mod:`numpyro_rwpo.distributions`) are treated like Laplace sites. A FusedLaplace
 site is always rewritten, as a linear map of its start and differences, whose density is split off.
@@ -48,8 +48,8 @@ from numpyro_rwpo.model.prior_registry import (
     find_kind,
     kind_names,
     site_prior,
-    unwrapped,
 )
+from numpyro_rwpo.model.site_bits import all_centered, is_centered, number_of_bits, site_bit
 from numpyro_rwpo.model.tracing import (
     Model,
     default_key,
@@ -114,7 +114,7 @@ def _latent_parents(
     def split_parameters(fn: Any) -> tuple[Any, Any, Any]:
         if not is_location_scale(fn):
             return [], [], jax.tree.leaves(site_prior(fn, registry))
-        return parameters(unwrapped(fn))
+        return parameters(fn)
 
     provenance = eval_provenance(of_sites, **values)
 
@@ -148,8 +148,13 @@ class LaplaceSplit(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all sites that are split off at centering 0."""
+        """Names of all sites that are split off unless they are centered."""
         return self.fixed + tuple(name for name in self.rewritten if name not in self.smooth)
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """The bit in the centering of each rewritten site."""
+        return {name: site_bit(index) for index, name in enumerate(self.rewritten)}
 
     def without(self, names: Collection[str]) -> "LaplaceSplit":
         """The split that leaves the named sites alone."""
@@ -167,8 +172,9 @@ class LaplaceSplit(NamedTuple):
     def smooth_model(self, *args: Any, _centering: Any = 0, **kwargs: Any) -> Any:
         """Run the rewritten model without the densities that the prior's closed forms cover."""
         masks: dict[str, Any] = dict.fromkeys(self.fixed, False)
-        moved = set(self.rewritten) - self.smooth
-        masks.update(dict.fromkeys(sorted(moved), jnp.asarray(_centering) > 0))
+        for name, bit in self.bits.items():
+            if name not in self.smooth:
+                masks[name] = is_centered(_centering, bit)
         return keep_density(self.model(_centering), masks)(*args, **kwargs)
 
     def potential(
@@ -188,7 +194,7 @@ class LaplaceSplit(NamedTuple):
         return marginal_potential(model, values, args, kwargs, self.enumeration_dim)
 
     def site_priors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, AnyPrior]:
-        """Priors of all split sites for these model arguments, at centering 0.
+        """Priors of all split sites for these model arguments, if they are standardized.
 
         Their parameters have the shapes of the sites. A site whose distribution is not of a
         registered kind has no prior.
@@ -231,28 +237,34 @@ class LaplaceSplit(NamedTuple):
         """Unconstrained values of the user's sites, and the log Jacobian of the map back."""
         sites = self.rewritten_sites(values, centering, args, kwargs)
         log_jacobian = jnp.zeros(())
-        for site in sites.values():
-            log_jacobian -= (1 - centering) * site.log_scale.sum()
-        # These sites are real, so that their constrained values are their unconstrained values.
-        return {**values, **{name: site.value for name, site in sites.items()}}, log_jacobian
+        for name, site in sites.items():
+            standardized = ~is_centered(centering, self.bits[name])
+            log_jacobian -= jnp.where(standardized, site.log_scale.sum(), 0.0)
+        return {**values, **{name: x.unconstrained for name, x in sites.items()}}, log_jacobian
 
     def recentered(
         self, values: dict[str, Any], centering: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], jax.Array]:
-        """The same values in the other centering, and the sum of the log scales."""
+        """The values with every site in its other centering, and the sum of log scales of each bit.
+
+        The sums have shape (number of bits,). What the value of a site is in its other centering
+        does not depend on the centerings of other sites.
+        """
         sites = self.rewritten_sites(values, centering, args, kwargs)
-        log_scale = jnp.zeros(())
+        log_scale = jnp.zeros(number_of_bits(len(self.rewritten)))
         there = dict(values)
         for name, site in sites.items():
-            log_scale += site.log_scale.sum()
-            there[name] = jnp.where(centering > 0, site.base, site.coordinates)
+            bit = self.bits[name]
+            log_scale = log_scale.at[bit.bit_length() - 1].add(site.log_scale.sum())
+            there[name] = jnp.where(is_centered(centering, bit), site.base, site.coordinates)
         return there, log_scale
 
     def from_user_values(
         self, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Unconstrained values of the user's sites as values of the rewritten sites."""
-        sites = self.rewritten_sites(values, 1, args, kwargs)
+        centering = all_centered(len(self.rewritten))
+        sites = self.rewritten_sites(values, centering, args, kwargs)
         if any(site.family is not None for site in sites.values()):
             # The model took the values of mapped sites for their coordinates. How it maps does not
             # depend on values, but scales may.
@@ -261,7 +273,7 @@ class LaplaceSplit(NamedTuple):
                 for name, site in sites.items()
                 if site.family is not None
             }
-            sites = self.rewritten_sites({**values, **mapped}, 1, args, kwargs)
+            sites = self.rewritten_sites({**values, **mapped}, centering, args, kwargs)
         return {**values, **{name: site.base for name, site in sites.items()}}
 
 

@@ -1,20 +1,22 @@
 """Sites that are location + scale * a standard site, and the handler that rewrites them.
 
-A structured site may be a linear map of that.
+A structured site may be a linear map of that, and a lognormal site is its exponential.
 """
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
+from numpyro.distributions.transforms import Transform, biject_to
 from numpyro.primitives import Messenger
 
 from numpyro_rwpo.distributions.fused import FusedLaplace
 from numpyro_rwpo.distributions.structured import StructuredDistribution
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, find_kind, unwrapped
+from numpyro_rwpo.model.site_bits import is_centered, site_bit
 from numpyro_rwpo.model.tracing import Model
 
 # Smooth families of real numbers or vectors, which are rewritten but not split off. In a
@@ -31,30 +33,47 @@ SMOOTH_FAMILIES = (
 
 
 class LocationScale(NamedTuple):
-    """A site of the user's model, which is location + scale * base, or a linear map of this.
+    """A site of the user's model, which is location + scale * base, or a map of this.
 
     Attributes:
-        value: value of the user's site.
+        coordinates: location plus scale times base, which is what moves at centering 1.
         location: location in the site's shape.
         scale: scale in the site's shape; for an asymmetric site, that without the asymmetry. For a
             multivariate normal site the factor L of its covariance, with one more axis.
         family: distribution of a structured site, which knows the map; ``None`` for others.
+        transform: the map of a site that is not real, which is that from unconstrained values;
+            ``None`` for others.
     """
 
-    value: jax.Array
+    coordinates: jax.Array
     location: jax.Array
     scale: jax.Array
     family: StructuredDistribution | None = None
+    transform: Transform | None = None
 
     @property
-    def coordinates(self) -> jax.Array:
-        """Location plus scale times base, which is what moves at centering 1."""
-        return self.value if self.family is None else self.family.to_coordinates(self.value)
+    def unconstrained(self) -> jax.Array:
+        """Unconstrained value of the user's site."""
+        if self.family is None:
+            return self.coordinates
+        return self.family.to_vector(self.coordinates)
+
+    @property
+    def value(self) -> jax.Array:
+        """Value of the user's site."""
+        return self.unconstrained if self.transform is None else self.transform(self.unconstrained)
+
+    @property
+    def log_slope(self) -> jax.Array:
+        """Log derivative of the value by the unconstrained value, in the site's shape."""
+        if self.transform is None:
+            return jnp.zeros_like(self.unconstrained)
+        return self.transform.log_abs_det_jacobian(self.unconstrained, self.value)
 
     @property
     def is_factor(self) -> bool:
         """Whether the scale is a triangular matrix."""
-        return self.scale.ndim > self.value.ndim
+        return self.scale.ndim > self.coordinates.ndim
 
     @property
     def log_scale(self) -> jax.Array:
@@ -72,7 +91,7 @@ class LocationScale(NamedTuple):
 
 
 class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
-    """Rewrite the named sites as location + scale * a standard site at centering 0.
+    """Rewrite the named sites as location + scale * a standard site, unless they are centered.
 
     NumPyro's ``LocScaleReparam`` samples another site for this purpose. The name of that site can
     be the same as that of one of the user's sites, and it passes inner handlers such as ``scope``
@@ -83,25 +102,26 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
         sites: the named sites in the last call of the model.
     """
 
-    def __init__(self, fn: Model, names: Collection[str], centering: Any) -> None:
-        self.names = frozenset(names)
-        self.is_centered = jnp.asarray(centering) > 0
+    def __init__(self, fn: Model, names: Sequence[str], centering: Any) -> None:
+        self.is_centered = {
+            name: is_centered(centering, site_bit(index)) for index, name in enumerate(names)
+        }
         self.sites: dict[str, LocationScale] = {}
         self._originals: dict[str, Any] = {}
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Replace the distribution of a named site, which has no value yet, by its base."""
-        if msg["type"] == "sample" and msg["name"] in self.names and msg["value"] is None:
+        if msg["type"] == "sample" and msg["name"] in self.is_centered and msg["value"] is None:
             self._originals[msg["name"]] = msg["fn"]
-            msg["fn"] = self._base(msg["fn"])
+            msg["fn"] = self._base(msg["name"], msg["fn"])
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         """Replace the value of the base site by the value of the user's site."""
         if msg["type"] != "sample" or msg["name"] not in self._originals:
             return
         msg["fn"] = self._originals.pop(msg["name"])
-        family, base = unwrapped(msg["fn"]), msg["value"]
+        family, transform, base = *_real_family(msg["fn"]), msg["value"]
         location, scale = location_and_scale(family)
         location = jnp.broadcast_to(location, base.shape)
         if isinstance(family, dist.MultivariateNormal):
@@ -110,15 +130,29 @@ class standardize(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
         else:
             scale = jnp.broadcast_to(scale, base.shape)
             scaled = scale * base
-        value = jnp.where(self.is_centered, base, location + scaled)
+        coordinates = jnp.where(self.is_centered[msg["name"]], base, location + scaled)
         structured = family if isinstance(family, StructuredDistribution) else None
-        msg["value"] = value if structured is None else structured.to_vector(value)
-        self.sites[msg["name"]] = LocationScale(msg["value"], location, scale, structured)
+        site = LocationScale(coordinates, location, scale, structured, transform)
+        msg["value"], self.sites[msg["name"]] = site.value, site
 
-    def _base(self, fn: Any) -> Any:
-        base = _with_scale(unwrapped(fn), self.is_centered)
+    def _base(self, name: str, fn: Any) -> Any:
+        base = _with_scale(_real_family(fn)[0], self.is_centered[name])
         batch_shape = fn.shape()[: len(fn.shape()) - base.event_dim]
         return base.expand(batch_shape).to_event(fn.event_dim - base.event_dim)
+
+
+def _real_family(fn: Any) -> tuple[Any, Transform | None]:
+    """The family of a site's unconstrained values, and the map from there if it is not real.
+
+    NumPyro writes a lognormal site as the exponential of a normal one, which is at the same time
+    how it makes unconstrained values positive.
+    """
+    family = unwrapped(fn)
+    if type(family) in (dist.LogNormal, dist.TransformedDistribution):
+        transform = biject_to(family.support)
+        if family.transforms == [transform]:
+            return unwrapped(family.base_dist), transform
+    return family, None
 
 
 def _with_scale(family: Any, is_centered: jax.Array) -> Any:
@@ -162,8 +196,9 @@ def shape_parameters(family: Any) -> dict[str, Any]:
     return {name: getattr(family, name) for name in names}
 
 
-def parameters(family: Any) -> tuple[Any, Any, Any]:
-    """Location, scale, and all other parameters of a location-scale family."""
+def parameters(fn: Any) -> tuple[Any, Any, Any]:
+    """Location, scale, and all other parameters of a location-scale distribution."""
+    family, _ = _real_family(fn)
     if isinstance(family, StructuredDistribution):
         other = {**vars(family), "scale": None}
         return [], family.scale, [x for x in other.values() if isinstance(x, jax.Array)]
@@ -173,9 +208,9 @@ def parameters(family: Any) -> tuple[Any, Any, Any]:
 def is_location_scale(fn: Any) -> bool:
     """Whether a distribution, expanded or not, is location + scale * a standard distribution.
 
-    That includes those that are a linear map of this.
+    That includes those that are a linear map of this, and lognormal ones.
     """
-    family = unwrapped(fn)
+    family, _ = _real_family(fn)
     is_structured = isinstance(family, StructuredDistribution)
     return is_laplace(fn) or is_structured or type(family) in SMOOTH_FAMILIES
 

@@ -1,6 +1,6 @@
 """A NumPyro model as a source of targets, with its Laplace sites split off."""
 
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpyro_rwpo.model.enumeration import enumerated
 from numpyro_rwpo.model.laplace_sites import split_laplace_sites
 from numpyro_rwpo.model.preparation import Preparation
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, lay_out_prior
+from numpyro_rwpo.model.site_bits import is_centered
 from numpyro_rwpo.model.source import layout, values_like
 from numpyro_rwpo.model.split_check import concrete_split_errors, refused_sites, split_errors
 from numpyro_rwpo.model.target import Differentiation, Target
@@ -78,16 +79,16 @@ class ModelSource:
         flat, self._unravel = ravel_pytree(self.prototype)
         self.is_idle = flat.size == 0
         self.split = split.without(split.names + split.rewritten if self.is_idle else refused)
-        self.is_rewritten: np.ndarray | None = None
+        self.site_bits: np.ndarray | None = None
         if self.split.rewritten:
-            self.is_rewritten = self.coordinates_of(self.split.rewritten)
+            self.site_bits = self._of_coordinates(self.split.bits)
         names = self.split.fixed, self.split.rewritten
         self.layout: Hashable = (layout(self.prototype), names)
 
-    def coordinates_of(self, names: Collection[str]) -> np.ndarray:
-        """Which coordinates of a position belong to the named sites, (dim,)."""
-        masks = [np.full(np.size(x), name in names) for name, x in sorted(self.prototype.items())]
-        return np.concatenate(masks)
+    def _of_coordinates(self, of_sites: Mapping[str, float]) -> np.ndarray:
+        """The number of each coordinate's site, 0 for sites that have none, (dim,)."""
+        sites = sorted(self.prototype.items())
+        return np.concatenate([np.full(np.size(x), of_sites.get(name, 0)) for name, x in sites])
 
     def values(self, position: jax.Array) -> dict[str, jax.Array]:
         """A flat position (dim,) as values of the rewritten model's sites."""
@@ -183,21 +184,23 @@ class BoundModel:
             prior = flat_prior(split.site_priors(self.args, self.kwargs), source.prototype)
         if not split.rewritten:
             return source.differentiation.target(smooth, prior)
-        is_rewritten = jnp.asarray(source.is_rewritten)
+        bits = jnp.asarray(source.site_bits)
         if prior is None:
-            return source.differentiation.target(smooth, None, is_rewritten, self._recenter)
-        # The potentials of the two centerings must not differ by a constant, so that f contains the
+            return source.differentiation.target(smooth, None, bits, self._recenter)
+        # The potentials of two centerings must not differ by a constant, so that f contains the
         # normalizing constants that g leaves out.
-        is_moved = jnp.asarray(source.coordinates_of(set(split.rewritten) - split.smooth))
-        log_normalizer = jnp.where(is_moved, prior.log_mass(), 0.0).sum()
+        moved = {name: bit for name, bit in split.bits.items() if name not in split.smooth}
+        moved_bits = jnp.asarray(source._of_coordinates(moved))
+        log_normalizer = jnp.where(moved_bits > 0, prior.log_mass(), 0.0)
 
         def comparable(position: jax.Array, centering: jax.Array) -> jax.Array:
-            return smooth(position, centering) + jnp.where(centering > 0, 0.0, log_normalizer)
+            is_left_out = ~is_centered(centering, moved_bits)
+            return smooth(position, centering) + jnp.where(is_left_out, log_normalizer, 0.0).sum()
 
-        return source.differentiation.target(comparable, prior, is_rewritten, self._recenter)
+        return source.differentiation.target(comparable, prior, bits, self._recenter)
 
     def _recenter(self, position: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """A position (dim,) in the other centering, and the sum of the log scales."""
+        """See :meth:`numpyro_rwpo.model.laplace_sites.LaplaceSplit.recentered`; (dim,)."""
         values, split = self.source.values(position), self.source.split
         there, log_scale = split.recentered(values, centering, self.args, self.kwargs)
         return self.source.position(there), log_scale

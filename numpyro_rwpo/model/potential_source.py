@@ -79,7 +79,7 @@ class PotentialSource:
             )
         self._prior = prior_from_leaves(laplace_sites, self._prototype, registry)
         self.has_prior = self._prior is not None
-        self.is_rewritten: np.ndarray | None = None
+        self.site_bits: np.ndarray | None = None
         self.layout: Hashable = layout(self._prototype)
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> "PotentialSource":

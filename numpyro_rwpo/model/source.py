@@ -58,12 +58,11 @@ class Source(Protocol):
     """A posterior without its data.
 
     Attributes:
-        is_rewritten: which coordinates belong to Laplace sites with a latent scale, (dim,);
-            ``None`` if there are no such sites.
+        site_bits: see :class:`numpyro_rwpo.model.target.Target`.
         layout: hashable description of the latent values and of the sites that are split off.
     """
 
-    is_rewritten: np.ndarray | None
+    site_bits: np.ndarray | None
     layout: Hashable
 
     def bind(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]) -> Bound:

@@ -24,6 +24,7 @@ from numpyro_rwpo.model.laplace_sites import (
 )
 from numpyro_rwpo.model.location_scale import LocationScale, is_mapped
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, unwrapped
+from numpyro_rwpo.model.site_bits import all_centered, is_centered
 from numpyro_rwpo.model.tracing import inspect_trace, is_latent, site_shape, trace_at
 from numpyro_rwpo.priors.protocol import AnyPrior
 
@@ -64,8 +65,8 @@ def split_errors(
     Traceable, and the same for all chains, so that it can be part of a larger program.
 
     Returns:
-        The largest relative error of each site that is split off or rewritten, at both centerings,
-        () each: 0 up to rounding.
+        The largest relative error of each site that is split off or rewritten, with all of them
+        standardized and all centered, () each: 0 up to rounding.
     """
     if not (split.names or split.rewritten):
         return {}
@@ -82,7 +83,7 @@ def split_errors(
     if not split.rewritten:
         return at(0)
     # A loop and not a batch: it is compiled once, and some models cannot be batched.
-    errors = lax.map(at, jnp.arange(2.0))
+    errors = lax.map(at, all_centered(len(split.rewritten)) * jnp.arange(2.0))
     return {name: error.max() for name, error in errors.items()}
 
 
@@ -109,18 +110,19 @@ def _errors_at(
     kwargs: dict[str, Any],
 ) -> dict[str, jax.Array]:
     sites = split.rewritten_sites(values, centering, args, kwargs)
-    users = {**values, **{name: site.value for name, site in sites.items()}}
+    users = {**values, **{name: site.unconstrained for name, site in sites.items()}}
     original = _terms(split.user_model, users, args, kwargs)
     smooth = _terms(split.smooth_model, values, args, {**kwargs, "_centering": centering})
     closed = {name: _closed_form(values[name], priors[name], sites.get(name)) for name in priors}
-    is_split = {name: (name in split.fixed) | (centering == 0) for name in priors}
+    is_split = {name: ~is_centered(centering, split.bits.get(name, 0)) for name in priors}
     errors = {
         name: _site_error(original.pop(name), smooth.pop(name), closed[name], is_split[name])
         for name in priors
     }
+    is_standardized = {name: ~is_centered(centering, split.bits[name]) for name in split.smooth}
     for name in sorted(split.smooth):
         errors[name] = _standardized_error(
-            original.pop(name), smooth.pop(name), sites[name], centering == 0
+            original.pop(name), smooth.pop(name), sites[name], is_standardized[name]
         )
     rest = _rest_error(original, smooth)
     if split.enumeration_dim is not None:
@@ -130,7 +132,7 @@ def _errors_at(
         parts = [-split.potential(values, centering, args, kwargs, is_smooth_part=True)]
         parts += [jnp.where(is_split[name], closed[name].log_prob.sum(), 0.0) for name in priors]
         parts += [
-            jnp.where(centering == 0, -sites[name].log_scale.sum(), 0.0)
+            jnp.where(is_standardized[name], -sites[name].log_scale.sum(), 0.0)
             for name in sorted(split.smooth)
         ]
         terms = jnp.stack(parts)
@@ -173,7 +175,7 @@ def _closed_form(x: jax.Array, prior: AnyPrior, site: LocationScale | None) -> _
 
 
 def _site_error(
-    original: _Term, smooth: _Term, closed: _ClosedForm, is_split: bool | jax.Array
+    original: _Term, smooth: _Term, closed: _ClosedForm, is_split: jax.Array
 ) -> jax.Array:
     """The error of one Laplace site, which is split off or, at centering 1, left as written."""
     if not original.shape == original.expected_shape == closed.log_prob.shape:
@@ -189,15 +191,16 @@ def _site_error(
 
 
 def _standardized_error(
-    original: _Term, smooth: _Term, site: LocationScale, is_standardized: bool | jax.Array
+    original: _Term, smooth: _Term, site: LocationScale, is_standardized: jax.Array
 ) -> jax.Array:
     """Of one site that is rewritten at centering 0 without being split off."""
     if not original.shape == original.expected_shape == smooth.shape:
         return jnp.asarray(jnp.inf)
     event = tuple(range(len(original.shape) - original.event_dim, len(original.shape)))
     log_scale = jnp.where(is_standardized, site.log_scale, 0.0)
-    expected = smooth.log_prob - log_scale.sum(event)
+    expected = smooth.log_prob - (log_scale + site.log_slope).sum(event)
     magnitude = jnp.abs(original.log_prob) + jnp.abs(log_scale).sum(event)
+    magnitude += jnp.abs(site.log_slope).sum(event)
     return _gap(original.log_prob, expected, magnitude)
 
 
@@ -303,7 +306,8 @@ def describe_laplace_sites(
         args: its positional arguments.
         kwargs: its keyword arguments.
         laplace_sites: as for :func:`numpyro_rwpo.model.laplace_sites.split_laplace_sites`.
-        centering: parameterization that each chain chose, (chains,).
+        centering: parameterizations that each chain chose, (chains,), see
+            :mod:`numpyro_rwpo.model.site_bits`.
         registry: the kinds of distributions with closed forms.
     """
     split, refused = checked_split(model, args, kwargs, laplace_sites, registry)
@@ -320,12 +324,12 @@ def describe_laplace_sites(
             and (isinstance(unwrapped(site["fn"]), kinds) or name in split.rewritten)
         },
     )
-    as_written = sum(int(c > 0) for c in centering)
-    standardized = len(centering) - as_written
 
     def describe(name: str) -> str:
         if name in split.fixed:
             return "known location and scale: split off, closed forms"
+        as_written = int(is_centered(jnp.asarray(centering), split.bits.get(name, 0)).sum())
+        standardized = len(centering) - as_written
         if name in split.smooth:
             return f"latent scale: standardized in {standardized} of {len(centering)} chains"
         if name in split.rewritten and names[name]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from numpyro_rwpo.model.site_bits import is_centered
 from numpyro_rwpo.priors.protocol import AnyPrior
 from numpyro_rwpo.support.broadcasting import same_rank
 from numpyro_rwpo.support.sharding import ONE_PLACE, Placement
@@ -38,22 +39,22 @@ class Target(NamedTuple):
     Attributes:
         smooth: ``beta f`` and its gradient for a batch of positions (n, dim) and centerings (n,):
             (n,), (n, dim).
-        full_prior: ``beta g`` at centering 0, fields (dim,); ``None`` when no coordinate has a
-            Laplace prior.
-        is_rewritten: which coordinates belong to sites with a latent scale, (dim,); ``None`` if
-            there are no such sites.
-        centering: parameterization of these sites, 0 or 1, see
-            :mod:`numpyro_rwpo.model.laplace_sites`: scalar, or one for each position that will be
-            given, (n,).
-        recenter: maps positions (n, dim) and their centerings (n,) to the positions in the other
-            centering and the sum of the log scales (n,); ``None`` if there are no such sites.
+        full_prior: ``beta g`` if all sites are standardized, fields (dim,); ``None`` when no
+            coordinate has a Laplace prior.
+        site_bits: of sites with a latent scale, the bit of each coordinate's site in the centering,
+            and 0 for the coordinates of other sites, (dim,); ``None`` if there are no such sites.
+        centering: parameterizations of these sites, see :mod:`numpyro_rwpo.model.site_bits`:
+            scalar, or one for each position that will be given, (n,).
+        recenter: maps positions (n, dim) and their centerings (n,) to the positions with every site
+            in its other parameterization, and the sum of the log scales of each bit (n, num_bits);
+            ``None`` if there are no such sites.
         placement: devices that share the particles.
         proposal: a density near the posterior, ``None`` if the user gave none.
     """
 
     smooth: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     full_prior: AnyPrior | None
-    is_rewritten: jax.Array | None
+    site_bits: jax.Array | None
     centering: jax.Array
     recenter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
     placement: Placement = ONE_PLACE
@@ -65,11 +66,11 @@ class Target(NamedTuple):
 
     @property
     def prior(self) -> AnyPrior | None:
-        """``beta g`` in this parameterization; at centering 1, rewritten sites are part of f."""
-        if self.full_prior is None or self.is_rewritten is None:
+        """``beta g`` in these parameterizations; centered sites are part of f."""
+        if self.full_prior is None or self.site_bits is None:
             return self.full_prior
-        rewritten, centered = same_rank(self.is_rewritten, self.centering[..., None] > 0)
-        return self.full_prior.tempered(~(rewritten & centered))
+        bits, centering = same_rank(self.site_bits, self.centering[..., None])
+        return self.full_prior.tempered(~is_centered(centering, bits))
 
     def prior_potential(self, particles: jax.Array) -> jax.Array:
         """``beta g`` summed over coordinates, (..., dim) -> (...)."""
@@ -146,7 +147,7 @@ class Differentiation(NamedTuple):
         self,
         smooth: Callable[[jax.Array, jax.Array], jax.Array],
         prior: AnyPrior | None,
-        is_rewritten: jax.Array | None = None,
+        site_bits: jax.Array | None = None,
         recenter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
     ) -> Target:
         """Temper both parts of the potential and batch the gradient of the smooth part.
@@ -154,7 +155,7 @@ class Differentiation(NamedTuple):
         Args:
             smooth: f at a position (dim,) and a centering (), scalar.
             prior: g, ``None`` if no coordinate has a prior with closed forms.
-            is_rewritten: see :class:`Target`.
+            site_bits: see :class:`Target`.
             recenter: see :class:`Target`.
         """
         beta = self.inverse_temperature
@@ -168,7 +169,7 @@ class Differentiation(NamedTuple):
         one = forward if self.forward_mode else jax.value_and_grad(tempered)
         prior = None if prior is None else prior.tempered(beta)
         recenter = None if recenter is None else _batched(recenter)
-        return Target(_batched(one), prior, is_rewritten, jnp.zeros(()), recenter)
+        return Target(_batched(one), prior, site_bits, jnp.zeros(()), recenter)
 
 
 def _batched(one: Callable[..., Any]) -> Callable[..., Any]:

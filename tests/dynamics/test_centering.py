@@ -46,7 +46,7 @@ def test_a_funnel_is_left_and_a_normal_ensemble_stays(dense: bool) -> None:
     target = bound(None)
     normal = prior_draws(64)
     funnel, log_scale = target.recenter(normal, jnp.zeros(64))
-    np.testing.assert_allclose(log_scale, 8 * normal[:, 8], rtol=1e-5)
+    np.testing.assert_allclose(log_scale[:, 0], 8 * normal[:, 8], rtol=1e-5)
     np.testing.assert_allclose(
         funnel[:, :8], 0.5 + jnp.exp(normal[:, 8:]) * normal[:, :8], rtol=1e-5
     )
@@ -67,6 +67,30 @@ def test_what_the_data_know_is_moved_as_written() -> None:
     standard = jnp.concatenate([(b - 0.5) / scale[:, None], jnp.log(scale)[:, None]], axis=1)
     _, centering, is_new = recentered(standard, target, True)
     assert (centering, bool(is_new)) == (1, True)
+
+
+def two_groups() -> None:
+    """The data inform `known` well, and `unknown` not at all."""
+    for name in ("known", "unknown"):
+        scale = numpyro.sample(f"scale_{name}", dist.LogNormal(0.0, 1.0))
+        b = numpyro.sample(name, dist.LogNormal(0.5, scale).expand([8]).to_event(1))
+        if name == "known":
+            log = dist.Normal(jnp.log(b), 0.1).to_event(1)
+            numpyro.sample("y", log, obs=jnp.linspace(-1.0, 2.0, 8))
+
+
+def test_every_site_is_asked_on_its_own() -> None:
+    """Lognormal sites, whose logarithms are location + scale * a standard normal."""
+    kernel = light_kernel(two_groups, num_particles=64, dense_mass=True)
+    mcmc = run_mcmc(kernel, num_samples=1000, num_chains=2)
+    np.testing.assert_array_equal(mcmc.last_state.centering, 1)  # bit 0 is that of `known`
+    draws = mcmc.get_samples()
+    # Of the prior, and of the data: z-scores with 200 effective draws, at least.
+    log_scale = np.log(np.asarray(draws["scale_unknown"], np.float64))
+    assert abs(log_scale.mean()) < 4 / np.sqrt(200)
+    assert abs(log_scale.std() - 1) < 4 / np.sqrt(2 * 200)
+    error = np.log(np.asarray(draws["known"], np.float64)) - np.linspace(-1.0, 2.0, 8)
+    assert np.abs(error.mean(0)).max() < 4 * 0.1 / np.sqrt(200)
 
 
 def test_log_determinant() -> None:

@@ -21,6 +21,7 @@ from helpers import light_kernel
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.contrib.module import random_eqx_module
+from numpyro.distributions.transforms import AffineTransform, SigmoidTransform
 from numpyro.infer import init_to_uniform
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import potential_energy
@@ -31,6 +32,7 @@ from numpyro_rwpo.model.laplace_sites import split_laplace_sites
 from numpyro_rwpo.model.location_scale import standardize
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.prior_registry import unwrapped
+from numpyro_rwpo.model.site_bits import all_centered
 from numpyro_rwpo.model.split_check import describe_laplace_sites, refused_sites, split_errors
 from numpyro_rwpo.model.target import Differentiation
 from numpyro_rwpo.model.tracing import default_key, is_latent
@@ -227,6 +229,22 @@ class OwnDensity(dist.Laplace):
         return super().log_prob(2 * value)
 
 
+def mapped_from_the_reals() -> None:
+    scale = latent_scale()
+    a = numpyro.sample("a", dist.LogNormal(0.3, scale).expand([4]).to_event(1))
+    normal = dist.Normal(jnp.zeros(4), scale)
+    b = numpyro.sample("b", dist.TransformedDistribution(normal, SigmoidTransform()))
+    observe(a + b)
+
+
+def mapped_elsewhere() -> None:
+    """NumPyro's unconstrained values are not those that have the latent scale."""
+    shift = AffineTransform(1.0, 2.0)
+    normal = dist.Normal(0.0, latent_scale())
+    shifted = numpyro.sample("a", dist.TransformedDistribution(normal, shift))
+    observe(shifted + numpyro.sample("b", dist.HalfNormal(numpyro.deterministic("t", 2.0))))
+
+
 class OwnNormal(dist.Normal):
     """Not known to be a location-scale family: a subclass may have any density."""
 
@@ -282,6 +300,8 @@ BATCHED_PARAMETERS = (sample_shape_of_events, expanded_twice, vectors)
         (chain_of_sites, "", "a b"),
         (normal_hierarchy, "", "theta"),
         (other_families, "", "a b c d e"),
+        (mapped_from_the_reals, "", "a b"),
+        (mapped_elsewhere, "", ""),
         (vectors, "", "a b c walks"),
         (degrees_of_freedom_are_latent, "", ""),
         (subclass_with_its_own_density, "", ""),
@@ -297,7 +317,7 @@ def test_density_and_shapes_of_the_split_model(
     x64: None,
     request: pytest.FixtureRequest,
 ) -> None:
-    """At both centerings, with the constants that the closed forms leave out, and the Jacobians."""
+    """At several centerings, with constants that the closed forms leave out, and Jacobians."""
     if model in BATCHED_PARAMETERS:
         request.getfixturevalue("silent_broadcasting")
     source = make_source(model)
@@ -317,9 +337,10 @@ def test_density_and_shapes_of_the_split_model(
         drawn = bound.constrain(values)
         return potential - log_jacobian, expected, values, back, drawn, split_errors(split, (), {})
 
-    for centering in (0.0, 1.0):
+    every = all_centered(len(split.rewritten))
+    for centering in sorted({0, 1, every, every & 0b10101}):
         x = jax.random.normal(jax.random.key(1), (source.position(source.prototype).size,))
-        density, expected, values, back, drawn, errors = evaluate(x, jnp.asarray(centering))
+        density, expected, values, back, drawn, errors = evaluate(x, jnp.asarray(float(centering)))
         np.testing.assert_allclose(density, expected, rtol=1e-10)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), back, values)
         assert not refused_sites(errors)
@@ -391,7 +412,7 @@ class ForgetsTheLocation(standardize):
 
 
 class WrongBase(standardize):
-    def _base(self, fn: Any) -> Any:
+    def _base(self, name: str, fn: Any) -> Any:
         return dist.StudentT(3.0, 0.0, 1.0).expand(fn.shape()).to_event(fn.event_dim)
 
 

@@ -22,6 +22,7 @@ from numpyro_rwpo.distributions import FusedLaplace, GroupLaplace, SparseGroupLa
 from numpyro_rwpo.model.laplace_sites import split_laplace_sites
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS
+from numpyro_rwpo.model.site_bits import all_centered
 from numpyro_rwpo.model.split_check import describe_laplace_sites, split_errors
 from numpyro_rwpo.model.target import Differentiation
 
@@ -83,13 +84,14 @@ def test_values_there_and_back() -> None:
 
     @jax.jit
     def round_trips(values: Any) -> Any:
-        zero, one = jnp.zeros(()), jnp.ones(())
+        zero = jnp.zeros(())
+        one = zero + all_centered(len(split.rewritten))
         users, log_jacobian = split.to_user_values(values, zero, (Y,), {})
         back = split.from_user_values(users, (Y,), {})
         there, log_scale = split.recentered(values, zero, (Y,), {})
         again, _ = split.recentered(there, one, (Y,), {})
         same, _ = split.to_user_values(there, one, (Y,), {})
-        return users, back, again, same, log_jacobian + log_scale
+        return users, back, again, same, log_jacobian + log_scale.sum()
 
     users, back, again, same, total = round_trips(values)
     for name in values:
