@@ -291,9 +291,12 @@ def _first_state(constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> RWP
 
 def _options_by_size(constants: Any, inputs: Any) -> dict[str, Any] | None:
     """Options for a program whose second input has one start per ensemble, or is a placement."""
-    starts = inputs[1]
+    settings, starts = constants[1], inputs[1]
     if isinstance(starts, Placement):
-        return compiler_options(math.prod(starts.first.shape))
-    if isinstance(starts, Starts):
-        return compiler_options(math.prod(starts.plain.shape))
-    return compiler_options(constants[1].num_particles * starts.size)
+        shape = starts.first.shape
+    elif isinstance(starts, Starts):
+        shape = starts.plain.shape
+    else:
+        shape = (settings.num_particles, *starts.shape)
+    num_particles = math.prod(shape[:-1])
+    return compiler_options(math.prod(shape), num_particles * settings.gradient_size)

@@ -9,7 +9,7 @@ from numpyro_rwpo.heads.correlation import max_factors
 from numpyro_rwpo.heads.registry import Head
 from numpyro_rwpo.model.proposal import check_proposal_dim
 from numpyro_rwpo.model.source import Bound
-from numpyro_rwpo.model.target import has_loop
+from numpyro_rwpo.model.target import gradient_work
 from numpyro_rwpo.support.memory import check_memory
 from numpyro_rwpo.support.sharding import Placement, check_use
 
@@ -67,6 +67,7 @@ class Settings(NamedTuple):
         flows: names of the flows on trial, ``"exact"`` and ``"harmonic"``.
         inverse_temperature: power of the posterior that is sampled.
         placement: devices that share the particles.
+        gradient_size: number of elements that the gradient at one position computes.
     """
 
     num_warmup: int
@@ -80,6 +81,7 @@ class Settings(NamedTuple):
     flows: tuple[str, ...]
     inverse_temperature: float
     placement: Placement
+    gradient_size: int = 0
 
     @property
     def draws_per_refresh(self) -> int:
@@ -119,9 +121,10 @@ def resolve_settings(
     dim, placement = start.shape[1], arguments.placement
     if arguments.proposal is not None:
         check_proposal_dim(arguments.proposal, dim)
+    work = gradient_work(bound.target, dim, start.dtype)
     num_particles = arguments.num_particles
     if num_particles is None:
-        num_particles = default_num_particles(dim, has_loop(bound.target, dim, start.dtype))
+        num_particles = default_num_particles(dim, work.has_loop)
     check_use(num_particles, placement)
     dense, rank = metric_form(num_particles, dim, arguments.dense_mass)
     flows = flows_on_trial(dense, rank, bound.has_prior, arguments.dense_mass)
@@ -142,6 +145,7 @@ def resolve_settings(
         flows=flows,
         inverse_temperature=arguments.differentiation.inverse_temperature,
         placement=placement,
+        gradient_size=work.num_elements,
     )
     check_ensemble_fits(settings, start)
     return settings

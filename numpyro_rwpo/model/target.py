@@ -8,6 +8,7 @@ and is used through batched gradients only.
 A :mod:`numpyro_rwpo.model.source` makes a :class:`Target` from the model's arguments.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -113,23 +114,39 @@ def pool_chains(target: Target, axis_name: str) -> Target:
     return target._replace(smooth=pooled(target.smooth), recenter=recenter, placement=placement)
 
 
-def has_loop(bind: Callable[[], Target], dim: int, dtype: Any) -> bool:
-    """Whether the gradient contains a loop, such as a scan or an ODE solver.
+class GradientWork(NamedTuple):
+    """What the gradient at one position consists of.
 
-    Batching cannot speed up such gradients.
+    Attributes:
+        num_elements: number of elements of all arrays that it computes. A loop of unknown length
+            counts once.
+        has_loop: whether it contains a loop, such as a scan or an ODE solver. Batching cannot speed
+            up such gradients.
     """
+
+    num_elements: int
+    has_loop: bool
+
+
+def gradient_work(bind: Callable[[], Target], dim: int, dtype: Any) -> GradientWork:
+    """The work of a gradient, from its trace; nothing is compiled."""
     shapes = jax.ShapeDtypeStruct((1, dim), dtype), jax.ShapeDtypeStruct((1,), dtype)
-    return _mentions_loop(jax.make_jaxpr(lambda x, c: bind().smooth(x, c))(*shapes).jaxpr)
+    return _work(jax.make_jaxpr(lambda x, c: bind().smooth(x, c))(*shapes).jaxpr)
 
 
-def _mentions_loop(jaxpr: Any) -> bool:
+def _work(jaxpr: Any) -> GradientWork:
+    num_elements, has_loop = 0, False
     for equation in jaxpr.eqns:
-        if equation.primitive.name in ("scan", "while"):
-            return True
-        inner = (getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(equation.params.values())))
-        if any(hasattr(x, "eqns") and _mentions_loop(x) for x in inner):
-            return True
-    return False
+        name, parameters = equation.primitive.name, equation.params
+        inner = (getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(parameters.values())))
+        parts = [_work(x) for x in inner if hasattr(x, "eqns")]
+        if parts:
+            times = parameters["length"] if name == "scan" else 1
+            num_elements += times * sum(part.num_elements for part in parts)
+        else:
+            num_elements += sum(math.prod(x.aval.shape) for x in equation.outvars)
+        has_loop |= name in ("scan", "while") or any(part.has_loop for part in parts)
+    return GradientWork(num_elements, has_loop)
 
 
 class Differentiation(NamedTuple):

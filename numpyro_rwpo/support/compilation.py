@@ -5,19 +5,25 @@ from typing import Any
 
 import jax
 
-# Up to this many elements in the particles of all chains, a warm-up of some hundred gradients runs
-# for less time than the first level of optimization takes. Higher levels are never worth theirs.
-SMALL = 2**15
+# Up to this many elements in the particles of all chains, and this many computed by one gradient of
+# them all, a warm-up of some hundred gradients runs for less time than the first level of
+# optimization takes. Higher levels are never worth theirs.
+SMALL, SMALL_GRADIENT = 2**15, 2**23
 
 
-def compiler_options(num_elements: int) -> dict[str, Any] | None:
-    """Compiler options for a program that runs once on arrays of this many elements.
+def compiler_options(num_elements: int, gradient_size: int = 0) -> dict[str, Any] | None:
+    """Compiler options for a program that runs once.
 
-    ``None`` on devices other than CPUs, which do not know these options.
+    Args:
+        num_elements: number of elements of its particles.
+        gradient_size: number of elements that one gradient of them all computes.
+
+    Returns:
+        ``None`` on devices other than CPUs, which do not know these options.
     """
     if jax.default_backend() != "cpu":
         return None
-    is_small = num_elements <= SMALL
+    is_small = num_elements <= SMALL and gradient_size <= SMALL_GRADIENT
     options = {
         "xla_backend_optimization_level": 0 if is_small else 1,
         "xla_cpu_use_fusion_emitters": False,

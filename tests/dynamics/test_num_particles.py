@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
 from numpyro_rwpo.dynamics.settings import default_num_particles
-from numpyro_rwpo.model.target import Differentiation, has_loop
+from numpyro_rwpo.model.target import Differentiation, gradient_work
 
 
 def product(x, centering):
@@ -32,7 +33,22 @@ def test_loops_are_found_however_deep(potential, expected):
     if isinstance(potential, jax.custom_jvp):
         potential.defjvp(lambda primals, tangents: jax.jvp(product, primals, tangents))
     target = Differentiation(1.0, False).target(potential, None)
-    assert has_loop(lambda: target, 3, jnp.float32) is expected
+    assert gradient_work(lambda: target, 3, jnp.float32).has_loop is expected
+
+
+def test_the_size_of_a_gradient_grows_with_the_data():
+    def size(potential, dim):
+        target = Differentiation(1.0, False).target(potential, None)
+        return gradient_work(lambda: target, dim, jnp.float32).num_elements
+
+    def fit(number):
+        return lambda x, centering: jnp.sum((jnp.ones((number, x.size)) @ x) ** 2)
+
+    products = [size(fit(number), 3) for number in (1000, 2000, 3000)]
+    loops = [size(recursion, length) for length in (1000, 2000, 3000)]
+    for sizes in (products, loops):
+        first, second = np.diff(sizes)
+        assert first == second >= 1000
 
 
 def test_more_dimensions_get_more_particles_up_to_a_limit():

@@ -9,9 +9,12 @@ import pytest
 from numpyro_rwpo.support import compilation
 
 
-@pytest.mark.parametrize("num_elements", [1, 2 * compilation.SMALL])
-def test_programs_compile_with_the_options(num_elements: int) -> None:
-    options = compilation.compiler_options(num_elements)
+@pytest.mark.parametrize(
+    ("num_elements", "gradient_size"),
+    [(1, 1), (2 * compilation.SMALL, 1), (1, 2 * compilation.SMALL_GRADIENT)],
+)
+def test_programs_compile_with_the_options(num_elements: int, gradient_size: int) -> None:
+    options = compilation.compiler_options(num_elements, gradient_size)
     assert jax.jit(jnp.sum, compiler_options=options)(jnp.ones(3)) == 3
 
 
