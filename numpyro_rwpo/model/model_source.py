@@ -81,11 +81,11 @@ class ModelSource:
         self.split = split.without(split.names + split.rewritten if self.is_idle else refused)
         self.site_bits: np.ndarray | None = None
         if self.split.rewritten:
-            self.site_bits = self._of_coordinates(self.split.bits)
+            self.site_bits = self.of_coordinates(self.split.bits)
         names = self.split.fixed, self.split.rewritten
         self.layout: Hashable = (layout(self.prototype), names)
 
-    def _of_coordinates(self, of_sites: Mapping[str, float]) -> np.ndarray:
+    def of_coordinates(self, of_sites: Mapping[str, float]) -> np.ndarray:
         """The number of each coordinate's site, 0 for sites that have none, (dim,)."""
         sites = sorted(self.prototype.items())
         return np.concatenate([np.full(np.size(x), of_sites.get(name, 0)) for name, x in sites])
@@ -190,7 +190,7 @@ class BoundModel:
         # The potentials of two centerings must not differ by a constant, so that f contains the
         # normalizing constants that g leaves out.
         moved = {name: bit for name, bit in split.bits.items() if name not in split.smooth}
-        moved_bits = jnp.asarray(source._of_coordinates(moved))
+        moved_bits = jnp.asarray(source.of_coordinates(moved))
         log_normalizer = jnp.where(moved_bits > 0, prior.log_mass(), 0.0)
 
         def comparable(position: jax.Array, centering: jax.Array) -> jax.Array:
