@@ -23,7 +23,7 @@ from numpyro_rwpo.model.laplace_sites import split_laplace_sites
 from numpyro_rwpo.model.preparation import Preparation
 from numpyro_rwpo.model.prior_registry import BUILT_IN_PRIORS, PriorRegistry, lay_out_prior
 from numpyro_rwpo.model.site_bits import is_centered
-from numpyro_rwpo.model.source import layout, values_like
+from numpyro_rwpo.model.source import layout, start_radius, values_like
 from numpyro_rwpo.model.split_check import concrete_split_errors, refused_sites, split_errors
 from numpyro_rwpo.model.target import Differentiation, Target
 from numpyro_rwpo.model.tracing import default_key
@@ -125,6 +125,10 @@ class BoundModel:
     def prepare(self, rng_keys: jax.Array, init_params: Any) -> Preparation:
         """Take the user's start, or search for a valid one as NumPyro does for NUTS."""
         split = self.source.split
+        is_drawn = start_radius(self.source.init_strategy, init_params) is not None
+        if init_params is None and split.rewritten and not is_drawn:
+            # The values that a strategy gives are those of the user's sites.
+            init_params = self._initialized(rng_keys, split.user_model).z
         if init_params is None:
             start, potential, gradient = self._found_start(rng_keys)
         else:
@@ -146,20 +150,25 @@ class BoundModel:
 
     def _found_start(self, rng_keys: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """A valid start for each key, with the smooth potential and its gradient there."""
+        found = self._initialized(rng_keys, self.source.split.smooth_model)
+        start, gradient = (
+            jax.vmap(lambda _, z: self.source.position(z))(rng_keys, z)
+            for z in (found.z, found.z_grad)
+        )
+        return start, found.potential_energy, gradient
+
+    def _initialized(self, rng_keys: jax.Array, model: Callable[..., Any]) -> Any:
+        """NumPyro's search for a start of a model, for each key."""
         source = self.source
-        found = initialize_model(
+        return initialize_model(
             rng_keys,
-            default_key(source.split.smooth_model),
+            default_key(model),
             init_strategy=source.init_strategy,
             dynamic_args=True,
             model_args=self.args,
             model_kwargs=self.kwargs,
             forward_mode_differentiation=source.differentiation.forward_mode,
         ).param_info
-        start, gradient = (
-            jax.vmap(lambda _, z: source.position(z))(rng_keys, z) for z in (found.z, found.z_grad)
-        )
-        return start, found.potential_energy, gradient
 
     def wrong_sites(self, prepared: Preparation) -> frozenset[str]:
         """Names of Laplace sites whose densities would not be those of the model if split off."""

@@ -9,8 +9,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from helpers import lasso_regression, light_kernel, regression_data
+from numpyro.infer import init_to_value
 
+from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.preparation import CompiledOnce, join_arrays, split_arrays
+from numpyro_rwpo.model.target import Differentiation
 
 
 def grouped(y, group):
@@ -163,3 +166,30 @@ def test_a_model_whose_sites_follow_something_else_than_its_arguments():
     assert init(kernel).z["mean"].shape == (2, 2)
     size = 3
     assert init(kernel).z["mean"].shape == (2, 3)
+
+
+def test_a_strategys_values_are_those_of_the_users_sites():
+    """Sites that are rewritten would otherwise take them for values of their standard sites."""
+
+    def model():
+        scale = numpyro.sample("scale", dist.LogNormal(0, 1))
+        size = numpyro.sample("size", dist.LogNormal(0, scale))
+        shift = numpyro.sample("shift", dist.Normal(0, scale))
+        numpyro.sample("y", dist.Normal(size + shift, 1), obs=jnp.asarray(740.0))
+
+    given = {"scale": 3.0, "size": 500.0, "shift": 240.0}
+    strategy = init_to_value(values={name: jnp.asarray(x) for name, x in given.items()})
+    source = ModelSource(
+        model,
+        (),
+        {},
+        init_strategy=strategy,
+        laplace_sites="auto",
+        differentiation=Differentiation(1.0, False),
+    )
+    bound = source.bind((), {})
+    prepared = bound.prepare(jax.random.split(jax.random.key(0), 2), None)
+    assert np.isfinite(prepared.potential).all()
+    for name, x in given.items():
+        start = bound.constrain(jax.tree.map(lambda z: z[1], prepared.values))[name]
+        np.testing.assert_allclose(start, x, rtol=1e-3)
