@@ -129,7 +129,13 @@ class GradientWork(NamedTuple):
 
 
 def gradient_work(bind: Callable[[], Target], dim: int, dtype: Any) -> GradientWork:
-    """The work of a gradient, from its trace; nothing is compiled."""
+    """The work of a gradient, from its trace; nothing is compiled.
+
+    Args:
+        bind: makes the target.
+        dim: dimension of a position.
+        dtype: type of a position.
+    """
     shapes = jax.ShapeDtypeStruct((1, dim), dtype), jax.ShapeDtypeStruct((1,), dtype)
     return _work(jax.make_jaxpr(lambda x, c: bind().smooth(x, c))(*shapes).jaxpr)
 
