@@ -5,6 +5,7 @@ that the draws come from a fixed Markov kernel.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -309,11 +310,17 @@ def _swept(
     num_steps = num_leapfrog_steps(jnp.exp(log_step), most)
     step_size = jnp.where(num_steps < most, TRAJECTORY_LENGTH / num_steps, jnp.exp(log_step))
 
-    def with_flow(name: str) -> tuple[Ensemble, Sweep]:
-        flow = make_flow(name, adaptation, target)
-        return hamiltonian_sweep(rng_key, ensemble, flow, step_size, num_steps, target)
+    def with_flow(k: int) -> tuple[Ensemble, Sweep]:
+        flow = make_flow(settings.flows[k], adaptation, target)
+        # Under `vmap`, all branches of a `lax.switch` run; without steps, they cost nothing.
+        taken = jnp.where(number == k, num_steps, 0)
+        return hamiltonian_sweep(rng_key, ensemble, flow, step_size, taken, target)
 
-    after, sweep = lax.switch(number, [lambda n=name: with_flow(n) for name in settings.flows])
+    after, sweep = with_flow(0)
+    for k in range(1, len(settings.flows)):
+        after, sweep = jax.tree.map(
+            partial(jnp.where, number == k), with_flow(k), (after, sweep)
+        )
     return after, sweep, step_size, num_steps
 
 

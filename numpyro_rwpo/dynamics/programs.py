@@ -290,12 +290,14 @@ def _first_state(constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> RWP
 
 
 def _options_by_size(constants: Any, inputs: Any) -> dict[str, Any] | None:
-    """Options for a program whose second input has one start per ensemble, or is a placement."""
+    """Options for a program whose second input has the starts of ensembles, or is a placement."""
     settings, starts = constants[1], inputs[1]
     if isinstance(starts, Placement):
         shape = starts.first.shape
     elif isinstance(starts, Starts):
         shape = starts.plain.shape
+    elif starts.ndim == 3:  # One for each particle.
+        shape = starts.shape
     else:
         shape = (settings.num_particles, *starts.shape)
     num_particles = math.prod(shape[:-1])
