@@ -1,9 +1,9 @@
 """The move that a chain samples with, chosen when warm-up is over.
 
 It is that of the flow that warm-up chose, with jumps if the particles are in several modes
-(:mod:`numpyro_rwpo.dynamics.several_modes`). If the ensembles of the chains otherwise disagree,
-they start again from where transport takes them (:mod:`numpyro_rwpo.dynamics.placement`), and if
-they still do, smaller ones move by NUTS transitions (:mod:`numpyro_rwpo.dynamics.trees`).
+(:mod:`numpyro_rwpo.dynamics.several_modes`). If the ensembles of the chains otherwise disagree, they
+start again from where transport takes them (:mod:`numpyro_rwpo.dynamics.placement`), and if they
+still do, smaller ones move by NUTS transitions (:mod:`numpyro_rwpo.dynamics.trees`).
 """
 
 from typing import NamedTuple
