@@ -66,6 +66,7 @@ class Call(NamedTuple):
         args: positional arguments of the model.
         kwargs: keyword arguments of the model.
         show: shows the user what takes long.
+        meanwhile: what can be traced while a program compiles.
     """
 
     programs: Programs
@@ -74,6 +75,7 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     show: Callable[[str], None]
+    meanwhile: Callable[[], Any] = lambda: None
 
 
 class Cost:
@@ -192,6 +194,8 @@ def _explored_within(
     positions = jnp.asarray(np.stack(starts), ready.potential.dtype)
     inputs = keys, positions, jnp.asarray(is_placed), walls, ready.centering[0], call.inputs[2]
     constants = call.programs.layout, call.settings
+    call.programs.explore.begin(constants, inputs, call.args, call.kwargs)
+    call.meanwhile()
     explored = call.programs.explore(constants, inputs, call.args, call.kwargs)
     cost.add(explored.num_gradients.sum(), explored.num_rows.max())
     return explored

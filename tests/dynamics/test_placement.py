@@ -202,24 +202,24 @@ def funnel(x, centering):
     return 0.5 * (x[0] / 3) ** 2 + 0.5 * jnp.exp(-x[0]) * (x[1:] @ x[1:]) + (DIM - 1) / 2 * x[0]
 
 
-def test_transport_keeps_the_better_of_two_placements_and_adds_its_costs():
-    target = pool_chains(Differentiation(1.0, False).target(funnel, None), "chain")
+@pytest.mark.parametrize(
+    ("smooth", "is_close"), [(gaussian(np.ones(DIM))[0], True), (funnel, False)]
+)
+def test_transport_is_for_posteriors_that_descents_do_not_fit(smooth, is_close):
+    """In a funnel, they stop in the neck, at different depths."""
+    target = pool_chains(Differentiation(1.0, False).target(smooth, None), "chain")
     settings, keys = settings_of(target), random.split(random.key(2), 4)
     numbers = Numbers(target_accept_prob=0.8, relative_prox_time=0.1)
 
     def one_chain(key):
-        first = placement.place_by_descents(key, jnp.zeros(DIM), target, settings)
-        return first, placement.place_by_transport(first, target, settings, numbers)
+        starts = placement.find_starts(key, jnp.zeros(DIM), target, settings, numbers)
+        return starts, placement.place(starts, target, settings, numbers)
 
-    first, after = jax.jit(jax.vmap(one_chain, axis_name="chain"))(keys)
-    assert np.array_equal(first.placed.ensemble.particles, first.first)
-    assert np.isneginf(first.evidence).all()
-    evidence = np.asarray(after.evidence)
-    assert np.isfinite(evidence).all()
-    assert np.array_equal(after.is_descent, evidence[:, 0] >= evidence[:, 1])
-    rows = np.asarray(after.num_rows - first.num_rows)
-    assert (rows > 2).all()
-    assert np.array_equal(after.num_gradients - first.num_gradients, settings.num_particles * rows)
+    starts, placed = jax.jit(jax.vmap(one_chain, axis_name="chain"))(keys)
+    assert (np.asarray(starts.is_close) == is_close).all()
+    unmoved = starts.descent.placed.ensemble.particles
+    assert np.array_equal(placed.placed.ensemble.particles, unmoved) == is_close
+    assert (np.asarray(placed.placed.progress.steps) == 0).all() == is_close
 
 
 @pytest.mark.parametrize(("corrected", "is_kept"), [(True, True), (False, False)])
