@@ -318,9 +318,7 @@ def _swept(
 
     after, sweep = with_flow(0)
     for k in range(1, len(settings.flows)):
-        after, sweep = jax.tree.map(
-            partial(jnp.where, number == k), with_flow(k), (after, sweep)
-        )
+        after, sweep = jax.tree.map(partial(jnp.where, number == k), with_flow(k), (after, sweep))
     return after, sweep, step_size, num_steps
 
 

@@ -436,6 +436,27 @@ def test_flows_on_trial_take_turns() -> None:
     assert turns == [0, 1] * TRIAL_UPDATES + [1, 1, 1]
 
 
+def test_only_the_flow_whose_turn_it_is_moves_particles() -> None:
+    """For several chains, too, where a branch that is not taken would be computed all the same."""
+    target, rows = correlated(1.0)[0], []
+
+    def counted(particles: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
+        jax.debug.callback(lambda _: rows.append(1), particles[0, 0])
+        return target.smooth(particles, centering)
+
+    settings = make_settings("harmonic", "exact", dense=True)
+    single = initial_adaptation(DIM, jnp.float32, settings)
+    chains = jax.tree.map(lambda x: jnp.stack([x, x]), single)
+    starts = random.normal(random.key(0), (2, NUM_PARTICLES, DIM))
+    ensembles = jax.vmap(partial(evaluate, target=target))(starts)
+    update = one_update(pool_chains(target._replace(smooth=counted), "chain"), settings)
+    learned = jax.vmap(update, axis_name="chain")(random.split(random.key(1)), ensembles, chains)[1]
+    jax.effects_barrier()
+    taken = np.asarray(learned.num_steps)
+    assert taken[0] == taken[1] > 1
+    assert len(rows) == taken[0]  # The gradient of the particles of both chains is one.
+
+
 def test_chains_choose_one_flow_together_and_share_nothing_else() -> None:
     """One chain's steps are better with one flow, the other's with the other, and by more."""
     target = correlated(1.0)[0]
