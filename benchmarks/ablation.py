@@ -73,23 +73,31 @@ Record = dict[str, Any]
 def _one_placement(is_descent: bool) -> None:
     """Transport one of the two starts only."""
 
-    def place(starts: Any, target: Any, settings: Any, numbers: Any) -> placement.Placement:
+    def place(first: Any, target: Any, settings: Any, numbers: Any) -> placement.Placement:
         most = min(max(settings.num_warmup - 1, 0), placement.MAX_TRANSPORT_STEPS)
-        position = starts.descent.first if is_descent else starts.plain
-        centering = starts.descent.placed.centering if is_descent else target.centering
+        position = first.first if is_descent else first.plain
+        centering = first.placed.centering if is_descent else target.centering
         placed = placement._transport(position, centering, target, settings, numbers, most)
-        rows, descent = placed.progress.steps + 1, starts.descent
-        return placement.Placement(
+        rows = placed.progress.steps + 1
+        return first._replace(
             placed=placed,
             evidence=jnp.full(2, jnp.nan, position.dtype),
             is_descent=jnp.asarray(is_descent),
-            num_gradients=descent.num_gradients * is_descent + settings.num_particles * rows,
-            num_rows=descent.num_rows * is_descent + rows,
-            first=position,
+            num_gradients=first.num_gradients + settings.num_particles * rows,
+            num_rows=first.num_rows + rows,
         )
 
-    programs.place = place
-    settings.CLOSE = 0.0  # Otherwise, good descents would come first.
+    programs.place_by_transport = place
+
+
+def _transport_first() -> None:
+    """Transport every ensemble, also where moves from the descents would come to rest."""
+
+    def warm_up(self: Any, constants: Any, inputs: Any, args: Any, kwargs: Any) -> Any:
+        first = self._place(constants, inputs, args, kwargs)
+        return self.transport(constants, inputs, first, args, kwargs)
+
+    programs.Programs.warm_up = warm_up
 
 
 def _one_flow(name: str) -> None:
@@ -127,7 +135,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "descents": lambda: _one_placement(is_descent=False),
     "plain start": lambda: _one_placement(is_descent=True),
     "transport": _set(placement, "MAX_TRANSPORT_STEPS", 0),
-    "trust in close descents": _set(settings, "CLOSE", 0.0),
+    "moves before transport": _transport_first,
     "exact flow": lambda: _one_flow("harmonic"),
     "harmonic flow": lambda: _one_flow("exact"),
     "choice of centering": _one_centering,

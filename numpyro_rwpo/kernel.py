@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax import random
 from jax.sharding import Mesh
@@ -33,7 +32,7 @@ from numpyro_rwpo.dynamics.choice import Kind, choose_move
 from numpyro_rwpo.dynamics.iteration import iterate_chains
 from numpyro_rwpo.dynamics.placement import transport_path
 from numpyro_rwpo.dynamics.programs import Programs
-from numpyro_rwpo.dynamics.settings import LastRun, Settings, numbers_of, resolve_settings
+from numpyro_rwpo.dynamics.settings import Settings, numbers_of, resolve_settings
 from numpyro_rwpo.dynamics.several_modes import Call
 from numpyro_rwpo.dynamics.state import RWPOState
 from numpyro_rwpo.heads.registry import Fit, find_head
@@ -170,7 +169,7 @@ class RWPO(MCMCKernel):
         self._settings: Settings | None = None
         self._layout: Any = None  # structure, shapes and types of the draws
         # For the layout and settings of the last run.
-        self._last_run: dict[Any, LastRun] = {}
+        self._last_flow: dict[Any, int] = {}
         # Keyword arguments of the last run of a single chain, which are one object for all chains
         # that MCMC runs one after another, and the kind of move of these chains.
         self._sequence: tuple[Any, Kind] | None = None
@@ -272,7 +271,7 @@ class RWPO(MCMCKernel):
         start, radius = prepared.start, start_radius(arguments.init_strategy, init_params)
         settings = resolve_settings(arguments, bound, start, num_warmup, radius)
         constants = programs.layout, settings
-        numbers = numbers_of(arguments, self._last_run.get(constants))
+        numbers = numbers_of(arguments, self._last_flow.get(constants, -1))
         inputs = keys.warm_up, start, numbers
         earlier = None
         if self._sequence is not None and not is_batch and model_kwargs is not None:
@@ -292,8 +291,7 @@ class RWPO(MCMCKernel):
         self._settings, self._layout = settings, layout(state.z)
         is_traced = isinstance(start, jax.core.Tracer)
         if not is_traced:
-            was_close = not np.any(warm.placement.placed.progress.steps)
-            self._last_run = {constants: LastRun(choice.kind.number, was_close)}
+            self._last_flow = {constants: choice.kind.number}
         self._sequence = None if is_batch or is_traced else (model_kwargs, choice.kind)
         self._sample_fn = iterate_chains
         return state
@@ -368,7 +366,7 @@ class RWPO(MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was built from the model; :meth:`init` builds it again."""
         built = dict.fromkeys(["_sample_fn", "_layout", "_programs"])
-        return {**self.__dict__, **built, "_last_run": {}, "_sequence": None}
+        return {**self.__dict__, **built, "_last_flow": {}, "_sequence": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the arguments, with programs that are compiled again."""

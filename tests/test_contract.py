@@ -611,7 +611,7 @@ def test_a_second_run_does_not_compile_warm_up_again(caplog: pytest.LogCaptureFi
         data = MEANS_DATA + np.float32(shift), MEANS_SCALE
         return lambda: mcmc.run(jax.random.key(1), *data)
 
-    programs = ["jit(prepared)", "jit(started)", "jit(adapted)"]
+    programs = ["jit(prepared)", "jit(placed)", "jit(adapted)"]
 
     def warm_ups(names: list[str]) -> list[str]:
         return [name for name in names if name in programs]

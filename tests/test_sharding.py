@@ -36,7 +36,7 @@ from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate
 from numpyro_rwpo.dynamics.estimates import Adaptation, initial_adaptation, learn_moments, make_flow
 from numpyro_rwpo.dynamics.moves import hamiltonian_sweep
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start
-from numpyro_rwpo.dynamics.settings import Settings
+from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.transport import initial_progress, transport_step
 from numpyro_rwpo.heads.correlation import fit_correlation
 from numpyro_rwpo.heads.online_softmax import streamed_attention
@@ -95,7 +95,7 @@ def update(
 ) -> Any:
     """A sweep with the flow whose turn it is, and what is learned from it."""
     adaptation = learn_moments(adaptation, ensemble, target)._replace(updates=jnp.array(turn))
-    return adapt(jax.random.key(1), ensemble, adaptation, target, settings, 0.8)
+    return adapt(jax.random.key(1), ensemble, adaptation, target, settings, Numbers(0.8, 0.1))
 
 
 PHASES = {

@@ -29,7 +29,7 @@ from numpyro_rwpo.dynamics.moves import (
     num_leapfrog_steps,
     proposal_sweep,
 )
-from numpyro_rwpo.dynamics.settings import Settings
+from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.stationarity import (
     AGE,
     CLIP,
@@ -232,8 +232,7 @@ def adapt(
     adaptation: Adaptation,
     target: Target,
     settings: Settings,
-    target_accept_prob: float,
-    preferred: ArrayLike = -1,
+    numbers: Numbers,
 ) -> tuple[Ensemble, Adaptation]:
     """One update: a sweep with the flow whose turn it is, from which the estimates are updated.
 
@@ -243,17 +242,14 @@ def adapt(
         adaptation: estimates so far.
         target: the posterior.
         settings: settings of the run.
-        target_accept_prob: acceptance probability at which the step size aims.
-        preferred: number of the flow that is kept unless another one is eight times as good, -1 for
-            none.
+        numbers: target acceptance probability, preferred flow, and budget.
     """
     number = whose_turn(adaptation, len(settings.flows))
     after, sweep, step_size, num_steps = _swept(
-        rng_key, ensemble, adaptation, number, target, settings
+        rng_key, ensemble, adaptation, number, target, settings, numbers
     )
-    learned = _learn_sweep(
-        adaptation, number, step_size, ensemble, after, sweep, target, target_accept_prob
-    )
+    aim = numbers.target_accept_prob
+    learned = _learn_sweep(adaptation, number, step_size, ensemble, after, sweep, target, aim)
     if target.proposal is not None:
         after, accept_prob = proposal_sweep(random.fold_in(rng_key, 1), after, target)
         rate = blend(learned.jump_rate, accept_prob.mean(), 1 / (1.0 + adaptation.updates))
@@ -267,7 +263,7 @@ def adapt(
         updates=adaptation.updates + 1,
         total_updates=adaptation.total_updates + 1,
         num_steps=adaptation.num_steps + num_steps,
-        chosen=_cheapest(learned, target, preferred),
+        chosen=_cheapest(learned, target, numbers.preferred),
         disagreement=disagreement(after, height, center, target),
         drift=drift(after, height, adaptation.past, center, target),
     )
@@ -302,6 +298,7 @@ def _swept(
     number: jax.Array,
     target: Target,
     settings: Settings,
+    numbers: Numbers,
 ) -> tuple[Ensemble, Sweep, jax.Array, jax.Array]:
     """The ensemble after a sweep with a flow, its statistics, its step size and number of steps."""
     log_step = adaptation.log_step[number]
@@ -309,11 +306,13 @@ def _swept(
     most = jnp.minimum(4 * 2 ** jnp.minimum(adaptation.uses[number], 8), MAX_STEPS)
     num_steps = num_leapfrog_steps(jnp.exp(log_step), most)
     step_size = jnp.where(num_steps < most, TRAJECTORY_LENGTH / num_steps, jnp.exp(log_step))
+    # Under `vmap`, all branches of a `lax.switch` run, and so do ensembles that are finished before
+    # others; without steps, they cost nothing.
+    is_moved = ~is_finished(adaptation, settings, numbers)
 
     def with_flow(k: int) -> tuple[Ensemble, Sweep]:
         flow = make_flow(settings.flows[k], adaptation, target)
-        # Under `vmap`, all branches of a `lax.switch` run; without steps, they cost nothing.
-        taken = jnp.where(number == k, num_steps, 0)
+        taken = jnp.where(is_moved & (number == k), num_steps, 0)
         return hamiltonian_sweep(rng_key, ensemble, flow, step_size, taken, target)
 
     after, sweep = with_flow(0)
@@ -322,8 +321,8 @@ def _swept(
     return after, sweep, step_size, num_steps
 
 
-def is_finished(adaptation: Adaptation, settings: Settings) -> jax.Array:
-    """Whether warm-up is over, scalar.
+def is_finished(adaptation: Adaptation, settings: Settings, numbers: Numbers) -> jax.Array:
+    """Whether warm-up is over, or its budget spent, scalar.
 
     A few updates follow after the estimates are steady, in which particles that were moved onto
     others part from them.
@@ -331,4 +330,5 @@ def is_finished(adaptation: Adaptation, settings: Settings) -> jax.Array:
     is_over = (adaptation.finished_at > 0) & (
         ~adaptation.is_settled | (adaptation.updates >= adaptation.finished_at + LAST_UPDATES)
     )
+    is_over |= adaptation.num_steps >= numbers.max_rows
     return is_over | (adaptation.total_updates >= settings.num_warmup)

@@ -23,8 +23,10 @@ from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.model.site_bits import is_centered
 from numpyro_rwpo.model.target import Target
 
-# A site changes over to its other centering if the ensembles are closer to normal there by this
-# number of nats. A smaller difference may be due to chance with 64 particles.
+# A site that is standardized is centered if the ensembles are closer to normal then by this number
+# of nats. A smaller difference may be due to chance with 64 particles. A centered site is
+# standardized if that is any better: if its scale has a neck, in which particles hardly move, it
+# looks closer to normal than it is.
 CLEARLY = 0.5
 
 
@@ -53,7 +55,8 @@ def recentered(
     jacobian = jnp.where(is_centered(centering, bits), -1, 1) * jnp.median(log_scale, axis=0)
     entropy = jax.vmap(lambda x: _normal_entropy(x, dense))(each)
     excess = entropy - _normal_entropy(particles, dense) - jacobian
-    is_new = target.placement.chain_mean(excess) < -CLEARLY
+    least = jnp.where(is_centered(centering, bits), 0.0, CLEARLY)
+    is_new = target.placement.chain_mean(excess) < -least
     turned = jnp.where(is_centered(centering, bits), -bits, bits)
     return (
         jnp.where((is_site & is_new[:, None]).any(0)[None], there, particles),

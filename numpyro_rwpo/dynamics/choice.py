@@ -2,7 +2,8 @@
 
 It is that of the flow that warm-up chose, with jumps if the particles are in several modes
 (:mod:`numpyro_rwpo.dynamics.several_modes`). If the ensembles of the chains otherwise disagree,
-smaller ones start again and move by NUTS transitions (:mod:`numpyro_rwpo.dynamics.trees`).
+they start again from where transport takes them (:mod:`numpyro_rwpo.dynamics.placement`), and if
+they still do, smaller ones move by NUTS transitions (:mod:`numpyro_rwpo.dynamics.trees`).
 """
 
 from typing import NamedTuple
@@ -56,30 +57,41 @@ def choose_move(
         earlier: kind of the moves of the chains of this run that were warmed up before. NumPyro
             stacks the states of chains that run one after another, so all have moves of one kind.
     """
-    settings, chosen = call.settings, warm.adaptation.chosen
-    is_traced = isinstance(chosen, jax.core.Tracer)
-    number = 0 if is_traced else int(np.asarray(chosen)[0])
-    if earlier is not None:
-        number = earlier.number
-    ready = after_warm_up(warm, number)
-    can_choose = settings.corrected and settings.placement.mesh is None and not is_traced
-    # NUTS transitions would not jump to draws of the user's density.
-    can_have_trees = arguments.proposal is None and settings.num_warmup >= MIN_WARMUP
-    has_trees = (can_choose and can_have_trees) and (
-        not has_converged(ready.warm_up) if earlier is None else earlier.has_trees
-    )
-    small = settings._replace(num_particles=NUM_PARTICLES)
-    for_trees = (call.programs.layout, small), call.inputs, call.args, call.kwargs
+    settings, programs = call.settings, call.programs
+    is_traced = isinstance(warm.adaptation.chosen, jax.core.Tracer)
+
+    def after(warm: WarmUp) -> tuple[Ready, Kind]:
+        number = 0 if is_traced else int(np.asarray(warm.adaptation.chosen)[0])
+        kind = Kind(number, False) if earlier is None else earlier._replace(has_trees=False)
+        return after_warm_up(warm, kind.number), kind
+
+    ready, kind = after(warm)
+    if not settings.corrected or settings.placement.mesh is not None or is_traced:
+        return Choice(ready, settings.num_states, kind)
     # Chains that run one after another would find lists of different length.
-    if can_choose and len(ready.potential) > 1:
-        if has_trees:  # They will be needed, unless there are several modes.
-            call = call._replace(meanwhile=lambda: call.programs.warm_up_trees.begin(*for_trees))
+    if len(ready.potential) > 1:
         ready, has_several = share_modes(warm, ready, call)
         if has_several:
-            return Choice(ready, settings.num_states, Kind(number, False))
+            return Choice(ready, settings.num_states, kind)
+    # Attention would carry draws of the user's density from one separated mode to another, and NUTS
+    # transitions would not jump to them.
+    if arguments.proposal is not None or settings.num_warmup < MIN_WARMUP:
+        return Choice(ready, settings.num_states, kind)
+    will_have_trees = earlier is not None and earlier.has_trees
+    is_settled = has_converged(ready.warm_up)
+    if not is_settled and not will_have_trees:
+        call.show("the chains disagree, so the ensembles are transported")
+        costs = {name: getattr(ready.warm_up, name) for name in ("num_gradients", "num_rows")}
+        placement = warm.placement._replace(**costs)
+        constants = programs.layout, settings
+        warm = programs.transport(constants, call.inputs, placement, call.args, call.kwargs)
+        ready, kind = after(warm)
+        is_settled = has_converged(ready.warm_up)
+    has_trees = not is_settled if earlier is None else will_have_trees
     if not has_trees:
-        return Choice(ready, settings.num_states, Kind(number, False))
+        return Choice(ready, settings.num_states, kind)
     call.show("the chains disagree, so NUTS transitions are adapted")
-    trees = call.programs.warm_up_trees(*for_trees)
+    constants = programs.layout, settings._replace(num_particles=NUM_PARTICLES)
+    trees = programs.warm_up_trees(constants, call.inputs, call.args, call.kwargs)
     ready = after_trees(ready, trees, settings.num_warmup)
-    return Choice(ready, num_states(NUM_PARTICLES), Kind(number, True))
+    return Choice(ready, num_states(NUM_PARTICLES), kind._replace(has_trees=True))

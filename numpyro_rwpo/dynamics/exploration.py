@@ -91,7 +91,7 @@ def explore(
     target = target._replace(full_prior=target.prior, site_bits=None, recenter=None, proposal=None)
     target = within(target, walls)
     found = quasi_newton_start(key_start, start, target)
-    particles, cost = found.ensemble.particles, found.cost
+    particles, cost = found.draws, found.cost
     placed = evaluated_start(jnp.where(is_placed, start, particles), target, settings)
     ensemble, adaptation, _ = adapted(key_adapt, placed, target, settings, numbers)
     return Explored(

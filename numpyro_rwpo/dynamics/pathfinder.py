@@ -58,15 +58,15 @@ class Start(NamedTuple):
 
     Attributes:
         ensemble: evaluated particles, shared among the paths in proportion to their estimated
-            evidence; the starting positions, not evaluated, if no path was successful.
-        log_weight: log density of the posterior over that of the normal approximation, up to a
-            constant, (num_particles,).
+            evidence, with wider tails than the normal densities; the starting positions, not
+            evaluated, if no path was successful.
+        draws: draws of the normal densities, or the starting positions, (num_particles, dim).
         centering: the centering with more evidence, scalar.
         cost: what the descents cost.
     """
 
     ensemble: Ensemble
-    log_weight: jax.Array
+    draws: jax.Array
     centering: jax.Array
     cost: Cost
 
@@ -94,6 +94,15 @@ def _draws(noise: jax.Array, path: jax.Array, best: Best, history: History) -> j
     """Map white noise (n, dim) to the best normal approximation of ``path`` (n,), F noise + x."""
     draws = jnp.sqrt(best.initial)[path][:, None] * noise
     return best.position[path] + apply_factors(history, best.num_factors, path, draws)
+
+
+def _widened(noise: jax.Array) -> jax.Array:
+    """White noise (n, dim) with the same middle and wide tails: its standard deviation is 2.8.
+
+    Normal approximations have too few draws in the tails of most posteriors, and the exact moves
+    fill tails more slowly than they empty them.
+    """
+    return noise + noise**3 / 2
 
 
 def smoothed_potential(target: Target) -> PotentialAndGrad:
@@ -140,30 +149,31 @@ def quasi_newton_start(rng_key: jax.Array, particles: jax.Array, target: Target)
             other path, and all centered on the others.
 
     Returns:
-        As many particles, evaluated, with their log weights, the centering that all chains have
-        chosen, and the cost.
+        As many particles, evaluated, the centering that all chains have chosen, and the cost.
     """
     # The random numbers have one axis, because XLA takes several times as long to compile two.
     noise = random.normal(rng_key, (particles.size,), particles.dtype).reshape(particles.shape)
     placement = target.placement
     if placement.mesh is None:
         last, bound, cost = _follow_paths(noise, particles, target)
-        ensemble, log_weight = last.placed, last.log_weight
+        ensemble, draws = last.placed, last.drawn
     else:
         # Every device follows all paths, and then draws its own share of the particles.
         noise = placement.rows(noise)
         few = placement.whole((noise[:NUM_DRAWS], particles[:NUM_DRAWS]))
         last, bound, cost = _follow_paths(*few, target)
         path = _share_out(bound, noise.shape[0])
-        draws = placement.rows(_draws(noise, path, last.best, last.descent.history))
+        draws, wide = (
+            placement.rows(_draws(x, path, last.best, last.descent.history))
+            for x in (noise, _widened(noise))
+        )
         target = target._replace(centering=last.chosen)
-        ensemble = Ensemble(draws, *target.value_and_grad(draws))
-        log_weight = _log_weights(ensemble, noise, path, last.best, target)
+        ensemble = Ensemble(wide, *target.value_and_grad(wide))
     ensemble = replace(ensemble, ~is_usable(ensemble.smooth, ensemble.gradient), target)
     found = jnp.any(jnp.isfinite(last.best.bound))
     return Start(
         jax.tree.map(lambda x, y: jnp.where(found, x, y), ensemble, unevaluated(particles)),
-        jnp.where(found, log_weight, -jnp.inf),
+        jnp.where(found, draws, particles),
         jnp.where(found, last.chosen, 0.0),
         cost,
     )
@@ -178,8 +188,8 @@ class _Round(NamedTuple):
         stalled: number of rounds since the evidence last rose, scalar.
         descent: positions of the paths.
         best: best normal approximations of the paths.
-        placed: particles drawn so far, evaluated.
-        log_weight: log weights of the particles drawn so far, (num_particles,).
+        placed: particles placed so far, evaluated.
+        drawn: the draws of normal densities from which they were widened, (num_particles, dim).
         chosen: the centering, scalar.
     """
 
@@ -189,7 +199,7 @@ class _Round(NamedTuple):
     descent: Descent
     best: Best
     placed: Ensemble
-    log_weight: jax.Array
+    drawn: jax.Array
     chosen: jax.Array
 
 
@@ -246,7 +256,7 @@ def _follow_paths(
     )
     descent = first_descent(particles[:num_paths], NUM_ROUNDS * EVALUATIONS_PER_ROUND)
     num_tried = descent.history.num_tried  # the same for all chains
-    placed = unevaluated(particles), jnp.zeros(particles.shape[0], dtype)
+    placed = unevaluated(particles)
     best, descent, placed = batched_like(particles, (best, descent, placed))
     history = descent.history._replace(num_tried=num_tried)
     descent = descent._replace(history=history)
@@ -254,7 +264,7 @@ def _follow_paths(
     last = lax.while_loop(
         lambda round_: round_.which < NUM_ROUNDS + search.num_last_rounds,
         lambda round_: _one_round(round_, search, smoothed),
-        _Round(zero, zero, zero, descent, best, *placed, centering[0]),
+        _Round(zero, zero, zero, descent, best, placed, placed.particles, centering[0]),
     )
     num_descents = last.number - search.num_last_rounds
     cost = Cost(
@@ -295,7 +305,10 @@ def _one_round(round_: _Round, search: _Search, smoothed: PotentialAndGrad) -> _
     history = descent.history
     here = Best(best.bound, descent.position, history.num_factors, history.initial, history.log_det)
     source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
-    draws, log_weight, bound, error = _compared(search, source, history, path, search.noise[row])
+    noise = search.noise[row]
+    drawn = round_.drawn.at[row].set(_draws(noise, path, source, history))
+    noise = jnp.where(is_last & ~is_duel, _widened(noise), noise)
+    draws, bound, error = _compared(search, source, history, path, noise)
     # Two standard errors are subtracted, because energies of bad approximations scatter more.
     judged = bound - 2 * error
     judged = jnp.where(jnp.isfinite(best.bound + judged), judged, -jnp.inf)[rivals]
@@ -310,25 +323,13 @@ def _one_round(round_: _Round, search: _Search, smoothed: PotentialAndGrad) -> _
     is_over = is_last | (stalled >= _IDLE_ROUNDS)
     following = jnp.where(is_over, jnp.maximum(i + 1, NUM_ROUNDS), i + 1)
     placed = jax.tree.map(lambda old, new: old.at[row].set(new), round_.placed, draws)
-    log_weight = round_.log_weight.at[row].set(log_weight)
     number = round_.number + 1
-    return _Round(following, number, stalled, descent, better, placed, log_weight, chosen)
-
-
-def _log_weights(
-    draws: Ensemble, noise: jax.Array, path: jax.Array, source: Best, target: Target
-) -> jax.Array:
-    """Log density over that of the normal approximation of each draw's path, (n,).
-
-    If an approximation is exact, it is constant, and equal to the log evidence.
-    """
-    height = potential(draws, target)
-    return source.log_det[path] / 2 + (noise**2).sum(1) / 2 - height
+    return _Round(following, number, stalled, descent, better, placed, drawn, chosen)
 
 
 def _compared(
     search: _Search, source: Best, history: History, path: jax.Array, noise: jax.Array
-) -> tuple[Ensemble, jax.Array, jax.Array, jax.Array]:
+) -> tuple[Ensemble, jax.Array, jax.Array]:
     """Draws from the normal approximations of the paths, and what they say of the evidence.
 
     Args:
@@ -339,17 +340,16 @@ def _compared(
         noise: white noise, (num_draws, dim).
 
     Returns:
-        The draws with their log weights (num_draws,), and of each path the evidence lower bound and
-        its standard error, (num_paths,).
+        The draws, and of each path the evidence lower bound and its standard error, (num_paths,).
     """
     positions = _draws(noise, path, source, history)
     drawn = search.target._replace(centering=search.centering[path])
     draws = Ensemble(positions, *drawn.value_and_grad(positions))
-    # Weights scatter less than energies, so that few draws are needed to distinguish good paths
-    # from bad ones.
-    log_weight = _log_weights(draws, noise, path, source, drawn)
+    # Log importance weights scatter less than energies, so that few draws are needed to distinguish
+    # good paths from bad ones. If an approximation is exact, they are all the log evidence.
+    log_weight = source.log_det[path] / 2 + (noise**2).sum(1) / 2 - potential(draws, drawn)
     member = path[None] == jnp.arange(search.centering.size)[:, None]
     number = member.sum(1)
     bound = jnp.where(member, log_weight[None], 0.0).sum(1) / number
     spread = jnp.where(member, (log_weight[None] - bound[:, None]) ** 2, 0.0).sum(1)
-    return draws, log_weight, bound, jnp.sqrt(spread) / number
+    return draws, bound, jnp.sqrt(spread) / number

@@ -1,9 +1,9 @@
 r"""Where the particles of an ensemble are before the exact moves begin.
 
-Quasi-Newton descents place them. If these could already be draws of the posterior, as on most
-simple models, nothing else is needed. Otherwise, two placements of the whole ensemble are
-transported, and compared by their evidence lower bound :math:`-\mathrm{E}\,U + H`, where H is the
-entropy of a normal density with the ensemble's moments:
+Quasi-Newton descents place them, from where the exact moves of warm-up reach most posteriors. If
+the chains do not come to rest, two placements of the whole ensemble are transported, and compared
+by their evidence lower bound :math:`-\mathrm{E}\,U + H`, where H is the entropy of a normal density
+with the ensemble's moments:
 
 - *descent*: draws of the best normal approximations along quasi-Newton paths. They are close to
   badly scaled posteriors, on which transport from afar would stall.
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax, random
 
 from numpyro_rwpo.dynamics.centering import log_determinant
-from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential, thinned
+from numpyro_rwpo.dynamics.ensemble import Ensemble, evaluate, potential
 from numpyro_rwpo.dynamics.estimates import Adaptation, initial_adaptation, learn_moments
 from numpyro_rwpo.dynamics.pathfinder import Cost, quasi_newton_start
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
@@ -58,8 +58,9 @@ class Placement(NamedTuple):
         is_descent: whether the descent was kept, scalar.
         num_gradients: number of gradient evaluations, of all particles together, scalar.
         num_rows: number of gradient evaluations one after another, scalar.
-        first: draws of the descent before transport, or of the user's proposal, (num_particles,
-            dim). Transport blurs separated groups, which here are still distinct.
+        first: draws of the descents' normal densities, or of the user's proposal, (num_particles,
+            dim). Wider tails and transport blur separated groups, which here are still distinct.
+        plain: NumPyro's own start, (num_particles, dim).
     """
 
     placed: Placed
@@ -68,21 +69,7 @@ class Placement(NamedTuple):
     num_gradients: jax.Array
     num_rows: jax.Array
     first: jax.Array
-
-
-class Starts(NamedTuple):
-    """Where the transport of an ensemble may begin.
-
-    Attributes:
-        descent: placement by draws of the best normal approximations of the descents, or of the
-            user's proposal.
-        plain: NumPyro's own start, (num_particles, dim).
-        is_close: whether the placement needs no transport, scalar, the same for all chains.
-    """
-
-    descent: Placement
     plain: jax.Array
-    is_close: jax.Array
 
 
 def spread(rng_key: jax.Array, start: jax.Array, settings: Settings) -> jax.Array:
@@ -115,10 +102,10 @@ def _unmoved(ensemble: Ensemble, target: Target, settings: Settings) -> Placed:
     return Placed(ensemble, target.centering, initial_progress(dtype), adaptation)
 
 
-def find_starts(
-    rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings, numbers: Numbers
-) -> Starts:
-    """Where transport may begin: the placement by descents, and the plain start."""
+def place_by_descents(
+    rng_key: jax.Array, start: jax.Array, target: Target, settings: Settings
+) -> Placement:
+    """Draws of the best normal approximations of descents, or of the user's proposal."""
     key_spread, key_start = random.split(random.split(rng_key)[0])
     plain = spread(key_spread, start, settings)
     number = settings.num_particles
@@ -126,70 +113,49 @@ def find_starts(
         draws = target.placement.rows(target.proposal.sample(key_start, number))
         cost = Cost(jnp.full((), number), jnp.ones((), int))
         ensemble, centering = evaluate(draws, target), target.centering
-        # Between separated modes, attention would carry particles from one mode to another.
-        is_close = jnp.ones((), bool)
     else:
-        ensemble, log_weight, centering, cost = quasi_newton_start(key_start, plain, target)
-        is_close = _deviation(log_weight, target) < numbers.close
-    none = jnp.full(2, -jnp.inf, plain.dtype)
-    is_descent = jnp.asarray(target.proposal is None)
-    placed = _unmoved(ensemble, target._replace(centering=centering), settings)
-    descent = Placement(placed, none, is_descent, *cost, ensemble.particles)
-    return Starts(descent, plain, is_close & settings.corrected)
+        ensemble, draws, centering, cost = quasi_newton_start(key_start, plain, target)
+    return Placement(
+        placed=_unmoved(ensemble, target._replace(centering=centering), settings),
+        evidence=jnp.full(2, -jnp.inf, plain.dtype),
+        is_descent=jnp.asarray(target.proposal is None),
+        num_gradients=cost.num_gradients,
+        num_rows=cost.num_rows,
+        first=draws,
+        plain=plain,
+    )
 
 
-def _deviation(log_weight: jax.Array, target: Target) -> jax.Array:
-    """Mean absolute deviation of the log importance weights of the descents' draws, scalar.
-
-    It is 0 if these are draws of the posterior. The weights of all chains are compared. If the
-    descents have stopped at different depths, such as in the neck of a funnel, their evidence
-    differs, and with it the weights.
-    """
-    mean = target.placement.chain_mean
-    deviation = jnp.abs(log_weight - mean(jnp.median(thinned(log_weight)))).mean()
-    return mean(deviation)
-
-
-def place(starts: Starts, target: Target, settings: Settings, numbers: Numbers) -> Placement:
-    """The placement by descents if it is close, and otherwise the better one after transport."""
-    after = _transported_placement(starts, target, settings, numbers)
-    return jax.tree.map(lambda x, y: jnp.where(starts.is_close, x, y), starts.descent, after)
-
-
-def _transported_placement(
-    starts: Starts, target: Target, settings: Settings, numbers: Numbers
+def place_by_transport(
+    placement: Placement, target: Target, settings: Settings, numbers: Numbers
 ) -> Placement:
     """The better of the two placements after transport, or that by the user's proposal."""
-    num_particles, descent = settings.num_particles, starts.descent
+    num_particles = settings.num_particles
     most = max(settings.num_warmup - 1, 0)  # The first update is the placement itself.
     if settings.corrected:
         most = min(most, MAX_TRANSPORT_STEPS)
-    limit = jnp.where(starts.is_close, 0, most)
-    first, centering = descent.first, descent.placed.centering
-    if target.proposal is not None:
-        placed = _transport(first, centering, target, settings, numbers, limit)
-        rows = 1 + placed.progress.steps
-        return descent._replace(placed=placed, num_gradients=num_particles * rows, num_rows=rows)
+    first, centering = placement.first, placement.placed.centering
 
     def transported(start: tuple[jax.Array, jax.Array]) -> Placed:
-        return _transport(start[0], start[1], target, settings, numbers, limit)
+        return _transport(start[0], start[1], target, settings, numbers, most)
 
-    both = jnp.stack([first, starts.plain]), jnp.stack([centering, centering])
+    both = jnp.stack([first, placement.plain]), jnp.stack([centering, centering])
+    if target.proposal is not None:
+        both = jax.tree.map(lambda x: x[:1], both)
     # They are transported one after the other, because together both would take as many steps as
     # the slower one.
     found = lax.map(transported, both)
     evidence = jax.vmap(lambda p: _evidence(p, target))(found)
     best = jnp.argmax(evidence)
-    steps = found.progress.steps
-    placed = jax.tree.map(lambda x: x[best], found)
-    return Placement(
-        placed=placed,
-        evidence=evidence,
-        is_descent=best == 0,
-        num_gradients=descent.num_gradients + num_particles * (steps + 1).sum(),
-        num_rows=descent.num_rows + (steps + 1).sum(),
-        first=first,
+    rows = (found.progress.steps + 1).sum()
+    placement = placement._replace(
+        placed=jax.tree.map(lambda x: x[best], found),
+        num_gradients=placement.num_gradients + num_particles * rows,
+        num_rows=placement.num_rows + rows,
     )
+    if target.proposal is not None:
+        return placement
+    return placement._replace(evidence=evidence, is_descent=best == 0)
 
 
 def _transport(

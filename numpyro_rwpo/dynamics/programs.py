@@ -6,14 +6,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax import random
 
 from numpyro_rwpo.arguments import Arguments
 from numpyro_rwpo.dynamics.ensemble import Ensemble
 from numpyro_rwpo.dynamics.exploration import Explored, descend_all, explore, settle
 from numpyro_rwpo.dynamics.mode_moves import ModeMove
-from numpyro_rwpo.dynamics.placement import Placement, Starts, find_starts, place, spread
+from numpyro_rwpo.dynamics.placement import (
+    Placement,
+    place_by_descents,
+    place_by_transport,
+    spread,
+)
 from numpyro_rwpo.dynamics.state import (
     STATE_AXES,
     Ready,
@@ -72,8 +76,8 @@ class Programs:
         self._arguments = arguments
         self.source: Source | None = None
         self.prepare = CompiledOnce(self._prepared, lambda constants, inputs: compiler_options(0))
-        self._find_starts = CompiledOnce(self._started, _options_by_size)
         self._place = CompiledOnce(self._placed, _options_by_size)
+        self._transport = CompiledOnce(self._transported, _options_by_size)
         self._adapt = CompiledOnce(self._adapted, _options_by_size)
         self.warm_up_trees = CompiledOnce(self._trees)
         self.heights = CompiledOnce(self._heights, lambda constants, inputs: compiler_options(0))
@@ -121,10 +125,11 @@ class Programs:
     def warm_up(
         self, constants: Hashable, inputs: tuple[Any, ...], args: Args, kwargs: Kwargs
     ) -> WarmUp:
-        """Place an ensemble for each start and adapt its moves.
+        """Place an ensemble for each start by descents and adapt its moves.
 
-        These are two programs, or three if the ensembles are transported; each compiles while the
-        next one is traced.
+        These are two programs, of which one compiles while the other is traced. If nothing can be
+        decided afterwards, because the run is traced or particles are on several devices, there is
+        transport between them.
 
         Args:
             constants: layout and settings.
@@ -133,16 +138,38 @@ class Programs:
             kwargs: keyword arguments of the model.
         """
         rng_keys, _, numbers = inputs
-        if self._arguments.placement.mesh is None:  # Shapes do not say where particles are.
-            shapes = self._find_starts.begin(constants, inputs, args, kwargs)
-            if shapes is not None:
-                self._adapt.begin(constants, (rng_keys, shapes.descent, numbers), args, kwargs)
-        starts = self._find_starts(constants, inputs, args, kwargs)
-        placement = starts.descent
-        is_traced = isinstance(starts.is_close, jax.core.Tracer)
         is_shared = self._arguments.placement.mesh is not None
-        if is_traced or is_shared or not np.asarray(starts.is_close).all():
-            placement = self._place(constants, (rng_keys, starts, numbers), args, kwargs)
+        if not is_shared:  # Shapes do not say where particles are.
+            shapes = self._place.begin(constants, inputs, args, kwargs)
+            if shapes is not None:
+                self._adapt.begin(constants, (rng_keys, shapes, numbers), args, kwargs)
+        placement = self._place(constants, inputs, args, kwargs)
+        is_fixed = is_shared or isinstance(placement.first, jax.core.Tracer)
+        # Between separated modes, attention would carry draws of a proposal from one to another.
+        is_default = is_fixed and self._arguments.proposal is None
+        if is_default or not self._arguments.corrected:
+            placement = self._transport(constants, (rng_keys, placement, numbers), args, kwargs)
+        return self._adapt(constants, (rng_keys, placement, numbers), args, kwargs)
+
+    def transport(
+        self,
+        constants: Hashable,
+        inputs: tuple[Any, ...],
+        placement: Placement,
+        args: Args,
+        kwargs: Kwargs,
+    ) -> WarmUp:
+        """Transport the ensembles from where descents placed them, and adapt their moves again.
+
+        Args:
+            constants: see :meth:`warm_up`.
+            inputs: see :meth:`warm_up`.
+            placement: the ensembles before the first warm-up, with all costs so far.
+            args: positional arguments of the model.
+            kwargs: keyword arguments of the model.
+        """
+        rng_keys, _, numbers = inputs
+        placement = self._transport(constants, (rng_keys, placement, numbers), args, kwargs)
         return self._adapt(constants, (rng_keys, placement, numbers), args, kwargs)
 
     def constrain(self, values: Any, args: Args, kwargs: Kwargs) -> Any:
@@ -169,25 +196,25 @@ class Programs:
     def _constrained(self, _: Any, values: Any, args: Args, kwargs: Kwargs) -> Any:
         return self._bound(args, kwargs).constrain(values)
 
-    def _started(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Starts:
+    def _placed(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Placement:
         _, settings = constants
-        rng_keys, starts, numbers = inputs
+        rng_keys, starts, _ = inputs
         target = pool_chains(self.bind(args, kwargs, starts.dtype)[0], "chain")
 
-        def one_chain(key: jax.Array, start: jax.Array) -> Starts:
-            return find_starts(key, start, target, settings, numbers)
+        def one_chain(key: jax.Array, start: jax.Array) -> Placement:
+            return place_by_descents(key, start, target, settings)
 
         return jax.vmap(one_chain, axis_name="chain")(rng_keys, starts)
 
-    def _placed(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Placement:
+    def _transported(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Placement:
         _, settings = constants
-        _, starts, numbers = inputs
-        target = pool_chains(self.bind(args, kwargs, starts.plain.dtype)[0], "chain")
+        _, placement, numbers = inputs
+        target = pool_chains(self.bind(args, kwargs, placement.first.dtype)[0], "chain")
 
-        def one_chain(starts: Starts) -> Placement:
-            return place(starts, target, settings, numbers)
+        def one_chain(placement: Placement) -> Placement:
+            return place_by_transport(placement, target, settings, numbers)
 
-        return jax.vmap(one_chain, axis_name="chain")(starts)
+        return jax.vmap(one_chain, axis_name="chain")(placement)
 
     def _adapted(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> WarmUp:
         _, settings = constants
@@ -294,8 +321,6 @@ def _options_by_size(constants: Any, inputs: Any) -> dict[str, Any] | None:
     settings, starts = constants[1], inputs[1]
     if isinstance(starts, Placement):
         shape = starts.first.shape
-    elif isinstance(starts, Starts):
-        shape = starts.plain.shape
     elif starts.ndim == 3:  # One for each particle.
         shape = starts.shape
     else:

@@ -1,5 +1,6 @@
 """The settings of a run, which follow from the arguments of ``RWPO`` and from the model."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,10 +17,6 @@ from numpyro_rwpo.support.sharding import Placement, check_use
 # The largest number of dimensions per particle of a dense metric. Beyond it, the covariance of the
 # particles is mostly noise.
 MAX_DENSE = 4
-# Mean absolute deviation of the log importance weights, in nats, below which draws of the descents
-# need no transport; draws 1.3 times too wide in six directions have such weights. It is larger if
-# the kernel's last run on data of the same shape had none, because its program would be compiled.
-CLOSE, STILL_CLOSE = 1.0, 3.0
 
 
 class Numbers(NamedTuple):
@@ -30,25 +27,13 @@ class Numbers(NamedTuple):
         relative_prox_time: bandwidth of the attention, in units of each coordinate's variance.
         preferred: number of the flow on trial that the kernel's last run chose, -1 for none. It is
             kept unless another one is eight times as good, so that a compiled loop can be reused.
-        close: deviation of the log importance weights below which there is no transport, in nats.
+        max_rows: gradients one after another beyond which adaptation begins no further update.
     """
 
     target_accept_prob: float
     relative_prox_time: float
     preferred: int = -1
-    close: float = CLOSE
-
-
-class LastRun(NamedTuple):
-    """What a kernel has compiled for data of the same shapes.
-
-    Attributes:
-        flow: number of the flow on trial that was chosen.
-        was_close: whether the descents came so close that there was no transport.
-    """
-
-    flow: int
-    was_close: bool
+    max_rows: float = math.inf
 
 
 class Settings(NamedTuple):
@@ -89,12 +74,9 @@ class Settings(NamedTuple):
         return self.num_particles * self.num_states
 
 
-def numbers_of(arguments: Arguments, last: LastRun | None = None) -> Numbers:
-    """The arguments that may be traced, and what follows from the kernel's last run."""
-    aim, relative_time = arguments.target_accept_prob, arguments.relative_prox_time
-    if last is None:
-        return Numbers(aim, relative_time, close=CLOSE)
-    return Numbers(aim, relative_time, last.flow, STILL_CLOSE if last.was_close else CLOSE)
+def numbers_of(arguments: Arguments, preferred: int = -1) -> Numbers:
+    """The arguments that may be traced, and the flow that the kernel's last run chose."""
+    return Numbers(arguments.target_accept_prob, arguments.relative_prox_time, preferred)
 
 
 def resolve_settings(

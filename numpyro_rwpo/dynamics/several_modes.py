@@ -66,7 +66,6 @@ class Call(NamedTuple):
         args: positional arguments of the model.
         kwargs: keyword arguments of the model.
         show: shows the user what takes long.
-        meanwhile: what can be traced while a program compiles.
     """
 
     programs: Programs
@@ -75,7 +74,6 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     show: Callable[[str], None]
-    meanwhile: Callable[[], Any] = lambda: None
 
 
 class Cost:
@@ -192,10 +190,12 @@ def _explored_within(
             noise = random_numbers.normal(size=(number, len(one.position)))
             starts.append(one.position + 0.1 * noise)
     positions = jnp.asarray(np.stack(starts), ready.potential.dtype)
-    inputs = keys, positions, jnp.asarray(is_placed), walls, ready.centering[0], call.inputs[2]
+    # Against walls around a set that is no mode, steps become so short that trajectories would
+    # never end. All sets together may cost twice what warm-up has cost.
+    num_gradients = int(np.asarray(ready.warm_up.num_gradients, np.int64).sum())
+    numbers = call.inputs[2]._replace(max_rows=2 * num_gradients / (number * len(separated)))
+    inputs = keys, positions, jnp.asarray(is_placed), walls, ready.centering[0], numbers
     constants = call.programs.layout, call.settings
-    call.programs.explore.begin(constants, inputs, call.args, call.kwargs)
-    call.meanwhile()
     explored = call.programs.explore(constants, inputs, call.args, call.kwargs)
     cost.add(explored.num_gradients.sum(), explored.num_rows.max())
     return explored

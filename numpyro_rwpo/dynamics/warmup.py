@@ -89,12 +89,11 @@ def adapted(
 
     def update(carry: tuple[Ensemble, Adaptation], target: Target) -> tuple[Ensemble, Adaptation]:
         key = random.fold_in(rng_key, carry[1].total_updates)
-        aim, preferred = numbers.target_accept_prob, numbers.preferred
-        return adapt(key, *carry, target, settings, aim, preferred)
+        return adapt(key, *carry, target, settings, numbers)
 
     def until(limit: jax.Array, carry: tuple[Ensemble, Adaptation], target: Target) -> Any:
         return lax.while_loop(
-            lambda carry: ~is_finished(carry[1], settings) & (carry[1].updates < limit),
+            lambda carry: ~is_finished(carry[1], settings, numbers) & (carry[1].updates < limit),
             lambda carry: update(carry, target),
             carry,
         )

@@ -36,7 +36,7 @@ from numpyro_rwpo.dynamics.estimates import (
 )
 from numpyro_rwpo.dynamics.metric import ensemble_moments, without_outliers
 from numpyro_rwpo.dynamics.moves import TRAJECTORY_LENGTH, hamiltonian_sweep
-from numpyro_rwpo.dynamics.settings import Settings
+from numpyro_rwpo.dynamics.settings import Numbers, Settings
 from numpyro_rwpo.dynamics.stationarity import Past
 from numpyro_rwpo.heads.registry import find_head
 from numpyro_rwpo.model.target import Differentiation, Target, pool_chains
@@ -88,7 +88,10 @@ def adapting(target: Target, settings: Settings) -> Callable[..., tuple[Ensemble
         start = learn_moments(initial_adaptation(dim, dtype, settings), ensemble, target)
 
         def update(k: jax.Array, carry: tuple[Ensemble, Adaptation]) -> tuple[Ensemble, Adaptation]:
-            return adapt(random.fold_in(random.key(1), k), *carry, target, settings, aim)
+            ensemble, learned = carry
+            learned = learned._replace(finished_at=jnp.zeros((), int))  # It goes on in any case.
+            key, numbers = random.fold_in(random.key(1), k), Numbers(aim, 0.1)
+            return adapt(key, ensemble, learned, target, settings, numbers)
 
         return jax.lax.fori_loop(0, num_updates, update, (ensemble, start))
 
@@ -104,7 +107,7 @@ def adapted(
 
 def one_update(target: Target, settings: Settings) -> Callable[..., tuple[Ensemble, Adaptation]]:
     """A program that updates an ensemble once, with a key and from given estimates."""
-    return jax.jit(lambda *carry: adapt(*carry, target, settings, 0.8))
+    return jax.jit(lambda *carry: adapt(*carry, target, settings, Numbers(0.8, 0.1)))
 
 
 UPDATE_NORMAL = one_update(NORMAL, make_settings("exact"))
@@ -335,7 +338,7 @@ def test_all_chains_end_together(steady: tuple[Ensemble, Adaptation]) -> None:
             finished_at=jnp.zeros((), int),
             is_settled=jnp.zeros((), bool),
         )
-        return adapt(key, ensemble, before, target, settings, 0.8)[1].is_settled
+        return adapt(key, ensemble, before, target, settings, Numbers(0.8, 0.1))[1].is_settled
 
     update_all = jax.jit(jax.vmap(update, axis_name="chain"))
     for ahead, is_settled in ((0.0, True), (0.8, False)):
@@ -378,6 +381,17 @@ def test_the_budget_of_gradients_ends_it(steady: tuple[Ensemble, Adaptation]) ->
     assert one_more(steady, MIN_LIMIT - 2, below=1.0, num_steps=spent) == (False, False)
     # What is steady by then has not been given up.
     assert one_more(steady, MIN_LIMIT, num_steps=spent) == (True, False)
+
+
+def test_ensembles_whose_gradients_are_spent_stay_where_they_are() -> None:
+    """Under `vmap` they are updated as long as any other is, but take no steps."""
+    target, settings = NORMAL, make_settings("exact")
+    ensemble = normal_ensemble()
+    start = learn_moments(initial_adaptation(DIM, jnp.float32, settings), ensemble, target)
+    for max_rows, moves in ((0, False), (1, True)):
+        numbers = Numbers(0.8, 0.1, max_rows=max_rows)
+        after, _ = adapt(random.key(1), ensemble, start, target, settings, numbers)
+        assert np.any(after.particles != ensemble.particles) == moves
 
 
 def test_the_budget_follows_trajectories_in_a_diagonal_metric() -> None:

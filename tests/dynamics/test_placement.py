@@ -59,7 +59,7 @@ def test_start_finds_a_gaussian(units):
         starting_positions()
     )
     cost = found.cost
-    mean_error, sd_ratio = errors(found.ensemble.particles, mean, covariance)
+    mean_error, sd_ratio = errors(found.draws, mean, covariance)
     assert mean_error < 0.5 and found.centering == 0
     if units[0] == 1:  # the paths then end before their last round
         assert 0 < cost.num_rows < NUM_ROUNDS * EVALUATIONS_PER_ROUND
@@ -202,24 +202,25 @@ def funnel(x, centering):
     return 0.5 * (x[0] / 3) ** 2 + 0.5 * jnp.exp(-x[0]) * (x[1:] @ x[1:]) + (DIM - 1) / 2 * x[0]
 
 
-@pytest.mark.parametrize(
-    ("smooth", "is_close"), [(gaussian(np.ones(DIM))[0], True), (funnel, False)]
-)
-def test_transport_is_for_posteriors_that_descents_do_not_fit(smooth, is_close):
-    """In a funnel, they stop in the neck, at different depths."""
-    target = pool_chains(Differentiation(1.0, False).target(smooth, None), "chain")
+def test_transport_keeps_the_better_of_two_placements_and_adds_its_costs():
+    target = pool_chains(Differentiation(1.0, False).target(funnel, None), "chain")
     settings, keys = settings_of(target), random.split(random.key(2), 4)
     numbers = Numbers(target_accept_prob=0.8, relative_prox_time=0.1)
 
     def one_chain(key):
-        starts = placement.find_starts(key, jnp.zeros(DIM), target, settings, numbers)
-        return starts, placement.place(starts, target, settings, numbers)
+        first = placement.place_by_descents(key, jnp.zeros(DIM), target, settings)
+        return first, placement.place_by_transport(first, target, settings, numbers)
 
-    starts, placed = jax.jit(jax.vmap(one_chain, axis_name="chain"))(keys)
-    assert (np.asarray(starts.is_close) == is_close).all()
-    unmoved = starts.descent.placed.ensemble.particles
-    assert np.array_equal(placed.placed.ensemble.particles, unmoved) == is_close
-    assert (np.asarray(placed.placed.progress.steps) == 0).all() == is_close
+    first, after = jax.jit(jax.vmap(one_chain, axis_name="chain"))(keys)
+    wide = first.placed.ensemble.particles
+    assert (np.abs(wide - np.median(wide, 1)[:, None]).max(1) > 1.5 * first.first.std(1)).all()
+    assert np.isneginf(first.evidence).all()
+    evidence = np.asarray(after.evidence)
+    assert np.isfinite(evidence).all()
+    assert np.array_equal(after.is_descent, evidence[:, 0] >= evidence[:, 1])
+    rows = np.asarray(after.num_rows - first.num_rows)
+    assert (rows > 2).all()
+    assert np.array_equal(after.num_gradients - first.num_gradients, settings.num_particles * rows)
 
 
 @pytest.mark.parametrize(("corrected", "is_kept"), [(True, True), (False, False)])

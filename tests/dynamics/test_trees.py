@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import ExactFlow
 from numpyro_rwpo.dynamics.mode_moves import ModeMove
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
-from numpyro_rwpo.dynamics.state import MAX_CORRELATION, has_converged
+from numpyro_rwpo.dynamics.state import MAX_CORRELATION, RWPOState, has_converged
 from numpyro_rwpo.dynamics.trees import NUM_PARTICLES, TreeMove, tree_sweep, warm_up_trees
 from numpyro_rwpo.model.target import Differentiation, Target
 
@@ -83,17 +84,35 @@ def test_chains_in_different_modes_get_jumps(starts: tuple[float, float], move: 
         np.testing.assert_array_equal(state.move.is_found.sum(1), 1)
 
 
+@pytest.mark.parametrize("verdicts", [[True], [False, True], [False, False]])
+def test_chains_that_disagree_are_transported_before_they_have_trees(
+    verdicts: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = iter(verdicts)
+    monkeypatch.setattr(choice, "has_converged", lambda report: next(rest))
+    init_params = {"x": jnp.full(2, 20.0)}
+    keys = random.split(random.key(0), 2)
+    state = light_kernel(two_islands).init(keys, 100, init_params, (), {})
+    is_transported, has_trees = len(verdicts) > 1, not verdicts[-1]
+    assert next(rest, None) is None
+    assert isinstance(state.move, TreeMove if has_trees else HamiltonianMove)
+    assert (np.isfinite(state.warm_up.evidence) == is_transported).all()
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_chains_one_after_another_have_moves_of_one_kind(
     first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NumPyro stacks their states; whether the next run has trees is decided anew."""
-    verdicts = iter([first, not first, not first])
-    monkeypatch.setattr(choice, "has_converged", lambda report: next(verdicts))
-    kernel = light_kernel(two_islands)
-    init_params, run = {"x": jnp.asarray(20.0)}, {}
-    states = [kernel.init(random.key(k), 100, init_params, (), run) for k in range(3)]
+    kernel, run = light_kernel(two_islands), {}
+
+    def started(has_converged: bool, model_kwargs: dict[str, Any]) -> RWPOState:
+        monkeypatch.setattr(choice, "has_converged", lambda report: has_converged)
+        init_params = {"x": jnp.asarray(20.0)}
+        return kernel.init(random.key(0), 100, init_params, (), model_kwargs)
+
+    states = [started(verdict, run) for verdict in (first, not first, not first)]
     moves = [HamiltonianMove if first else TreeMove] * 3
     assert [type(state.move) for state in states] == moves
-    again = kernel.init(random.key(0), 100, init_params, (), {})
+    again = started(not first, {})
     assert type(again.move) is (TreeMove if first else HamiltonianMove)
