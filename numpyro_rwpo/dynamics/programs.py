@@ -127,9 +127,8 @@ class Programs:
     ) -> WarmUp:
         """Place an ensemble for each start by descents and adapt its moves.
 
-        These are two programs, of which one compiles while the other is traced. If nothing can be
-        decided afterwards, because the run is traced or particles are on several devices, there is
-        transport between them.
+        These are two programs, of which one compiles while the other is traced. Without correction,
+        transport between them is the whole sampler.
 
         Args:
             constants: layout and settings.
@@ -138,16 +137,12 @@ class Programs:
             kwargs: keyword arguments of the model.
         """
         rng_keys, _, numbers = inputs
-        is_shared = self._arguments.placement.mesh is not None
-        if not is_shared:  # Shapes do not say where particles are.
+        if self._arguments.placement.mesh is None:  # Shapes do not say where particles are.
             shapes = self._place.begin(constants, inputs, args, kwargs)
             if shapes is not None:
                 self._adapt.begin(constants, (rng_keys, shapes, numbers), args, kwargs)
         placement = self._place(constants, inputs, args, kwargs)
-        is_fixed = is_shared or isinstance(placement.first, jax.core.Tracer)
-        # Between separated modes, attention would carry draws of a proposal from one to another.
-        is_default = is_fixed and self._arguments.proposal is None
-        if is_default or not self._arguments.corrected:
+        if not self._arguments.corrected:
             placement = self._transport(constants, (rng_keys, placement, numbers), args, kwargs)
         return self._adapt(constants, (rng_keys, placement, numbers), args, kwargs)
 
