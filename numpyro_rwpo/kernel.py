@@ -3,10 +3,10 @@
 One NumPyro chain is one independent ensemble of particles. A chain's life:
 
 1. start: quasi-Newton descents place the particles (:mod:`numpyro_rwpo.dynamics.pathfinder`);
-2. transport: the noise-free flow moves them, unless the descents have come close enough
-   (:mod:`numpyro_rwpo.dynamics.placement`);
-3. adaptation: exact moves (:mod:`numpyro_rwpo.dynamics.moves`) until their tuning is steady
+2. adaptation: exact moves (:mod:`numpyro_rwpo.dynamics.moves`) until their tuning is steady
    (:mod:`numpyro_rwpo.dynamics.adaptation`); it is then frozen;
+3. if the chains disagree, transport: the noise-free flow moves the particles of the start
+   (:mod:`numpyro_rwpo.dynamics.placement`), and adaptation follows again;
 4. sampling: a refresh takes every particle through a few successive states, which are emitted one
    after another, particle after particle (:mod:`numpyro_rwpo.dynamics.iteration`).
 
@@ -53,13 +53,12 @@ class RWPO(MCMCKernel):
     """Regularized Wasserstein proximal sampler: a drop-in for NUTS, made for Laplace priors.
 
     One chain is one independent ensemble of particles. Warm-up runs inside :meth:`init`, before
-    NumPyro's loop, and makes at most ``num_warmup`` updates: it places the ensemble, moves it onto
-    the posterior by a noise-free flow of gradients and attention among the particles if it is not
-    there yet, and adapts Metropolis-adjusted split Hamiltonian moves that follow Laplace priors
-    exactly. If the particles
+    NumPyro's loop, and makes at most ``num_warmup`` updates: it places the ensemble, and adapts
+    Metropolis-adjusted split Hamiltonian moves that follow Laplace priors exactly. If the particles
     of all chains are in several separated modes then, they jump between them. If the ensembles of
-    the chains otherwise disagree, smaller ones start again and move by NUTS transitions. All moves
-    are frozen before the first draw.
+    the chains otherwise disagree, a noise-free flow of gradients and attention among the particles
+    moves them onto the posterior, and adaptation starts again; if they still disagree, smaller ones
+    move by NUTS transitions. All moves are frozen before the first draw.
 
     A refresh takes every particle through S successive states, with S = 1024 / ``num_particles``,
     but at least 4 and at most 32. These states are drawn one after another, particle after
@@ -98,7 +97,7 @@ class RWPO(MCMCKernel):
         proposal: A distribution of flat unconstrained parameters near the posterior, such as a
             trained guide's ``guide.get_posterior(params)``. Particles are initialized from draws of
             it (``init_params`` then only shapes the argument of ``potential_fn``). If corrected,
-            they are not transported, but jump to further draws of it. The posterior stays exact.
+            they also jump to further draws of it. The posterior stays exact.
             The proposal must cover all modes, because a mode that it misses is not found.
         forward_mode_differentiation: Whether to differentiate in forward mode.
         mesh: Devices that share the particles of every chain; ``None`` runs where the data are.

@@ -225,6 +225,7 @@ def test_shares_over_seeds(dim: int) -> None:
     assert abs(np.mean(scores)) < 3.5 / np.sqrt(20)
 
 
+@pytest.mark.slow
 def test_aliases_of_a_frequency_are_found_beyond_the_start() -> None:
     """Chains start within 2 of the origin, which are attracted by two of ten modes."""
     target = TARGETS["aliases"]()

@@ -29,7 +29,7 @@ def wide_normal(X: jax.Array, y: jax.Array) -> None:
     ("case", "activations", "flow"),
     [
         # A traced start makes no choice between flows: it takes the prior's exact one, if any.
-        (wide_lasso_case, 200, ExactFlow),
+        pytest.param(wide_lasso_case, 200, ExactFlow, marks=pytest.mark.slow),
         (lambda: wide_lasso_case()._replace(model=wide_normal), 200, HarmonicFlow),
         pytest.param(wide_lasso_case, 200, None, marks=pytest.mark.slow),
         pytest.param(network_case, 442 * 833, None, marks=pytest.mark.slow),

@@ -43,6 +43,7 @@ def islands(probability: float, sd: float) -> dist.Distribution:
     return dist.MixtureSameFamily(dist.Categorical(weights), components)
 
 
+@pytest.mark.slow
 def test_jumps_bring_islands_into_balance() -> None:
     """Shares of two modes that no trajectory connects, from a proposal that has them wrong."""
     kernel = light_kernel(two_islands, proposal=islands(0.8, 1.5), num_particles=64)
