@@ -156,17 +156,15 @@ def quasi_newton_start(rng_key: jax.Array, particles: jax.Array, target: Target)
     placement = target.placement
     if placement.mesh is None:
         last, bound, cost = _follow_paths(noise, particles, target)
-        ensemble, draws = last.placed, last.drawn
-    else:
-        # Every device follows all paths, and then draws its own share of the particles.
+    else:  # Every device follows all paths, and then draws its own share of the particles.
         noise = placement.rows(noise)
         few = placement.whole((noise[:NUM_DRAWS], particles[:NUM_DRAWS]))
         last, bound, cost = _follow_paths(*few, target)
-        path = _share_out(bound, noise.shape[0])
-        draws, wide = (
-            placement.rows(_draws(x, path, last.best, last.descent.history))
-            for x in (noise, _widened(noise))
-        )
+    path = _share_out(bound, noise.shape[0])
+    draws = placement.rows(_draws(noise, path, last.best, last.descent.history))
+    ensemble = last.placed
+    if placement.mesh is not None:
+        wide = placement.rows(_draws(_widened(noise), path, last.best, last.descent.history))
         target = target._replace(centering=last.chosen)
         ensemble = Ensemble(wide, *target.value_and_grad(wide))
     ensemble = replace(ensemble, ~is_usable(ensemble.smooth, ensemble.gradient), target)
@@ -189,7 +187,6 @@ class _Round(NamedTuple):
         descent: positions of the paths.
         best: best normal approximations of the paths.
         placed: particles placed so far, evaluated.
-        drawn: the draws of normal densities from which they were widened, (num_particles, dim).
         chosen: the centering, scalar.
     """
 
@@ -199,7 +196,6 @@ class _Round(NamedTuple):
     descent: Descent
     best: Best
     placed: Ensemble
-    drawn: jax.Array
     chosen: jax.Array
 
 
@@ -264,7 +260,7 @@ def _follow_paths(
     last = lax.while_loop(
         lambda round_: round_.which < NUM_ROUNDS + search.num_last_rounds,
         lambda round_: _one_round(round_, search, smoothed),
-        _Round(zero, zero, zero, descent, best, placed, placed.particles, centering[0]),
+        _Round(zero, zero, zero, descent, best, placed, centering[0]),
     )
     num_descents = last.number - search.num_last_rounds
     cost = Cost(
@@ -306,7 +302,6 @@ def _one_round(round_: _Round, search: _Search, smoothed: PotentialAndGrad) -> _
     here = Best(best.bound, descent.position, history.num_factors, history.initial, history.log_det)
     source = jax.tree.map(lambda b, h: jnp.where(is_last, b, h), best, here)
     noise = search.noise[row]
-    drawn = round_.drawn.at[row].set(_draws(noise, path, source, history))
     noise = jnp.where(is_last & ~is_duel, _widened(noise), noise)
     draws, bound, error = _compared(search, source, history, path, noise)
     # Two standard errors are subtracted, because energies of bad approximations scatter more.
@@ -324,7 +319,7 @@ def _one_round(round_: _Round, search: _Search, smoothed: PotentialAndGrad) -> _
     following = jnp.where(is_over, jnp.maximum(i + 1, NUM_ROUNDS), i + 1)
     placed = jax.tree.map(lambda old, new: old.at[row].set(new), round_.placed, draws)
     number = round_.number + 1
-    return _Round(following, number, stalled, descent, better, placed, drawn, chosen)
+    return _Round(following, number, stalled, descent, better, placed, chosen)
 
 
 def _compared(
