@@ -3,7 +3,8 @@
 Groups are looked for in the few directions in which the particles are spread farther than their
 gradients say, because these are the directions in which modes lie apart: in each mode, the
 gradients vary as much as its own width makes them. This takes no gradient. Only if there are two
-groups or more, the potential is computed along the segments between them.
+groups or more, the potential is computed along the segments between them; and only if there is a
+barrier on one, descents from all particles tell which modes they belong to.
 
 Everything here runs on the host in double precision, because it is done once and is small.
 """
@@ -48,15 +49,17 @@ NUM_POINTS, NUM_NEAREST = 7, 3
 
 
 class Group(NamedTuple):
-    """Particles without a wide gap.
+    """Positions without a wide gap, or the end of descents.
 
     Attributes:
         positions: (n, dim).
         heights: potential at each, infinite where it is not known, (n,).
+        members: the particles at rest that belong to it, (number of them, dim); there may be none.
     """
 
     positions: Array
     heights: Array
+    members: Array
 
 
 def find_groups(
@@ -216,13 +219,12 @@ def find_separated(groups: list[Group], evaluate: Evaluate) -> list[Separated]:
     is_lower = at_center < at_lowest
     points = np.where(is_lower[:, None], centers, lowest)
     height = np.where(is_lower, at_center, at_lowest)
-    number = _merged(height, *_saddles(points, height, evaluate))
+    number = _merged(points, height, evaluate)
     separated = []
     for k in range(number.max() + 1):
         members = np.flatnonzero(number == k)
-        at_rest = [groups[i].positions[np.isfinite(groups[i].heights)] for i in members]
         position = points[members[np.argmin(height[members])]]
-        separated.append(Separated(position, np.concatenate(at_rest)))
+        separated.append(Separated(position, np.concatenate([groups[i].members for i in members])))
     return separated
 
 
@@ -234,20 +236,32 @@ def wide_starts(separated: list[Separated], number: int, rng: np.random.Generato
     return centers.mean(0) + WIDTH * spread * rng.normal(size=(number, centers.shape[1]))
 
 
-def as_groups(ends: Array, starts: Array, evaluate: Evaluate) -> list[Group]:
+def as_groups(ends: Array, starts: Array, evaluate: Evaluate, are_at_rest: bool) -> list[Group]:
     """The ends of descents (n, dim) as groups of one, each place once, the lowest first.
 
     Ends within a hundredth of the spread of the ``starts`` (n, dim) are one place.
+
+    Args:
+        ends: where descents have arrived, not finite where they have not, (n, dim).
+        starts: where they have started, (n, dim).
+        evaluate: potential at positions, (n, dim) -> (n,).
+        are_at_rest: whether the starts are particles at rest, which are then the members of the
+            groups. Of other descents, ends that are much too high are left out.
     """
-    ends = ends[np.isfinite(ends).all(1)]
+    has_arrived = np.isfinite(ends).all(1)
+    ends, members = ends[has_arrived], starts[has_arrived]
     heights = evaluate(ends) if len(ends) else np.zeros(0)
-    order = np.argsort(heights, kind="stable")
     highest = heights.min(initial=np.inf) + MAX_HEIGHT + HEIGHT_PER_DIM * ends.shape[1]
-    order = order[heights[order] < highest]
+    order = np.argsort(heights, kind="stable")
+    order = order if are_at_rest else order[heights[order] < highest]
     places = (ends[order] / (0.01 * starts.std(0) + np.finfo(np.float32).tiny)).round()
-    first = np.unique(places, axis=0, return_index=True)[1]
-    # They are not particles at rest, whose potential is known.
-    return [Group(ends[order[k]][None], np.array([np.inf])) for k in np.sort(first)]
+    _, first, place = np.unique(places, axis=0, return_index=True, return_inverse=True)
+    groups = []
+    for k in np.argsort(first):
+        here = order[place.ravel() == k] if are_at_rest else order[:0]
+        # An end is no particle at rest, whose potential is known.
+        groups.append(Group(ends[order[first[k]]][None], np.array([np.inf]), members[here]))
+    return groups
 
 
 def _saddles(points: Array, height: Array, evaluate: Evaluate) -> tuple[NDArray[np.intp], Array]:
@@ -265,7 +279,24 @@ def _saddles(points: Array, height: Array, evaluate: Evaluate) -> tuple[NDArray[
     return pairs, np.maximum(values.max(1), height[pairs].max(1))
 
 
-def _merged(height: Array, pairs: NDArray[np.intp], saddle: Array) -> NDArray[np.intp]:
+def _merged(points: Array, height: Array, evaluate: Evaluate) -> NDArray[np.intp]:
+    """Number of each point's set, (n,): points without a barrier to one that is near are joined.
+
+    Then the lowest points of the sets are compared in the same way, until none are joined. Many
+    points of one set may be nearest to each other only.
+    """
+    number, num_sets = np.arange(len(points)), len(points) + 1
+    while 1 < number.max() + 1 < num_sets:
+        num_sets = number.max() + 1
+        lowest = np.array(
+            [np.flatnonzero(number == k)[np.argmin(height[number == k])] for k in np.unique(number)]
+        )
+        pairs, saddle = _saddles(points[lowest], height[lowest], evaluate)
+        number = _joined_over(height[lowest], pairs, saddle)[number]
+    return number
+
+
+def _joined_over(height: Array, pairs: NDArray[np.intp], saddle: Array) -> NDArray[np.intp]:
     """Number of each point's set, (n,): sets join over saddles, from the lowest one on.
 
     A set is as low as its lowest point, so that a point on a saddle does not join two sets.

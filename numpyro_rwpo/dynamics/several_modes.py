@@ -1,6 +1,7 @@
 """The move of chains whose particles have ended in several modes, chosen when warm-up is over.
 
-The particles of all chains are searched together for separated groups. One ensemble explores each,
+The particles of all chains are searched together for separated groups. If there are any, descents
+from the particles, and from farther away, end in the modes. One ensemble explores each of these,
 those that turn out to be in the same mode are merged, and if several modes are left, the chains
 share the list of them: mean, covariance, and weight of each. Particles stay with their own chain,
 so that chains that found different shares still differ until jumps have evened them out.
@@ -46,6 +47,9 @@ TRIAL_JUMPS, TRIAL_STATES = 2, 6
 SETTLED, MIN_STATES, MAX_STATES = 0.99, 5, 50
 # States beyond which even the draws of a long run would not see the shares evened out.
 HOPELESS_STATES = 1000
+# More places at which descents end than this share of the particles are no list of modes: nearly
+# every particle has one of its own.
+MAX_PLACES = 0.5
 # How many times walls between ensembles are set.
 MAX_WALLED = 2
 # An ensemble starts from the particles at rest if there is at least one for so many of its own.
@@ -105,6 +109,10 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
     if len(separated) < 2:
         return _charged(ready, cost), False
     call.show("adapting jumps between several modes")
+    groups = _by_descents(groups, warm, evaluate, ready, call, cost)
+    separated = find_separated(groups, evaluate)
+    if not 2 <= len(separated) <= ready.potential.size * MAX_PLACES:
+        return _charged(ready, cost), False
     separated = _searched_widely(separated, groups, evaluate, ready, call, cost)
     explored, related = _explored(separated, evaluate, ready, call, cost)
     fitted = fit_modes(random.fold_in(call.inputs[0][0], 3), explored, related, evaluate)
@@ -113,6 +121,34 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
     move = _first_move(fitted, explored, warm)
     settled = _settled(ready, move, explored, fitted, call, cost)
     return (_charged(ready, cost), False) if settled is None else (settled, True)
+
+
+def _by_descents(
+    groups: list[Group], warm: WarmUp, evaluate: Evaluate, ready: Ready, call: Call, cost: Cost
+) -> list[Group]:
+    """The groups, those of particles at rest replaced by the ends of descents from the particles.
+
+    A gap may be where there is no barrier, and a few particles may bridge one. A descent ends in
+    the mode of its particle. Particles whose descents are still on their way stay in groups.
+    """
+    positions, heights, gradients = _at_rest(warm)
+    ends = _ends(positions, ready, call, cost)
+    found = as_groups(ends, positions, evaluate, are_at_rest=True)
+    is_under_way = ~np.isfinite(ends).all(1)
+    if is_under_way.sum() > NEIGHBOR:
+        positions, heights = positions[is_under_way], heights[is_under_way]
+        index = find_groups(positions, gradients, heights)
+        found += [Group(positions[i], heights[i], positions[i]) for i in index]
+    return found + [group for group in groups if not len(group.members)]
+
+
+def _ends(starts: Array, ready: Ready, call: Call, cost: Cost) -> Array:
+    """Where descents from positions (n, dim) end, not finite where they have not arrived."""
+    constants, number = (call.programs.layout, None), ready.potential.size
+    padded = jnp.asarray(np.resize(starts, (number, starts.shape[1])), ready.potential.dtype)
+    ends = call.programs.descend(constants, (padded, ready.centering[0]), call.args, call.kwargs)
+    cost.add(NUM_TRIED * number, NUM_TRIED)
+    return np.asarray(ends, np.float64)[: len(starts)]
 
 
 def _searched_widely(
@@ -130,16 +166,13 @@ def _searched_widely(
     """
     key = random.fold_in(call.inputs[0][0], 4)
     rng = np.random.default_rng(np.asarray(random.bits(key, (2,))))
-    constants, number = (call.programs.layout, None), ready.potential.size
     for _ in range(MAX_ROUNDS):
         num_occupied = sum(len(one.members) >= NEIGHBOR for one in separated)
         if num_occupied < 2 or len(separated) > MAX_GROUPS // 2:
             break
-        starts = wide_starts(separated, number, rng)
-        inputs = jnp.asarray(starts, ready.potential.dtype), ready.centering[0]
-        ends = call.programs.descend(constants, inputs, call.args, call.kwargs)
-        cost.add(NUM_TRIED * number, NUM_TRIED)
-        groups = groups + as_groups(np.asarray(ends, np.float64), starts, evaluate)
+        starts = wide_starts(separated, ready.potential.size, rng)
+        ends = _ends(starts, ready, call, cost)
+        groups = groups + as_groups(ends, starts, evaluate, are_at_rest=False)
         found = find_separated(groups, evaluate)
         if len(found) <= len(separated):
             break
@@ -167,10 +200,15 @@ def _explored(
         found = explored, related = known[is_walled.tobytes()]
         is_needed = (is_walled | related.overlap) & ~related.is_connected
         is_needed &= related.is_normal[:, None] & related.is_normal
-        if (is_needed == is_walled).all():
+        if (is_needed == is_walled).all() or cost.num_gradients > _budget(ready):
             break
         is_walled = is_needed
     return found
+
+
+def _budget(ready: Ready) -> int:
+    """Gradients that ensembles may spend on exploring, after which no more of them are begun."""
+    return 2 * int(np.asarray(ready.warm_up.num_gradients, np.int64).sum())
 
 
 def _explored_within(
@@ -190,10 +228,9 @@ def _explored_within(
             noise = random_numbers.normal(size=(number, len(one.position)))
             starts.append(one.position + 0.1 * noise)
     positions = jnp.asarray(np.stack(starts), ready.potential.dtype)
-    # Against walls around a set that is no mode, steps become so short that trajectories would
-    # never end. All sets together may cost twice what warm-up has cost.
-    num_gradients = int(np.asarray(ready.warm_up.num_gradients, np.int64).sum())
-    numbers = call.inputs[2]._replace(max_rows=2 * num_gradients / (number * len(separated)))
+    # Around a place that is no mode, trajectories may become so long that they would never end.
+    max_rows = _budget(ready) / (number * len(separated))
+    numbers = call.inputs[2]._replace(max_rows=max_rows)
     inputs = keys, positions, jnp.asarray(is_placed), walls, ready.centering[0], numbers
     constants = call.programs.layout, call.settings
     explored = call.programs.explore(constants, inputs, call.args, call.kwargs)
@@ -213,26 +250,30 @@ def _descents(warm: WarmUp) -> jax.Array:
     return first if is_same else first[:, :0]
 
 
+def _at_rest(warm: WarmUp) -> tuple[Array, Array, Array]:
+    """Finite positions, potential and gradients of the particles of all chains."""
+    positions, gradients = _rows(warm.ensemble.particles), _rows(warm.ensemble.gradient)
+    heights = np.asarray(warm.potential, np.float64).ravel()
+    is_finite = np.isfinite(np.column_stack([positions, gradients, heights])).all(1)
+    return positions[is_finite], heights[is_finite], gradients[is_finite]
+
+
 def _groups(warm: WarmUp) -> list[Group]:
     """Groups among the particles at rest, and among the draws they were placed by, of all chains.
 
     No groups if there is only one of either kind.
     """
-    gradients = _rows(warm.ensemble.gradient)
-    gradients = gradients[np.isfinite(gradients).all(1)]
-    heights = np.asarray(warm.potential, np.float64).ravel()
-    kinds: list[list[Group]] = []
-    for positions in (_rows(warm.ensemble.particles), _rows(_descents(warm))):
-        known = heights if len(positions) == len(heights) and not kinds else None
-        known = np.full(len(positions), np.inf) if known is None else known
-        is_finite = np.isfinite(positions).all(1)
-        positions, known = positions[is_finite], known[is_finite]
-        if len(positions) > 1 and len(gradients) > 1:
-            is_known = np.isfinite(known).all()
-            found = find_groups(positions, gradients, known if is_known else None)
-            kinds.append([Group(positions[index], known[index]) for index in found])
-    has_several = any(len(groups) > 1 for groups in kinds)
-    return [group for groups in kinds for group in groups] if has_several else []
+    positions, heights, gradients = _at_rest(warm)
+    draws = _rows(_descents(warm))
+    draws = draws[np.isfinite(draws).all(1)]
+    if len(positions) < 2:
+        return []
+    found = find_groups(positions, gradients, heights)
+    groups = [Group(positions[index], heights[index], positions[index]) for index in found]
+    found_first = find_groups(draws, gradients) if len(draws) > 1 else []
+    unknown = np.full(len(draws), np.inf)
+    first = [Group(draws[index], unknown[index], draws[:0]) for index in found_first]
+    return groups + first if max(len(groups), len(first)) > 1 else []
 
 
 def _evaluator(ready: Ready, call: Call, cost: Cost) -> Callable[[Array], Array]:

@@ -18,10 +18,13 @@ Array = NDArray[np.floating]
 
 # Points on the way from one mode to another, of which the highest is where the wall stands.
 NUM_POINTS = 31
+# Height of a wall in nats. No trajectory ends behind it, and yet it is no divergence: those shorten
+# the steps of an ensemble, as if it were too coarse for its mode.
+HEIGHT = 100.0
 
 
 class Walls(NamedTuple):
-    """Planes around one mode, behind which the potential is infinite.
+    """Planes around one mode, behind which the potential is higher.
 
     Attributes:
         normal: outward normals, (num_walls, dim).
@@ -33,7 +36,7 @@ class Walls(NamedTuple):
 
 
 def within(target: Target, walls: Walls) -> Target:
-    """The target with an infinite potential outside the walls of one mode.
+    """The target with a potential that is ``HEIGHT`` higher outside the walls of one mode.
 
     Gradients stay as they are: trajectories may pass, but not end outside. This is for warm-up.
 
@@ -45,7 +48,7 @@ def within(target: Target, walls: Walls) -> Target:
     def smooth(particles: jax.Array, centering: jax.Array) -> tuple[jax.Array, jax.Array]:
         value, gradient = target.smooth(particles, centering)
         is_outside = (particles @ walls.normal.T > walls.offset[None]).any(1)
-        return jnp.where(is_outside, jnp.inf, value), gradient
+        return jnp.where(is_outside, value + HEIGHT, value), gradient
 
     return target._replace(smooth=smooth)
 

@@ -20,7 +20,14 @@ from numpyro_rwpo.dynamics.ensemble import evaluate
 from numpyro_rwpo.dynamics.flows import HarmonicFlow
 from numpyro_rwpo.dynamics.mode_fit import _bridge
 from numpyro_rwpo.dynamics.mode_moves import ModeMove
-from numpyro_rwpo.dynamics.mode_search import Separated, as_groups, find_groups, wide_starts
+from numpyro_rwpo.dynamics.mode_search import (
+    Group,
+    Separated,
+    as_groups,
+    find_groups,
+    find_separated,
+    wide_starts,
+)
 from numpyro_rwpo.dynamics.modes import Modes, hop_jump, mode_of
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.programs import Programs
@@ -248,6 +255,27 @@ def test_wide_starts_reach_beyond_what_was_found() -> None:
 
 def test_the_ends_of_descents_are_places_each_once() -> None:
     ends = np.array([[1.0, 0], [1.0, 1e-4], [8.0, 3.0], [np.nan, 0], [-90.0, 0]])
-    groups = as_groups(ends, ends[:3], lambda x: np.where(x[:, 0] < -50, 1e4, x[:, 0]))
+    starts = np.array([[0.0, 0], [1.0, 1.0], [8.0, 4.0], [3.0, 2.0], [-80.0, 0]])
+
+    def evaluate(x: np.ndarray) -> np.ndarray:
+        return np.where(x[:, 0] < -50, 1e4, x[:, 0])
+
+    # The last end is far too high, unless a particle at rest has led there.
+    groups = as_groups(ends, starts, evaluate, are_at_rest=False)
     np.testing.assert_allclose([g.positions[0] for g in groups], [[1, 0], [8, 3]], atol=1e-3)
-    assert all(np.isinf(g.heights).all() for g in groups)
+    assert all(np.isinf(g.heights).all() and not len(g.members) for g in groups)
+    groups = as_groups(ends, starts, evaluate, are_at_rest=True)
+    assert [len(g.members) for g in groups] == [2, 1, 1]
+    np.testing.assert_array_equal(groups[0].members, starts[:2])
+
+
+def test_many_places_of_one_mode_are_one_set() -> None:
+    """All near neighbors of a place may be in its own half of a mode."""
+    rng = np.random.default_rng(1)
+    halves = np.concatenate([rng.normal(size=(40, 2)), rng.normal(size=(40, 2)) + [8.0, 0.0]])
+    groups = [Group(x[None], np.array([np.inf]), x[None]) for x in halves]
+    # A flat valley, and one with a barrier of ten nats between the halves.
+    flat = find_separated(groups, lambda x: np.zeros(len(x)))
+    assert [len(one.members) for one in flat] == [80]
+    walled = find_separated(groups, lambda x: 10 * np.exp(-((x[:, 0] - 4) ** 2)))
+    assert sorted(len(one.members) for one in walled) == [40, 40]
