@@ -17,7 +17,6 @@ from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.pathfinder import quasi_newton_start, smoothed_potential
 from numpyro_rwpo.dynamics.placement import evaluated_start
 from numpyro_rwpo.dynamics.settings import Numbers, Settings
-from numpyro_rwpo.dynamics.walls import Walls, within
 from numpyro_rwpo.dynamics.warmup import adapted
 from numpyro_rwpo.model.target import Target
 
@@ -69,7 +68,6 @@ def explore(
     rng_key: jax.Array,
     start: jax.Array,
     is_placed: jax.Array,
-    walls: Walls,
     target: Target,
     settings: Settings,
     numbers: Numbers,
@@ -80,7 +78,6 @@ def explore(
         rng_key: one key.
         start: positions in the mode, (num_particles, dim).
         is_placed: whether these are at rest, scalar; if not, descents from them place the ensemble.
-        walls: planes that the particles do not cross.
         target: the posterior, in the centering that the chains have chosen.
         settings: settings of the run.
         numbers: target acceptance probability and bandwidth.
@@ -89,7 +86,6 @@ def explore(
     # The ensembles explore in one centering, in which the modes can be compared, and without jumps
     # to draws of the user's density, which would lead out of the mode.
     target = target._replace(full_prior=target.prior, site_bits=None, recenter=None, proposal=None)
-    target = within(target, walls)
     found = quasi_newton_start(key_start, start, target)
     particles, cost = found.draws, found.cost
     placed = evaluated_start(jnp.where(is_placed, start, particles), target, settings)

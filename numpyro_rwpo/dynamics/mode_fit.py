@@ -9,23 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components
 
 from numpyro_rwpo.dynamics.exploration import Explored
 from numpyro_rwpo.dynamics.factors import LowRank, to_whitened
 from numpyro_rwpo.dynamics.mode_search import Array, Evaluate
 from numpyro_rwpo.dynamics.modes import Modes, log_densities, place_in
 
-# Two ensembles are in the same mode if more than this share of either lies where the other one's
-# normal density is larger.
-MAX_OVERLAP = 0.1
+# Two ensembles are in the same mode if more than this share of each lies where the other one's
+# normal density is larger. Were they equal, it would be a half; over a barrier of a few nats, a
+# tenth of an ensemble may have strayed into the next mode.
+MIN_SHARED = 0.25
+# An ensemble is in no mode of its own if less than this share of it lies where its own normal
+# density is larger than those of modes that are in the list already.
+MIN_OWN = 0.5
 # Closest pairs of particles of two ensembles between which a barrier is looked for, points between
 # them, and the height in nats that counts as a barrier; and the number of nearest ensembles to
 # which each is compared.
 _NUM_CLOSEST, _NUM_POINTS, MAX_EXCESS = 4, 3, 2.0
 _NUM_NEAREST = 4
-# Acceptance probability of draws of an ensemble's normal density, below which a wall around it does
-# not help: jumps out of the mode behind it would not be accepted either.
+# Acceptance probability of draws of an ensemble's normal density, below which it describes no mode
+# well, or several at once. Such ensembles come last: their place may be taken by then.
 MIN_ACCEPTANCE = 0.02
 # Modes whose weight is below this share are left out: in 4,000 draws, they have less than one.
 MIN_WEIGHT = 1e-4
@@ -59,55 +62,17 @@ class Fitted(NamedTuple):
     is_kept: NDArray[np.bool_]
 
 
-class Relations(NamedTuple):
-    """Which ensembles are in the same mode.
-
-    Attributes:
-        overlap: whether two ensembles are in each other's place, (n, n).
-        is_connected: whether there is a way without a barrier between two ensembles, (n, n).
-        is_normal: whether draws of an ensemble's normal density would be accepted, (n,).
-    """
-
-    overlap: NDArray[np.bool_]
-    is_connected: NDArray[np.bool_]
-    is_normal: NDArray[np.bool_]
-
-
-def relations(rng_key: jax.Array, explored: Explored, evaluate: Evaluate) -> Relations:
-    """Which of the ensembles are in the same mode.
-
-    Args:
-        rng_key: one key, for draws of the normal densities.
-        explored: ensembles with a leading axis.
-        evaluate: potential at positions, (n, dim) -> (n,).
-    """
-    explored = jax.device_get(explored)
-    modes = normal_modes(explored)
-    belongs = _belongs(modes, explored.particles)
-    overlap = (1 - belongs.mean(2)) > MAX_OVERLAP
-    overlap |= overlap.T
-    is_connected = _are_connected(modes, explored, belongs, overlap, evaluate)
-    number = connected_components(is_connected, directed=False)[1]
-    ratios = _log_ratios(rng_key, modes, explored, evaluate)
-    is_normal = np.array([_acceptance(*of_one) for of_one in ratios]) > MIN_ACCEPTANCE
-    return Relations(overlap, number[:, None] == number, is_normal)
-
-
-def fit_modes(
-    rng_key: jax.Array, explored: Explored, related: Relations, evaluate: Evaluate
-) -> Fitted:
+def fit_modes(rng_key: jax.Array, explored: Explored, evaluate: Evaluate) -> Fitted:
     """The distinct modes that are worth a place in the list.
 
     Args:
         rng_key: one key, for draws of the normal densities.
         explored: ensembles with a leading axis.
-        related: which of them are in the same mode.
         evaluate: potential at positions, (n, dim) -> (n,).
     """
     explored = jax.device_get(explored)
     modes = normal_modes(explored)
-    evidence = -np.asarray(explored.potential).mean(1) + np.asarray(modes.log_det)
-    kept = _distinct(related.overlap | related.is_connected, evidence)
+    kept = _distinct(rng_key, modes, explored, evaluate)
     modes = _selected(modes, kept)
     if len(kept) < 2:
         return Fitted(modes, kept, modes, np.ones(len(kept), bool))
@@ -296,15 +261,26 @@ def _closest(
     return _Segments(*(np.concatenate(field) for field in zip(*found, strict=True)))
 
 
-def _distinct(is_same: NDArray[np.bool_], evidence: Array) -> NDArray[np.intp]:
-    """Numbers of ensembles in different modes, of those in the same the one with most evidence."""
-    number = connected_components(is_same, directed=False)[1]
+def _distinct(
+    rng_key: jax.Array, modes: Modes, explored: Explored, evaluate: Evaluate
+) -> NDArray[np.intp]:
+    """Numbers of ensembles in different modes, of those in the same the one with most evidence.
+
+    Each is compared to those that are kept, and not to others: a single ensemble that has spread
+    over several modes would otherwise make them one.
+    """
+    belongs = _belongs(modes, explored.particles)
+    strayed = 1 - belongs.mean(2)
+    is_same = np.minimum(strayed, strayed.T) > MIN_SHARED
+    is_same |= _are_connected(modes, explored, belongs, is_same, evaluate)
+    ratios = _log_ratios(rng_key, modes, explored, evaluate)
+    is_normal = np.array([_acceptance(*of_one) for of_one in ratios]) > MIN_ACCEPTANCE
+    evidence = -np.asarray(explored.potential).mean(1) + np.asarray(modes.log_det)
     kept: list[int] = []
-    taken: set[int] = set()
-    for k in np.argsort(-np.where(np.isfinite(evidence), evidence, -np.inf), kind="stable"):
-        if np.isfinite(evidence[k]) and int(number[k]) not in taken:
+    for k in np.lexsort((-evidence, ~is_normal)):
+        is_own = belongs[k, kept].all(0).mean()  # The mean is 1 if nothing is kept yet.
+        if np.isfinite(evidence[k]) and is_own > MIN_OWN and not is_same[k, kept].any():
             kept.append(int(k))
-            taken.add(int(number[k]))
     return np.array(kept, dtype=np.intp)
 
 

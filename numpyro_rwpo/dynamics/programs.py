@@ -247,10 +247,10 @@ class Programs:
 
     def _explored(self, constants: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Explored:
         _, settings = constants
-        rng_keys, starts, is_placed, walls, centering, numbers = inputs
+        rng_keys, starts, is_placed, centering, numbers = inputs
         target = self.bind(args, kwargs, starts.dtype)[0]._replace(centering=centering)
         one_mode = partial(explore, target=target, settings=settings, numbers=numbers)
-        return jax.vmap(one_mode)(rng_keys, starts, is_placed, walls)
+        return jax.vmap(one_mode)(rng_keys, starts, is_placed)
 
     def _settled(self, _: Any, inputs: Any, args: Args, kwargs: Kwargs) -> Any:
         rng_keys, ensemble, move, num_states, centering = inputs

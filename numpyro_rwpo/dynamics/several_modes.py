@@ -18,7 +18,7 @@ from jax import random
 from numpyro_rwpo.dynamics.ensemble import Ensemble
 from numpyro_rwpo.dynamics.estimates import JUMP_CORRELATION, MAX_JUMPS, trajectory_steps
 from numpyro_rwpo.dynamics.exploration import NUM_TRIED, Explored
-from numpyro_rwpo.dynamics.mode_fit import Fitted, Relations, fit_modes, relations
+from numpyro_rwpo.dynamics.mode_fit import Fitted, fit_modes
 from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
 from numpyro_rwpo.dynamics.mode_search import (
     MAX_GROUPS,
@@ -37,7 +37,6 @@ from numpyro_rwpo.dynamics.modes import mode_of
 from numpyro_rwpo.dynamics.programs import Programs
 from numpyro_rwpo.dynamics.settings import Settings
 from numpyro_rwpo.dynamics.state import Ready
-from numpyro_rwpo.dynamics.walls import Walls, walls_between
 from numpyro_rwpo.dynamics.warmup import WarmUp
 
 # Jumps and states with which the acceptance of jumps is measured.
@@ -50,8 +49,6 @@ HOPELESS_STATES = 1000
 # More places at which descents end than this share of the particles are no list of modes: nearly
 # every particle has one of its own.
 MAX_PLACES = 0.5
-# How many times walls between ensembles are set.
-MAX_WALLED = 2
 # An ensemble starts from the particles at rest if there is at least one for so many of its own.
 MIN_MEMBERS = 4
 # Proposed jumps out of a mode that are needed to say how many are accepted.
@@ -114,8 +111,8 @@ def share_modes(warm: WarmUp, ready: Ready, call: Call) -> tuple[Ready, bool]:
     if not 2 <= len(separated) <= ready.potential.size * MAX_PLACES:
         return _charged(ready, cost), False
     separated = _searched_widely(separated, groups, evaluate, ready, call, cost)
-    explored, related = _explored(separated, evaluate, ready, call, cost)
-    fitted = fit_modes(random.fold_in(call.inputs[0][0], 3), explored, related, evaluate)
+    explored = _explored(separated, ready, call, cost)
+    fitted = fit_modes(random.fold_in(call.inputs[0][0], 3), explored, evaluate)
     if len(fitted.kept) < 2:
         return _charged(ready, cost), False
     move = _first_move(fitted, explored, warm)
@@ -180,40 +177,7 @@ def _searched_widely(
     return separated
 
 
-def _explored(
-    separated: list[Separated], evaluate: Evaluate, ready: Ready, call: Call, cost: Cost
-) -> tuple[Explored, Relations]:
-    """An ensemble in each separated set, and which of them are in the same mode.
-
-    If some have crossed into each other's mode, all explore again, with walls between those. Where
-    there is no barrier along a wall, the two are in one mode, and they explore without it.
-    """
-    key = random.fold_in(call.inputs[0][0], 5)
-    positions = np.stack([one.position for one in separated])
-    is_walled = np.zeros((len(separated), len(separated)), bool)
-    known: dict[bytes, tuple[Explored, Relations]] = {}
-    for _ in range(MAX_WALLED + 1):
-        if is_walled.tobytes() not in known:
-            walls = walls_between(positions, is_walled, evaluate, ready.potential.dtype)
-            explored = _explored_within(walls, separated, ready, call, cost)
-            known[is_walled.tobytes()] = explored, relations(key, explored, evaluate)
-        found = explored, related = known[is_walled.tobytes()]
-        is_needed = (is_walled | related.overlap) & ~related.is_connected
-        is_needed &= related.is_normal[:, None] & related.is_normal
-        if (is_needed == is_walled).all() or cost.num_gradients > _budget(ready):
-            break
-        is_walled = is_needed
-    return found
-
-
-def _budget(ready: Ready) -> int:
-    """Gradients that ensembles may spend on exploring, after which no more of them are begun."""
-    return 2 * int(np.asarray(ready.warm_up.num_gradients, np.int64).sum())
-
-
-def _explored_within(
-    walls: Walls, separated: list[Separated], ready: Ready, call: Call, cost: Cost
-) -> Explored:
+def _explored(separated: list[Separated], ready: Ready, call: Call, cost: Cost) -> Explored:
     """An ensemble in each separated set: its particles at rest, or those around its position."""
     key, number = random.fold_in(call.inputs[0][0], 1), call.settings.num_particles
     keys = random.split(key, len(separated))
@@ -228,10 +192,11 @@ def _explored_within(
             noise = random_numbers.normal(size=(number, len(one.position)))
             starts.append(one.position + 0.1 * noise)
     positions = jnp.asarray(np.stack(starts), ready.potential.dtype)
-    # Around a place that is no mode, trajectories may become so long that they would never end.
-    max_rows = _budget(ready) / (number * len(separated))
-    numbers = call.inputs[2]._replace(max_rows=max_rows)
-    inputs = keys, positions, jnp.asarray(is_placed), walls, ready.centering[0], numbers
+    # Around a place that is no mode, trajectories may become so long that they would never end. All
+    # sets together may cost twice what warm-up has cost.
+    num_gradients = int(np.asarray(ready.warm_up.num_gradients, np.int64).sum())
+    numbers = call.inputs[2]._replace(max_rows=2 * num_gradients / (number * len(separated)))
+    inputs = keys, positions, jnp.asarray(is_placed), ready.centering[0], numbers
     constants = call.programs.layout, call.settings
     explored = call.programs.explore(constants, inputs, call.args, call.kwargs)
     cost.add(explored.num_gradients.sum(), explored.num_rows.max())

@@ -17,8 +17,9 @@ from benchmarks.mode_targets import TARGETS, as_model
 from benchmarks.modes import measure
 from numpyro_rwpo import RWPO, diagnose
 from numpyro_rwpo.dynamics.ensemble import evaluate
+from numpyro_rwpo.dynamics.exploration import Explored
 from numpyro_rwpo.dynamics.flows import HarmonicFlow
-from numpyro_rwpo.dynamics.mode_fit import _bridge
+from numpyro_rwpo.dynamics.mode_fit import Fitted, _bridge, _distinct
 from numpyro_rwpo.dynamics.mode_moves import ModeMove
 from numpyro_rwpo.dynamics.mode_search import (
     Group,
@@ -31,6 +32,7 @@ from numpyro_rwpo.dynamics.mode_search import (
 from numpyro_rwpo.dynamics.modes import Modes, hop_jump, mode_of
 from numpyro_rwpo.dynamics.moves import HamiltonianMove
 from numpyro_rwpo.dynamics.programs import Programs
+from numpyro_rwpo.dynamics.several_modes import _in_listed_modes
 from numpyro_rwpo.model.target import Differentiation, Target
 from numpyro_rwpo.runs.encoding import arrays_to_state, state_to_arrays
 
@@ -279,3 +281,48 @@ def test_many_places_of_one_mode_are_one_set() -> None:
     assert [len(one.members) for one in flat] == [80]
     walled = find_separated(groups, lambda x: 10 * np.exp(-((x[:, 0] - 4) ** 2)))
     assert sorted(len(one.members) for one in walled) == [40, 40]
+
+
+def unit_modes(means, log_weight):
+    number, dim = means.shape
+    eye = jnp.broadcast_to(jnp.eye(dim), (number, dim, dim))
+    return Modes(jnp.asarray(means), eye, eye, jnp.zeros(number), jnp.asarray(log_weight))
+
+
+def test_particles_in_a_mode_that_is_not_in_the_list_move_onto_others():
+    means = np.array([[0.0], [10.0], [20.0]], np.float32)
+    distinct = unit_modes(means, np.log(np.array([0.5, 1e-6, 0.5], np.float32)))
+    fitted = Fitted(unit_modes(means[[0, 2]], np.log([0.5, 0.5])), np.array([0, 2]), distinct,
+                    np.array([True, False, True]))  # fmt: skip
+    target = Differentiation(1.0, False).target(lambda x, centering: (x**2).sum(), None)
+    # The second chain has no other particles, and keeps them.
+    chains = jnp.array([[[0.1], [9.9], [20.1], [10.2]], [[10.0], [10.1], [10.2], [10.3]]])
+    ensemble = jax.vmap(lambda x: evaluate(x, target))(chains)
+    moved = _in_listed_modes(ensemble, fitted)
+    np.testing.assert_allclose(moved.particles[0, :, 0], [0.1, 0.1, 20.1, 20.1])
+    np.testing.assert_allclose(moved.particles[1], chains[1])
+    np.testing.assert_allclose(moved.smooth, (moved.particles**2).sum(2), rtol=1e-6)
+
+
+def test_an_ensemble_that_spreads_over_two_modes_does_not_make_them_one() -> None:
+    """It explores neither of them; an ensemble that is in the same mode as another is left out."""
+    rng = np.random.default_rng(2)
+    noise = rng.normal(size=(4, 200, 2))
+    particles = CENTERS[[0, 1, 1, 1]][:, None] + SDS[[0, 1, 1, 1], None, None] * noise
+    particles[3, :100] = particles[0, :100]
+    potential = np.asarray(jax.vmap(jax.vmap(lambda x: -log_density(x)))(jnp.asarray(particles)))
+    mean, sd = particles.mean(1), particles.std((1, 2))
+    eye = np.eye(2)
+    factor, inverse = sd[:, None, None] * eye, eye / sd[:, None, None]
+    fields = (mean, factor, inverse, 2 * np.log(sd), np.full(4, -np.log(4.0)))
+    modes = Modes(*(jnp.asarray(x, jnp.float32) for x in fields))
+    nothing = dict.fromkeys(Explored._fields)
+    explored = Explored(**nothing | {"particles": particles, "potential": potential})  # type: ignore[arg-type]
+
+    def heights(x: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.vmap(lambda y: -log_density(y))(jnp.asarray(x)))
+
+    kept = _distinct(jax.random.key(0), modes, explored, heights)
+    assert len(kept) == 2
+    assert kept.min() == 0
+    assert kept.max() in (1, 2)
