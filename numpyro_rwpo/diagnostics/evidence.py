@@ -117,10 +117,9 @@ def bridge_evidence(
     if not (first.mean() > 0 and second.mean() > 0):
         return math.nan, math.nan
     second_ess = float(np.nanmin([ess(second), second.size]))
-    relative_variance = (
-        first.var() / first.mean() ** 2 / first.size
-        + second.var() / second.mean() ** 2 / second_ess
-    )
+    # The square of a mean may be 0 to rounding where the mean is not.
+    relative_variance = (first / first.mean()).var() / first.size
+    relative_variance += (second / second.mean()).var() / second_ess
     return offset + float(logit(share)), math.sqrt(relative_variance)
 
 

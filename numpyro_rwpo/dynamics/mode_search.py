@@ -306,7 +306,7 @@ def _joined_over(height: Array, pairs: NDArray[np.intp], saddle: Array) -> NDArr
     for k in np.argsort(saddle, kind="stable"):
         first, second = number[pairs[k]]
         higher = max(lowest[first], lowest[second])
-        if first != second and (saddle[k] - higher < BARRIER or not np.isfinite(higher)):
+        if first != second and (not np.isfinite(higher) or saddle[k] - higher < BARRIER):
             number[number == second] = first
             lowest[first] = min(lowest[first], lowest[second])
     return np.unique(number, return_inverse=True)[1]
