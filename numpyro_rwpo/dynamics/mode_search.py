@@ -16,8 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from numpyro_rwpo.dynamics.valleys import distances, parts
-
 Array = NDArray[np.floating]
 Evaluate = Callable[[Array], Array]
 
@@ -26,9 +24,9 @@ Evaluate = Callable[[Array], Array]
 # apart. So many directions at most, in which modes of as many kinds can differ.
 MIN_SPREAD, MAX_DIRECTIONS = 2.5, 10
 # Two particles are neighbors if their distance is at most 1 + GAP / sqrt(r) times the distance of
-# each to the particle that is its NEIGHBOR-th nearest, in r >= 2 directions. In a normal density,
-# gaps of that size are rare, and they cost no more than a few evaluations.
-GAP, NEIGHBOR = 2.0, 4
+# each to the particle that is its NEIGHBOR-th nearest, in r >= 2 directions. A normal density has
+# such gaps at its edge now and then, and they cost no more than a few evaluations.
+GAP, NEIGHBOR = 1.3, 4
 # A particle that is higher than this share of the NUM_LOCAL nearest ones does not join groups.
 MAX_RANK, NUM_LOCAL = 0.85, 16
 # Largest number of groups that are looked at, the largest ones.
@@ -89,8 +87,6 @@ def find_groups(
     if heights is not None and len(distinct) > 2 * NUM_LOCAL:
         is_core = ~_are_high(distinct, heights[first])
     number = _joined(distinct, is_core)
-    if heights is not None:
-        number = _divided(distinct, heights[first], number)
     number = number[inverse.ravel()]
     sizes = np.bincount(number)
     order = np.argsort(-sizes, kind="stable")[:MAX_GROUPS]
@@ -99,19 +95,15 @@ def find_groups(
     return groups + [np.array([k]) for k in _farthest(projected, is_single)]
 
 
-def _divided(points: Array, heights: Array, number: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The numbers of groups (n,), of which those with a valley are divided."""
-    divided = number.copy()
-    for k in range(number.max() + 1):
-        members = np.flatnonzero(number == k)
-        part = parts(points[members], heights[members], _are_neighbors(points[members]))
-        divided[members] = np.where(part > 0, divided.max() + part, k)
-    return divided
+def _distances(points: Array) -> Array:
+    """Distances between all points (n, dim), (n, n)."""
+    square = (points**2).sum(1)
+    return np.sqrt(np.maximum(square[:, None] + square - 2 * points @ points.T, 0.0))
 
 
 def _are_high(points: Array, heights: Array) -> NDArray[np.bool_]:
     """Which points are higher than nearly all of the points around them, (n,)."""
-    around = np.argsort(distances(points), axis=1, kind="stable")[:, 1 : NUM_LOCAL + 1]
+    around = np.argsort(_distances(points), axis=1, kind="stable")[:, 1 : NUM_LOCAL + 1]
     return (heights[around] < heights[:, None]).mean(1) > MAX_RANK
 
 
@@ -121,7 +113,7 @@ def _joined(points: Array, is_core: NDArray[np.bool_]) -> NDArray[np.intp]:
     A point that a gap separates from the core is a group of its own.
     """
     core = points[is_core]
-    radius, factor = _radius(distances(core)), _largest_gap(points)
+    radius, factor = _radius(_distances(core)), _largest_gap(points)
     of_core = connected_components(_are_neighbors(core), directed=False)[1]
     number = np.empty(len(points), np.intp)
     number[is_core] = of_core
@@ -183,7 +175,7 @@ def _projected(positions: Array, gradients: Array) -> Array:
 
 def _are_neighbors(points: Array) -> NDArray[np.bool_]:
     """Which points are not separated by a wide gap, (n, n)."""
-    distance = distances(points)
+    distance = _distances(points)
     radius = _radius(distance)
     return distance <= _largest_gap(points) * np.minimum(radius[:, None], radius)
 
@@ -267,7 +259,7 @@ def as_groups(ends: Array, starts: Array, evaluate: Evaluate, are_at_rest: bool)
 def _saddles(points: Array, height: Array, evaluate: Evaluate) -> tuple[NDArray[np.intp], Array]:
     """Pairs of points that are near each other, (n, 2), and the highest potential between them."""
     unit = points.std(0) + np.finfo(np.float32).tiny
-    nearest = np.argsort(distances(points / unit), axis=1, kind="stable")[:, 1 : NUM_NEAREST + 1]
+    nearest = np.argsort(_distances(points / unit), axis=1, kind="stable")[:, 1 : NUM_NEAREST + 1]
     first = np.repeat(np.arange(len(points)), nearest.shape[1])
     pairs = np.unique(np.sort(np.stack([first, nearest.ravel()], 1), 1), axis=0)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
