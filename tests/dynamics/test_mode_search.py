@@ -20,7 +20,7 @@ from numpyro_rwpo.dynamics.exploration import descend_all
 from numpyro_rwpo.dynamics.flows import HarmonicFlow
 from numpyro_rwpo.dynamics.mode_fit import Fitted
 from numpyro_rwpo.dynamics.mode_moves import ModeMove, Tally
-from numpyro_rwpo.dynamics.mode_search import find_groups
+from numpyro_rwpo.dynamics.mode_search import as_groups, find_groups, find_separated
 from numpyro_rwpo.dynamics.modes import Modes
 from numpyro_rwpo.model.model_source import ModelSource
 from numpyro_rwpo.model.target import Differentiation
@@ -49,12 +49,29 @@ def moon_gradient(x: Array) -> Array:
 def test_two_moons_are_never_in_one_group() -> None:
     """A few particles on the saddles leave no wide gap between the moons, unless they are left out.
 
-    A group may hold particles of both moons. Descents divide them, but only if there are two.
+    A group may hold particles of both moons; the next test is about what divides them.
     """
     for seed in range(20):
         x = moon_draws(256, np.random.default_rng(seed))
         groups = find_groups(x, moon_gradient(x), moon_energy(x))
         assert len([group for group in groups if len(group) > 20]) > 1
+
+
+def test_descents_divide_the_moons() -> None:
+    """A particle is in the set of its own moon, unless it lies between them, as one in a hundred may."""
+
+    def energy(x: Any, _: Any) -> Any:
+        sides = -(((x[0] + jnp.array([-2.0, 2.0])) / 0.6) ** 2) / 2
+        return ((jnp.linalg.norm(x) - 2) / 0.4) ** 2 / 2 - jnp.logaddexp(sides[0], sides[1])
+
+    target = Differentiation(1.0, False).target(energy, None)
+    for seed in range(20):
+        x = moon_draws(256, np.random.default_rng(seed))
+        ends = np.asarray(descend_all(jnp.asarray(x, jnp.float32), target), np.float64)
+        separated = find_separated(as_groups(ends, x, moon_energy, are_at_rest=True), moon_energy)
+        assert len(separated) == 2
+        right = [(one.members[:, 0] * one.position[0] > 0).sum() for one in separated]
+        assert sum(right) > 0.99 * len(x)
 
 
 @pytest.mark.parametrize("shape", ["normal", "heavy tails", "ring", "banana"])
