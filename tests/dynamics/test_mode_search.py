@@ -58,7 +58,7 @@ def test_two_moons_are_never_in_one_group() -> None:
 
 
 def test_descents_divide_the_moons() -> None:
-    """A particle is in the set of its own moon, unless it lies between them, as one in a hundred may."""
+    """A particle is in the set of its own moon. One in a hundred, on the saddle, may not be."""
 
     def energy(x: Any, _: Any) -> Any:
         sides = -(((x[0] + jnp.array([-2.0, 2.0])) / 0.6) ** 2) / 2
